@@ -1,0 +1,1 @@
+"""Everything that puts the other packages on machines: the `recforge` command and the check of an installation."""
