@@ -1,0 +1,1 @@
+"""Click models: batches, models, optimizers, the training loop, checkpoints, reports and the command line."""

@@ -1,0 +1,1 @@
+"""From files to batches: schemas, preparation, the prepared folder and its reader."""
