@@ -1,0 +1,10 @@
+"""What an embedding table is, how its rows are looked up and how they are updated.
+
+Only the torch-free descriptions are imported here, so that configuration and command-line modules start fast;
+``embeddings.build.build_tables`` makes the tables themselves.
+"""
+
+from embeddings.row_optimizers import RowOptimizer, RowSGD, RowWiseAdagrad
+from embeddings.tables import IdOutOfRangeError, TableConfig
+
+__all__ = ["IdOutOfRangeError", "RowOptimizer", "RowSGD", "RowWiseAdagrad", "TableConfig"]

@@ -1,0 +1,38 @@
+"""Makes tables: chooses the kernel that fits the device, and imports only that one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from embeddings.interface import Tables
+from embeddings.tables import TableConfig
+
+Kernel = Literal["auto", "numba", "fbgemm"]
+
+
+def build_tables(
+    configs: Sequence[TableConfig], *, device: torch.device | str = "cpu", seed: int = 0, kernel: Kernel = "auto"
+) -> Tables:
+    """Builds the tables of one process; equal seeds give equal rows with every kernel and on every device.
+
+    Args:
+        configs: The tables; pooled features come out in this order.
+        device: Where the rows live.
+        seed: Rows start as a function of the seed and the table's name.
+        kernel: ``"numba"``: our own kernels, CPU only. ``"fbgemm"``: fbgemm's fused tables, CPU or CUDA.
+            ``"auto"``: numba on the CPU, fbgemm elsewhere.
+
+    Raises:
+        ValueError: When the kernel does not run on the device, or cannot do what a table asks for.
+    """
+    device = torch.device(device)
+    if kernel not in ("auto", "numba", "fbgemm"):
+        raise ValueError(f"kernel: expected 'auto', 'numba' or 'fbgemm', got {kernel!r}")
+    if kernel == "numba" and device.type != "cpu":
+        raise ValueError(f"kernel 'numba': expected device 'cpu', got {str(device)!r}; use kernel 'fbgemm' there")
+    from embeddings.fbgemm_tables import FbgemmTables
+
+    return FbgemmTables(configs, device=device, seed=seed)

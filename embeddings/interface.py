@@ -1,0 +1,109 @@
+"""What every kind of tables offers to the model, the schedule, checkpoints and reports."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+from embeddings.tables import TableConfig, check_tables
+
+
+class TableRows(NamedTuple):
+    """One table's live tensors: writing into them changes the table."""
+
+    config: TableConfig
+    weight: Tensor  # [num_rows, dim]
+    sum_of_squares: Tensor | None  # [num_rows]; None where the optimizer keeps no state
+
+
+class Tables(nn.Module, ABC):
+    """Tables whose rows are updated inside backward.
+
+    Rows are neither parameters nor buffers: the dense optimizer must not see them, ``model.to(...)`` must not move
+    or round them, and a table may have a name that a module cannot (``type``, ``a.b``). They are in the state dict.
+
+    Raises:
+        ValueError: When two tables share a name or a feature.
+    """
+
+    def __init__(self, configs: Sequence[TableConfig]) -> None:
+        super().__init__()
+        check_tables(configs)
+        self.table_configs: tuple[TableConfig, ...] = tuple(configs)
+        self.feature_names: tuple[str, ...] = tuple(name for config in configs for name in config.features)
+        self.feature_dims: tuple[int, ...] = tuple(config.dim for config in configs for _ in config.features)
+        self.feature_tables: tuple[int, ...] = tuple(t for t, config in enumerate(configs) for _ in config.features)
+
+    @abstractmethod
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Looks up and pools: values [batch_size, sum(feature_dims)], keys = ``feature_names``.
+
+        Features may come in any order, and others may lie between them.
+
+        Raises:
+            IdOutOfRangeError: When an id lies outside its table; nothing has been read or updated then.
+            ValueError: When a feature is missing from ``features``.
+        """
+
+    @abstractmethod
+    def set_learning_rate_factor(self, factor: float) -> None:
+        """Multiplies every table's own ``learning_rate`` by ``factor`` from the next backward on."""
+
+    @abstractmethod
+    def rows(self) -> Iterator[TableRows]:
+        """Gives every table's live rows and their optimizer's state, in the order of ``table_configs``."""
+
+    def keyed(self, pooled: Tensor) -> KeyedTensor:
+        """Names the columns of ``pooled`` [batch_size, sum(feature_dims)]."""
+        return KeyedTensor(keys=list(self.feature_names), length_per_key=list(self.feature_dims), values=pooled)
+
+    def feature_positions(self, features: KeyedJaggedTensor) -> list[int]:
+        """Finds each of ``feature_names`` among the keys of ``features``.
+
+        Raises:
+            ValueError: When one is missing.
+        """
+        keys = features.keys()
+        position = {key: i for i, key in enumerate(keys)}
+        missing = [name for name in self.feature_names if name not in position]
+        if missing:
+            table = self.table_configs[self.feature_tables[self.feature_names.index(missing[0])]].name
+            raise ValueError(f"table {table!r}: expected feature {missing[0]!r} in the batch, got {', '.join(keys)}")
+        return [position[name] for name in self.feature_names]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for key, tensor in self._state_tensors(prefix):
+            destination[key] = tensor.detach()
+
+    @torch.no_grad()
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own = dict(self._state_tensors(prefix))
+        for key, tensor in own.items():
+            if key not in state_dict:
+                missing_keys.append(key)
+            elif state_dict[key].shape != tensor.shape:
+                error_msgs.append(f"{key}: expected shape {tuple(tensor.shape)}, got {tuple(state_dict[key].shape)}")
+            else:
+                tensor.copy_(state_dict[key])
+        if strict:
+            unexpected_keys.extend(key for key in state_dict if key.startswith(prefix) and key not in own)
+
+    def _state_tensors(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        for config, weight, sum_of_squares in self.rows():
+            yield f"{prefix}{config.name}.weight", weight
+            if sum_of_squares is not None:
+                yield f"{prefix}{config.name}.sum_of_squares", sum_of_squares
