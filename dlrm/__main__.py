@@ -1,0 +1,7 @@
+"""Makes `python -m dlrm` (and `torchrun -m dlrm`) the command line."""
+
+import sys
+
+from dlrm.cli import main
+
+sys.exit(main())

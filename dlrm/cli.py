@@ -1,0 +1,68 @@
+"""The command line: a table of commands, each imported when it is called, and one line for every error."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+ERROR, INTERRUPTED = 2, 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its line in `--help`, and `module:function`, which takes the arguments and returns an exit status."""
+
+    help: str
+    target: str
+
+    def run(self, argv: list[str]) -> int:
+        """Import the command and run it."""
+        module, function = self.target.split(":")
+        entry: Callable[[list[str]], int] = getattr(import_module(module), function)
+        return entry(argv)
+
+
+COMMANDS: dict[str, Command] = {
+    "init": Command("look at a data file and write a configuration for it", "dlrm.data.commands:run_init"),
+    "prepare": Command("turn raw files into a prepared dataset", "dlrm.data.commands:run_prepare"),
+    "train": Command("train a recipe, or what a configuration file describes", "dlrm.training.command:run_train"),
+    "report": Command("write a run as one HTML page", "dlrm.analysis.report:run_report"),
+}
+
+
+def run(commands: Mapping[str, Command], argv: Sequence[str] | None = None, *, version: str = "") -> int:
+    """Run the command that `argv` names, and turn whatever goes wrong into one line and an exit status.
+
+    Set RECFORGE_TRACEBACK=1 to see the whole traceback instead.
+    """
+    parser = argparse.ArgumentParser(prog="recforge", description="Train recommenders whose embedding tables are large.")
+    parser.add_argument("--version", action="version", version=f"recforge {version}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in commands.items():
+        subparsers.add_parser(name, help=command.help, add_help=False, prefix_chars="\0")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    known, _ = parser.parse_known_args(arguments[:1])
+    if os.environ.get("RECFORGE_TRACEBACK") == "1":
+        return commands[known.command].run(arguments[1:])
+    try:
+        return commands[known.command].run(arguments[1:])
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    except (ValueError, OSError) as error:
+        return _complain(str(error), ERROR)
+    except Exception as error:
+        return _complain(f"{type(error).__name__}: {error} (RECFORGE_TRACEBACK=1 shows where)", 1)
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"recforge: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one of this package's commands (`python -m dlrm`)."""
+    return run(COMMANDS, argv)
