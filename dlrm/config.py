@@ -1,0 +1,182 @@
+"""Everything a run can be told, as frozen dataclasses: the command line, configuration files and recipes all fill these.
+
+The field's docstring is the flag's help. Nothing here imports torch, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from dlrm.optim.config import DenseOptimizerConfig
+from dlrm.optim.lr_schedules import Schedule
+
+Interaction = Literal["dot", "dcn", "fm", "projection"]
+Metric = Literal["auc", "logloss", "normalized_entropy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The DLRM: a bottom MLP on numbers, tables on ids, their interaction, a top MLP."""
+
+    dim: int = 16
+    """Length of a table's row, and of the bottom MLP's output."""
+    bottom: tuple[int, ...] = (64,)
+    """Hidden layers of the bottom MLP; a layer of length `dim` follows."""
+    top: tuple[int, ...] = (64, 32)
+    """Hidden layers of the top MLP; the logit follows."""
+    interaction: Interaction = "dot"
+    """How pooled rows and the bottom MLP's output meet."""
+    projection: int = 8
+    """Vectors that `projection` combines all others into before the products."""
+    cross_layers: int = 2
+    """Layers of `dcn`."""
+    cross_rank: int = 64
+    """Rank of a `dcn` layer's weight."""
+    dropout: float = 0.0
+    """Share of each hidden layer of the top MLP that is zeroed in training."""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "projection", "cross_layers", "cross_rank"):
+            _at_least(1, getattr(self, name), f"--model.{name.replace('_', '-')}")
+        for name in ("bottom", "top"):
+            for width in getattr(self, name):
+                _at_least(1, width, f"--model.{name}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"--model.dropout: expected a share in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesConfig:
+    """What all tables of a recipe have in common; the Python API sets each table apart."""
+
+    optimizer: Literal["rowwise_adagrad", "sgd"] = "rowwise_adagrad"
+    """How rows are updated, inside backward."""
+    learning_rate: float = 0.05
+    """Peak learning rate of the rows; `--tables-schedule` scales it."""
+    weight_decay: float = 0.0
+    """L2 decay, of the rows that a batch touches only."""
+    pooling: Literal["sum", "mean"] = "sum"
+    """How the rows of one bag become one vector."""
+    init_scale: float | None = None
+    """Rows start uniform in [-init_scale, init_scale); None means 1 / sqrt(num_rows) of each table."""
+    kernel: Literal["auto", "numba", "fbgemm"] = "auto"
+    """Whose kernels: auto is numba on a CPU and fbgemm on a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """How one batch is trained."""
+
+    global_batch_size: int = 4096
+    """Samples per step, over all ranks."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the dense part; rows, loss and optimizers stay in fp32."""
+    compile: bool = False
+    """Run the dense part through torch.compile (needs a C++ compiler; the first steps wait for it)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU if there is one."""
+    threads: int | None = None
+    """CPU threads; None means every core this process may use."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self.global_batch_size, "--step.global-batch-size")
+        if self.threads is not None:
+            _at_least(1, self.threads, "--step.threads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """When the model is measured, on what, and what follows from it."""
+
+    every_samples: int | None = None
+    """Evaluate on the valid split after so many training samples; None means once per epoch."""
+    batch_size: int = 8192
+    """Samples per forward pass; has no influence on the result."""
+    metric: Metric = "auc"
+    """Decides which checkpoint is the best one."""
+    stop_at: float | None = None
+    """Stop as soon as the metric is at least this good on the valid split."""
+    patience: int | None = None
+    """Stop after so many evaluations in a row without a better metric."""
+    segment_by: str | None = None
+    """Also report AUC within each value of this feature (one id per row)."""
+    test_best: bool = True
+    """Measure the test split with the best checkpoint rather than with the last weights."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self.batch_size, "--evaluation.batch-size")
+        for name in ("every_samples", "patience"):
+            if getattr(self, name) is not None:
+                _at_least(1, getattr(self, name), f"--evaluation.{name.replace('_', '-')}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the whole state of a run is saved."""
+
+    every_samples: int | None = None
+    """Save after so many samples; None means after each evaluation."""
+    keep_last: int = 2
+    """Checkpoints kept beside the best one."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self.keep_last, "--checkpoint.keep-last")
+        if self.every_samples is not None:
+            _at_least(1, self.every_samples, "--checkpoint.every-samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """Checks that stop a run which cannot come to anything."""
+
+    chance_evaluations: int = 3
+    """Stop after so many evaluations in a row whose AUC cannot be told from .5; 0 turns the check off."""
+    constant_prediction: bool = True
+    """Stop when every sample gets the same prediction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """A run of the loop, whatever the model."""
+
+    epochs: float = 1.0
+    """Passes over the training split."""
+    time_limit_seconds: float | None = None
+    """Stop, evaluate and save after so much training time."""
+    shuffle: bool = True
+    """Draw a new order of the training rows for every epoch; otherwise the order of time."""
+    seed: int = 0
+    """Of initial weights, shuffling and dropout."""
+    log_every_samples: int = 65536
+    """Write the loss to metrics.jsonl and TensorBoard after so many samples."""
+    dense: DenseOptimizerConfig = field(default_factory=DenseOptimizerConfig)
+    dense_schedule: Schedule = field(default_factory=Schedule)
+    tables_schedule: Schedule = field(default_factory=Schedule)
+    step: StepConfig = field(default_factory=StepConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
+
+    def __post_init__(self) -> None:
+        if not self.epochs > 0:
+            raise ValueError(f"--epochs: expected a number above 0, got {self.epochs}")
+        _at_least(1, self.log_every_samples, "--log-every-samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(TrainingConfig):
+    """A recipe: data, a DLRM, and how it is trained."""
+
+    data: Path | None = None
+    """A prepared dataset, or raw files, which are then prepared once."""
+    output: Path | None = None
+    """The run's folder; if it holds an unfinished run, that run goes on. None makes a new one under runs/."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tables: TablesConfig = field(default_factory=TablesConfig)
+
+
+def _at_least(least: int, number: int, flag: str) -> None:
+    if number < least:
+        raise ValueError(f"{flag}: expected at least {least}, got {number}")

@@ -1,0 +1,176 @@
+"""The deep learning recommendation model: tables on ids, MLPs on numbers, and an interaction between the two.
+
+Naumov et al. 2019, "Deep Learning Recommendation Model for Personalization and Recommendation Systems",
+arXiv:1906.00091; the cross network is that of Wang et al. 2021, "DCN V2", arXiv:2008.13535.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dlrm.batch import Batch
+from dlrm.config import Interaction, ModelConfig, TablesConfig
+from dlrm.data.dataset import DatasetInfo
+from dlrm.interaction import CrossInteraction, DotInteraction, FactorizationMachine
+from embeddings import RowOptimizer, RowSGD, RowWiseAdagrad, TableConfig
+from embeddings.build import Kernel, build_tables
+
+
+class DLRM(nn.Module):
+    """Maps a `Batch` to logits.
+
+    Args:
+        num_numeric: columns of `Batch.dense`.
+        tables: one vector per feature comes out of them, in their order.
+        dim: length of the bottom MLP's output; what `dot`, `fm` and `projection` expect of every table.
+        bottom: hidden layers of the MLP on numbers.
+        top: hidden layers of the MLP on the interaction.
+        interaction: `dot`, `dcn`, `fm` or `projection`.
+        projection: number of combined vectors of `projection`.
+        cross_layers: layers of `dcn`.
+        cross_rank: rank of the weights of `dcn`.
+        dropout: after each hidden layer of the top MLP.
+        seed: of the tables' rows; the MLPs draw from torch's generator, as any module.
+        device: where rows and weights live.
+        kernel: whose kernels look rows up; see `embeddings.build`.
+
+    Raises:
+        ValueError: a table's dim does not suit the interaction, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_numeric: int,
+        tables: Sequence[TableConfig],
+        dim: int = 16,
+        bottom: Sequence[int] = (64,),
+        top: Sequence[int] = (64, 32),
+        interaction: Interaction = "dot",
+        projection: int = 8,
+        cross_layers: int = 2,
+        cross_rank: int = 64,
+        dropout: float = 0.0,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        kernel: Kernel = "auto",
+    ) -> None:
+        super().__init__()
+        dims = {feature: table.dim for table in tables for feature in table.features}
+        if interaction != "dcn":
+            _check_dims(dims, dim, interaction)
+        self.tables = build_tables(tables, seed=seed, device=device, kernel=kernel)
+        self.dense = DenseNetwork(
+            bottom=mlp([num_numeric, *bottom, dim]) if num_numeric else Constant(dim),
+            interaction=_build_interaction(interaction, dims, dim, projection, cross_layers, cross_rank),
+            top=top,
+            dropout=dropout,
+        ).to(device)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return logits [B]."""
+        logits: Tensor = self.dense(batch.dense, self.tables(batch.sparse).values())
+        return logits
+
+
+class DenseNetwork(nn.Module):
+    """What is replicated over ranks and may be compiled: everything but the tables."""
+
+    def __init__(self, *, bottom: nn.Module, interaction: nn.Module, top: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        self.bottom = bottom
+        self.interaction = interaction
+        width: Any = interaction.out_dim
+        self.top = mlp([width, *top, 1], dropout=dropout, last_is_linear=True)
+
+    def forward(self, dense: Tensor, pooled: Tensor) -> Tensor:
+        """Map numbers [B, num_numeric] and pooled rows [B, sum(dims)] to logits [B]."""
+        logits: Tensor = self.top(self.interaction(self.bottom(dense), pooled)).squeeze(-1)
+        return logits
+
+
+class Constant(nn.Module):
+    """Stands in for the bottom MLP where there are no numbers: the same learned vector for every sample."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.randn(dim) * dim**-0.5)
+
+    def forward(self, dense: Tensor) -> Tensor:
+        """Return [B, dim]."""
+        return self.vector.expand(len(dense), -1)
+
+
+def mlp(widths: Sequence[int], *, dropout: float = 0.0, last_is_linear: bool = False) -> nn.Sequential:
+    """Build linear layers with ReLU between them, and after the last one unless it is linear."""
+    layers: list[nn.Module] = []
+    for index, (fan_in, fan_out) in enumerate(zip(widths, widths[1:])):
+        linear = nn.Linear(fan_in, fan_out)
+        nn.init.xavier_normal_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        layers.append(linear)
+        if index < len(widths) - 2 or not last_is_linear:
+            layers.append(nn.ReLU())
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers)
+
+
+def describe_tables(info: DatasetInfo, dim: int, config: TablesConfig) -> list[TableConfig]:
+    """Describe one table per feature of a dataset, all alike."""
+    optimizer: RowOptimizer
+    if config.optimizer == "sgd":
+        optimizer = RowSGD(learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    else:
+        optimizer = RowWiseAdagrad(learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    return [
+        TableConfig(
+            name=feature.name,
+            num_rows=feature.num_rows,
+            dim=dim,
+            pooling=config.pooling,
+            optimizer=optimizer,
+            init_scale=config.init_scale,
+        )
+        for feature in info.features
+    ]
+
+
+def build_dlrm(info: DatasetInfo, model: ModelConfig, tables: TablesConfig, *, seed: int, device: str) -> DLRM:
+    """Build the model that a recipe describes, for the columns of a dataset."""
+    settings = {name: getattr(model, name) for name in ModelConfig.__dataclass_fields__}
+    return DLRM(
+        num_numeric=len(info.numeric),
+        tables=describe_tables(info, model.dim, tables),
+        seed=seed,
+        device=device,
+        kernel=tables.kernel,
+        **settings,
+    )
+
+
+def _build_interaction(
+    kind: Interaction, dims: dict[str, int], dim: int, projection: int, cross_layers: int, cross_rank: int
+) -> nn.Module:
+    if kind == "dcn":
+        return CrossInteraction(dim + sum(dims.values()), rank=cross_rank, layers=cross_layers)
+    if kind == "fm":
+        return FactorizationMachine(len(dims) + 1, dim)
+    return DotInteraction(len(dims) + 1, dim, projection=projection if kind == "projection" else None)
+
+
+def _check_dims(dims: dict[str, int], dim: int, interaction: Interaction) -> None:
+    different = _names(feature for feature, its_dim in dims.items() if its_dim != dim)
+    if different:
+        raise ValueError(
+            f"interaction '{interaction}': expected every table's dim to be {dim} as the bottom MLP's output, got others "
+            f"for {different}; set --model.dim, or --model.interaction dcn, which takes any dims"
+        )
+
+
+def _names(features: Iterable[str]) -> str:
+    return ", ".join(repr(feature) for feature in features)
