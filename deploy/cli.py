@@ -1,0 +1,23 @@
+"""The `recforge` command: what `python -m dlrm` offers, and `doctor`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from deploy import __version__
+from dlrm import cli
+
+COMMANDS: dict[str, cli.Command] = {
+    **cli.COMMANDS,
+    "doctor": cli.Command("say whether torch, fbgemm, torchrec and the driver fit together", "deploy.doctor:main"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that `argv` (default: the process's arguments) names; return its exit status."""
+    return cli.run(COMMANDS, argv, version=__version__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
