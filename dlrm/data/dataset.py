@@ -169,13 +169,13 @@ class Dataset:
         return self._opened[split, index]
 
     def column(self, split: str, name: str, rows: IntArray) -> Array:
-        """Return values of one column (a feature with one id per row, or a further column) at `rows` of a split."""
+        """Return values of one column (label, a feature with one id per row, or a further one) at `rows` of a split."""
         firsts = np.cumsum([0] + [part.rows for part in self.info.splits[split]])
         parts = np.searchsorted(firsts, rows, side="right") - 1
         out: Array | None = None
         for index in np.unique(parts):
             part, here = self.part(split, int(index)), parts == index
-            source = part.extra.get(name, part.features.get(name))
+            source = part.label if name == LABEL else part.extra.get(name, part.features.get(name))
             if not isinstance(source, np.ndarray):
                 raise ValueError(f"expected a column with one value per row, got '{name}'; {self._known_columns()}")
             out = np.empty(len(rows), dtype=source.dtype) if out is None else out

@@ -1,0 +1,157 @@
+"""Checks that are on by default: a run that cannot come to anything stops, and says in one line why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from dlrm.batch import Batch
+from dlrm.config import GuardConfig
+from dlrm.data.dataset import Dataset
+from dlrm.training.metrics import MetricValues
+from embeddings.interface import Tables
+
+CHANCE_STANDARD_ERRORS = 3.0
+
+
+class NonFiniteLossError(ValueError):
+    """The loss is NaN or infinite; `part` names where the first such number came from."""
+
+    def __init__(self, *, loss: float, samples: int, part: str) -> None:
+        super().__init__(
+            f"the loss became {loss} after {samples} samples; first in {part}; the last good checkpoint is kept; "
+            "lower --dense.learning-rate or --tables.learning-rate, or lengthen their warm-up"
+        )
+        self.loss, self.samples, self.part = loss, samples, part
+
+
+def check_model_fits(model: nn.Module, dataset: Dataset) -> None:
+    """Check that every table has its feature in the data, and enough rows for its ids.
+
+    Raises:
+        ValueError: naming the table, the feature and both numbers.
+    """
+    known = {feature.name: feature for feature in dataset.info.features}
+    for tables in find_tables(model):
+        for table in tables.table_configs:
+            for name in table.features:
+                if name not in known:
+                    raise ValueError(
+                        f"table '{table.name}': expected a feature '{name}' in {dataset.folder}, which has "
+                        f"{', '.join(known)}; correct the table's features or prepare the data with that column"
+                    )
+                if known[name].num_rows > table.num_rows:
+                    raise ValueError(
+                        f"table '{table.name}': feature '{name}' of {dataset.folder} has ids up to "
+                        f"{known[name].num_rows - 1}, expected less than num_rows = {table.num_rows}; raise num_rows"
+                    )
+
+
+def check_batch(batch: Batch, split: str) -> None:
+    """Check that labels are 0 or 1.
+
+    Raises:
+        ValueError: naming the row of the split and the label.
+    """
+    wrong = (batch.labels != 0) & (batch.labels != 1)
+    if bool(wrong.any()):
+        at = int(wrong.nonzero()[0, 0])
+        raise ValueError(
+            f"row {int(batch.rows[at])} of split '{split}': expected a label of 0 or 1, got {float(batch.labels[at]):g}; "
+            "correct the source, or set the schema's label_threshold, and prepare again"
+        )
+
+
+def check_logits(logits: Tensor, batch: Batch) -> None:
+    """Check that a model gives one logit per sample.
+
+    Raises:
+        ValueError: naming both shapes.
+    """
+    if logits.shape != batch.labels.shape:
+        raise ValueError(f"model: expected logits of shape {tuple(batch.labels.shape)}, got {tuple(logits.shape)}")
+
+
+def find_tables(model: nn.Module) -> list[Tables]:
+    """Return every set of tables within a model."""
+    return [module for module in model.modules() if isinstance(module, Tables)]
+
+
+@torch.no_grad()
+def find_first_nonfinite(model: nn.Module, batch: Batch, numeric_names: tuple[str, ...] = ()) -> str:
+    """Run the forward pass once more and name the first part with a NaN or an infinity: input, weight, table or layer."""
+    if not bool(batch.dense.isfinite().all()):
+        row, column = (int(i) for i in (~batch.dense.isfinite()).nonzero()[0])
+        name = numeric_names[column] if column < len(numeric_names) else str(column)
+        return f"the data: numeric column '{name}' of row {int(batch.rows[row])}"
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            return f"the weight '{name}'"
+    found: list[str] = []
+    hooks = [
+        module.register_forward_hook(_note_nonfinite(name or type(module).__name__, batch, found))
+        for name, module in model.named_modules()
+    ]
+    try:
+        model(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else "the gradient or the loss itself"
+
+
+def _note_nonfinite(name: str, batch: Batch, found: list[str]) -> Callable[[nn.Module, Any, Any], None]:
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        values = output.values() if isinstance(output, KeyedTensor) else output
+        if found or not isinstance(values, Tensor) or bool(values.isfinite().all()):
+            return
+        found.append(f"the output of '{name}'")
+        if isinstance(output, KeyedTensor):
+            at = int((~values.isfinite()).nonzero()[0, 1])
+            ends = torch.tensor(output.length_per_key()).cumsum(0)
+            feature = output.keys()[int(torch.searchsorted(ends, at, right=True))]
+            row = int((~values.isfinite()).nonzero()[0, 0])
+            found[0] = f"the rows of feature '{feature}' looked up for row {int(batch.rows[row])}"
+
+    return note
+
+
+class LearningGuard:
+    """Stops a run whose predictions are all alike, or whose AUC stays where a coin would put it.
+
+    Args:
+        config: which checks are on.
+    """
+
+    def __init__(self, config: GuardConfig) -> None:
+        self.config = config
+
+    def complaint(self, values: MetricValues, evaluations_at_chance: int, *, last: bool = False) -> str | None:
+        """Return what is wrong with an evaluation, or None; at the `last` one an AUC at chance is enough."""
+        if self.config.constant_prediction and values.prediction_std == 0 and values.samples > 1:
+            return (
+                f"every one of {values.samples} predictions is {values.mean_prediction:.6g}; the model cannot tell samples "
+                "apart: look for dead ReLUs or zero tables (lower --dense.learning-rate, check --tables.init-scale)"
+            )
+        limit = self.config.chance_evaluations
+        if limit and evaluations_at_chance and (last or evaluations_at_chance >= limit):
+            return (
+                f"AUC is {values.auc:.4f} on {values.samples} samples, which cannot be told from .5 after "
+                f"{evaluations_at_chance} evaluations; labels and features do not belong together, or the learning rates "
+                "(--dense.learning-rate, --tables.learning-rate) are far off; --guards.chance-evaluations 0 goes on"
+            )
+        return None
+
+
+def is_at_chance(values: MetricValues) -> bool:
+    """Whether an AUC lies within three standard errors of .5 (its variance under chance: (P + N + 1) / (12 P N))."""
+    positives, negatives = values.positives, values.samples - values.positives
+    if not positives or not negatives or math.isnan(values.auc):
+        return False
+    standard_error = math.sqrt((positives + negatives + 1) / (12 * positives * negatives))
+    return abs(values.auc - 0.5) < CHANCE_STANDARD_ERRORS * standard_error

@@ -1,0 +1,102 @@
+"""What a run writes while it goes: metrics.jsonl, TensorBoard events and the progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """A run's measurements, one JSON object per line; a resumed run continues where its checkpoint was taken.
+
+    Args:
+        folder: the run's folder.
+        samples: how far the run has come; what was written beyond is from a past that did not last, and is dropped.
+        total: samples of the whole run, for the progress bar.
+    """
+
+    def __init__(self, folder: Path, *, samples: int, total: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = folder / METRICS
+        _keep_up_to(self.path, samples)
+        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        self._events = SummaryWriter(str(folder), purge_step=samples + 1 if samples else None)
+        self._bar = tqdm(
+            total=total,
+            initial=samples,
+            unit=" samples",
+            unit_scale=True,
+            desc="training",
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,
+            dynamic_ncols=True,
+        )
+
+    def advance(self, samples: int, loss: float) -> None:
+        """Move the progress bar."""
+        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        self._bar.update(samples)
+
+    def record(self, kind: str, samples: int, values: Mapping[str, Any]) -> None:
+        """Write measurements taken after `samples` samples; numbers go to TensorBoard as `<kind>/<name>` too."""
+        self._file.write(json.dumps({"kind": kind, "samples": samples, **finite(dict(values))}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+                self._events.add_scalar(f"{kind}/{name}", value, samples)
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress bar."""
+        self._bar.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        """Write out what is pending."""
+        self._bar.close()
+        self._events.close()
+        self._file.close()
+
+
+def read_records(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a run's metrics.jsonl; a last line cut short by a kill is left out."""
+    path = folder / METRICS
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file so that it is there whole or not at all; NaN and infinities become null."""
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(finite(dict(content)), indent=1, default=str) + "\n", encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def finite(value: Any) -> Any:
+    """Replace numbers that JSON does not know by None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def _keep_up_to(path: Path, samples: int) -> None:
+    if not path.is_file():
+        return
+    kept = [record for record in read_records(path.parent) if record["samples"] <= samples]
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    os.replace(scratch, path)
