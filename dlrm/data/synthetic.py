@@ -52,7 +52,14 @@ class SyntheticConfig:
     rows_per_part: int = 100_000
 
     def __post_init__(self) -> None:
-        for name, least in {"num_train": 1, "num_valid": 0, "num_test": 0, "seed": 0, "max_ids": 1, "rows_per_part": 1}.items():
+        for name, least in {
+            "num_train": 1,
+            "num_valid": 0,
+            "num_test": 0,
+            "seed": 0,
+            "max_ids": 1,
+            "rows_per_part": 1,
+        }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"synthetic data: expected {name} >= {least}, got {getattr(self, name)}")
 

@@ -200,7 +200,9 @@ def draw_numbers(rng: np.random.Generator, rows: int) -> Floats:
 
 def numeric_logits(standardised: Floats, absent: np.ndarray[Any, np.dtype[np.bool_]]) -> Floats:
     """Return what the numeric columns ([rows, len(NUMBERS)], 0 where absent) add to the logit of each row."""
-    slope, bend = (np.array([getattr(number, name) for number in NUMBERS], dtype=np.float32) for name in ("slope", "bend"))
+    slope, bend = (
+        np.array([getattr(number, name) for number in NUMBERS], dtype=np.float32) for name in ("slope", "bend")
+    )
     bent = np.minimum(standardised**2, 4.0) - 1
     logits = standardised @ slope + np.where(absent, 0, bent) @ bend
     logits += MISSING_EFFECT * absent[:, [bool(number.slope) for number in NUMBERS]].sum(axis=1)
