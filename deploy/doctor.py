@@ -281,7 +281,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = _examine(machine, arguments.device)
     if arguments.fix and found.cure.commands():
         print(f"running: {found.cure.line(sys.executable)}", flush=True)
-        _run(found.cure)
+        if not _run(found.cure):
+            print("the line failed; what pip said stands above", file=sys.stderr)
+            return 1
         found = _examine(machine, arguments.device)
     if found.fits:
         print("everything fits")
@@ -296,12 +298,9 @@ def _examine(machine: Machine, device: str) -> Diagnosis:
     return found
 
 
-def _run(cure: Cure) -> None:
-    for command in cure.commands():
-        # -qq leaves pip's errors and drops its warnings.
-        done = subprocess.run([sys.executable, "-m", "pip", "-qq", *command], check=False)
-        if done.returncode:
-            raise OSError(f"pip ended with exit status {done.returncode}; what it said stands above")
+def _run(cure: Cure) -> bool:
+    pip = [sys.executable, "-m", "pip", "-qq"]  # -qq leaves pip's errors and drops its warnings
+    return all(subprocess.run([*pip, *command], check=False).returncode == 0 for command in cure.commands())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+# The commands of this project. Each sets up `.venv` by itself and does nothing where it is up to date.
+# Arguments go through ARGS, as in `make train ARGS="--output runs/mine --seed 3"`.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help train test test-long lint docs benchmark constraints clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+# torchvision, which timm asks for, has no build for every torch build; the reference optimizer in timm does not use it.
+TIMM := timm==1.0.31
+SETTINGS := pyproject.toml constraints.txt deploy/doctor.py Makefile
+
+help:
+	@echo "make train        set up, then train the built-in synthetic click log (ARGS=... adds arguments)"
+	@echo "make test         set up, then lint, types, import direction and tests"
+	@echo "make test-long    the tests that take minutes or install packages"
+	@echo "make benchmark    NAME=train_step (or prepare, input): one JSON object as the last line"
+	@echo "make docs         build the documentation into site/"
+	@echo "make constraints  renew constraints.txt after a change of dependencies (needs uv)"
+	@echo "make clean        remove .venv, site and caches"
+
+train: $(VENV)/.train
+	@$(BIN)/recforge train synthetic $(ARGS)
+
+test: $(VENV)/.test lint
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/.test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+test-long: $(VENV)/.test
+	@$(BIN)/python -m pytest -q -m long --timeout 1800 $(ARGS)
+
+benchmark: $(VENV)/.test
+	@test -n "$(NAME)" || { echo "make benchmark needs NAME=, one of: $$(ls benchmarks | sed -n 's/^\([a-z].*\)\.py$$/\1/p' | tr '\n' ' ')" >&2; exit 2; }
+	@$(BIN)/python -m benchmarks.$(NAME) $(ARGS)
+
+docs: $(VENV)/.docs
+	@$(BIN)/mkdocs build --strict --quiet --site-dir site
+	@echo "site/index.html"
+
+constraints:
+	@uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-annotate --no-header pyproject.toml -o .constraints
+	@{ sed -n '/^#/p' constraints.txt; grep -vE '^(torch|triton|nvidia-|cuda-)[^ ]*==' .constraints; } > .constraints.new
+	@mv .constraints.new constraints.txt && rm .constraints
+
+clean:
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+# The stamps lie inside the environment, so that they go when it goes.
+$(VENV)/.train: $(SETTINGS) | $(BIN)/python
+	@echo "installing recforge into $(VENV) (a few minutes the first time)"
+	@$(PIP) install -c constraints.txt -e .
+	@$(BIN)/recforge doctor --fix
+	@touch $@
+
+$(VENV)/.test: $(SETTINGS) | $(BIN)/python
+	@echo "installing recforge and its test tools into $(VENV) (a few minutes the first time)"
+	@$(PIP) install -c constraints.txt -e '.[test]'
+	@$(PIP) install --no-deps $(TIMM)
+	@$(BIN)/recforge doctor --fix
+	@touch $(VENV)/.train $@
+
+$(VENV)/.docs: $(SETTINGS) | $(VENV)/.train
+	@$(PIP) install -c constraints.txt -e '.[docs]'
+	@touch $@
+
+$(BIN)/python:
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.10; do \
+	  if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; \
+	  then exec $$python -m venv --clear $(VENV); fi; \
+	done; \
+	echo "recforge needs Python >= 3.10 with venv (Debian: apt install python3-venv); none found, PYTHON=/path/to/python names one" >&2; \
+	exit 1
