@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -125,9 +126,27 @@ def _time_calls(module: nn.Module, stopwatch: Stopwatch, stage: str) -> None:
     module.register_forward_hook(stop, always_call=True)
 
 
-def compile_dense(model: nn.Module) -> None:
-    """Compile the dense part of a model (its `dense` module, else the whole of it) at its first call."""
-    part = getattr(model, "dense", model)
+def choose_device(asked: str) -> torch.device:
+    """Return the device to train on.
+
+    Raises:
+        ValueError: a GPU was asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        raise ValueError("--step.device cuda: expected a GPU that torch can use, found none; see `recforge doctor`")
+    return torch.device("cuda" if available and asked != "cpu" else "cpu")
+
+
+def compile_dense(model: nn.Module, device: torch.device) -> None:
+    """Compile the dense part of a model (its `dense` module, else the whole of it) at its first call.
+
+    Raises:
+        ValueError: on a CPU without a C++ compiler.
+    """
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
+        raise ValueError("--step.compile: expected g++ or clang++ on the PATH, found neither; install one or leave it off")
+    part: nn.Module = getattr(model, "dense", model)
     part.compile()
 
 

@@ -1,0 +1,85 @@
+"""Named recipes: a data source and the configuration that suits it; `--data` and every flag override them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dlrm.config import EvaluationConfig, ModelConfig, RunConfig, StepConfig, TablesConfig
+from dlrm.optim.config import DenseOptimizerConfig
+from dlrm.optim.lr_schedules import Schedule
+
+Source = Literal["synthetic", "criteo-kaggle", "criteo-terabyte", "criteo-kaggle-sample", "movielens-100k"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What `recforge train NAME` runs.
+
+    Attributes:
+        help: one line for the list of recipes.
+        source: how `--data` is read when it is not a prepared dataset; `synthetic` needs none.
+        config: of the run.
+    """
+
+    help: str
+    source: Source
+    config: RunConfig
+
+
+RECIPES: dict[str, Recipe] = {
+    "synthetic": Recipe(
+        help="a click log of our own making, whose best possible AUC is known; needs no data",
+        source="synthetic",
+        config=RunConfig(
+            model=ModelConfig(dim=16, bottom=(64,), top=(64, 32)),
+            tables=TablesConfig(learning_rate=0.05),
+            dense=DenseOptimizerConfig(name="lamb", learning_rate=0.005),
+            dense_schedule=Schedule(warmup_samples=50_000),
+            step=StepConfig(global_batch_size=2048),
+            evaluation=EvaluationConfig(every_samples=500_000),
+        ),
+    ),
+    "criteo-kaggle": Recipe(
+        help="the Criteo Kaggle display-ads log (train.txt), 45.8 million rows",
+        source="criteo-kaggle",
+        config=RunConfig(
+            model=ModelConfig(dim=16, bottom=(512, 256, 64), top=(512, 256)),
+            tables=TablesConfig(learning_rate=0.02),
+            dense=DenseOptimizerConfig(name="lamb", learning_rate=0.005),
+            dense_schedule=Schedule(warmup_samples=2_000_000),
+            step=StepConfig(global_batch_size=8192),
+            evaluation=EvaluationConfig(every_samples=8_000_000),
+        ),
+    ),
+    "criteo-terabyte": Recipe(
+        help="the Criteo 1 TB click log (day_0 ... day_23), 4.4 billion rows",
+        source="criteo-terabyte",
+        config=RunConfig(
+            model=ModelConfig(dim=128, bottom=(512, 256), top=(1024, 1024, 512, 256)),
+            tables=TablesConfig(learning_rate=0.02),
+            dense=DenseOptimizerConfig(name="lamb", learning_rate=0.005),
+            dense_schedule=Schedule(warmup_samples=100_000_000),
+            step=StepConfig(global_batch_size=65_536),
+            evaluation=EvaluationConfig(every_samples=200_000_000),
+        ),
+    ),
+    "criteo-kaggle-sample": Recipe(
+        help="the first 10,000 rows of the Criteo Kaggle log: 8,000 to train, 2,000 to test",
+        source="criteo-kaggle-sample",
+        config=RunConfig(
+            epochs=10,
+            model=ModelConfig(dim=8, bottom=(32,), top=(32,), interaction="fm"),
+            step=StepConfig(global_batch_size=128),
+        ),
+    ),
+    "movielens-100k": Recipe(
+        help="MovieLens-100K: clicks are ratings of 4 and 5, users and items with their attributes",
+        source="movielens-100k",
+        config=RunConfig(
+            epochs=3,
+            model=ModelConfig(dim=8, bottom=(32,), top=(32,), interaction="fm"),
+            step=StepConfig(global_batch_size=256),
+        ),
+    ),
+}

@@ -1,0 +1,127 @@
+"""`recforge train`: from a recipe's name or a configuration file to a finished run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from dlrm.config import RunConfig
+from dlrm.recipes import RECIPES, Recipe
+
+CONFIG = "config.json"
+# What a run may be continued with in another form: none of it bends the path that was already taken.
+MAY_CHANGE = ("epochs", "time_limit_seconds", "log_every_samples", "evaluation", "checkpoint", "guards", "data", "output")
+
+
+def run_train(argv: list[str]) -> int:
+    """Train what `argv` names: a recipe or a configuration file, then flags."""
+    if not argv or argv[0].startswith("-"):
+        print(_usage())
+        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    recipe = _find_recipe(argv[0])
+    config = tyro.cli(
+        RunConfig,
+        prog=f"recforge train {argv[0]}",
+        description=recipe.help,
+        default=recipe.config,
+        args=argv[1:],
+        config=(tyro.conf.FlagConversionOff,),
+    )
+    summary = train(argv[0], recipe, config)
+    print(_describe(summary))
+    return 0
+
+
+def train(name: str, recipe: Recipe, config: RunConfig) -> dict[str, Any]:
+    """Provide the data, build the model, train it, and return the summary.
+
+    Raises:
+        ValueError: see `Trainer`; or `config.output` holds a run of another configuration.
+    """
+    # Spinning OpenMP threads starve each other as soon as a neighbour is busy; torch reads this when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    from dlrm.data.provide import provide_dataset
+    from dlrm.model import build_dlrm
+    from dlrm.training.run_log import write_json
+    from dlrm.training.train_step import choose_device, compile_dense, describe_step
+    from dlrm.training.trainer import Trainer
+
+    output = config.output or Path("runs") / f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    settings = {"recipe": name, **dataclasses.asdict(config), "output": output}
+    _check_same_run(output, settings)
+    torch.set_num_threads(config.step.threads or len(os.sched_getaffinity(0)))
+    device = choose_device(config.step.device)
+    for line in [f"run {output}", *describe_step(config.step, device, torch.get_num_threads())]:
+        print(f"recforge: {line}", file=sys.stderr)
+    dataset = provide_dataset(recipe.source, config.data)
+    torch.manual_seed(config.seed)
+    model = build_dlrm(dataset.info, config.model, config.tables, seed=config.seed, device=str(device))
+    if config.step.compile:
+        compile_dense(model, device)
+    trainer = Trainer(model, dataset, config, output)
+    write_json(output / CONFIG, settings | {"dataset": str(dataset.folder), "torch": torch.__version__})
+    return trainer.fit()
+
+
+def _find_recipe(name: str) -> Recipe:
+    if name in RECIPES:
+        return RECIPES[name]
+    if name.endswith(".toml"):
+        from dlrm.data.config_file import load_config
+
+        return load_config(Path(name)).recipe()
+    raise ValueError(f"expected a recipe ({', '.join(RECIPES)}) or a configuration file (*.toml), got '{name}'")
+
+
+def _check_same_run(output: Path, settings: dict[str, Any]) -> None:
+    import json
+
+    path = output / CONFIG
+    if not path.is_file():
+        return
+    former = json.loads(path.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(settings, default=str))
+    for name, value in now.items():
+        if name not in MAY_CHANGE and former.get(name) != value:
+            raise ValueError(
+                f"{output} holds a run with {name} = {former.get(name)}, got {value}; choose another --output, "
+                "or repeat that run's flags to continue it"
+            )
+
+
+def _usage() -> str:
+    width = max(map(len, RECIPES))
+    lines = [f"  {name:{width}}  {recipe.help}" for name, recipe in RECIPES.items()]
+    return "\n".join(
+        [
+            "usage: recforge train RECIPE|CONFIG.toml [--data PATH] [--output RUN] [--seed N] ...",
+            "",
+            "recipes:",
+            *lines,
+            "",
+            "`recforge train RECIPE --help` lists every flag of a recipe with its value there.",
+        ]
+    )
+
+
+def _describe(summary: dict[str, Any]) -> str:
+    line = f"auc {summary['auc']:.4f}"
+    if "bayes_auc" in summary:
+        line += (
+            f"   best possible {summary['bayes_auc']:.4f}   "
+            f"recovered {summary['recovered_auc']:.1%} of what lies above .5"
+        )
+    return (
+        f"{line}\nlogloss {summary['logloss']:.4f}   normalized entropy {summary['normalized_entropy']:.4f}   "
+        f"calibration {summary['calibration']:.3f}   on the {summary['split']} split\n"
+        f"{summary['samples']:,} samples in {summary['seconds']:.1f} s ({summary['samples_per_second']:,.0f}/s), "
+        f"{summary['stopped']}"
+    )
