@@ -1,0 +1,59 @@
+"""Finds the prepared dataset of a run, and makes it first where it does not exist yet."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import xxhash
+from tqdm import tqdm
+
+from dlrm.data.dataset import DESCRIPTION, Dataset
+from dlrm.data.schema import DataSchema
+from dlrm.data.synthetic import SyntheticConfig, generate
+
+FOLDER = Path("datasets")
+
+
+def provide_dataset(source: str | tuple[DataSchema, tuple[Path, ...]], data: Path | None) -> Dataset:
+    """Open `data` if it is prepared, else prepare it once under `datasets/`.
+
+    Args:
+        source: a recipe's source, or the schema and the files of a configuration.
+        data: `--data`; None for the synthetic log or a configuration's own files.
+
+    Raises:
+        ValueError: nothing to read was named, it does not exist, or it does not fit the source.
+    """
+    if data is not None and (data / DESCRIPTION).is_file():
+        return Dataset(data)
+    if source == "synthetic":
+        return _generate(data)
+    if isinstance(source, str):
+        if data is None:
+            raise ValueError(f"--data: expected the files of recipe '{source}' or a prepared dataset, got nothing")
+        from dlrm.data.known import known_schema
+
+        schema, files, name = known_schema(source), (data,), source
+    else:
+        schema, files, name = source[0], source[1] if data is None else (data,), "own"
+    from dlrm.data.prepare import prepare
+
+    places = "\n".join(str(file.resolve()) for file in files)
+    folder = FOLDER / f"{name}-{xxhash.xxh3_64_hexdigest(f'{schema}{places}')}"
+    print(f"recforge: preparing {', '.join(map(str, files))} into {folder}", file=sys.stderr)
+    return prepare(schema, files, folder)
+
+
+def _generate(out: Path | None) -> Dataset:
+    config = SyntheticConfig()
+    folder = out or FOLDER / f"synthetic-{xxhash.xxh3_64_hexdigest(str(config))}"
+    if (folder / DESCRIPTION).is_file():
+        return Dataset(folder)
+    with tqdm(desc=f"generating {folder}", unit=" rows", unit_scale=True) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return generate(config, folder, progress=show)
