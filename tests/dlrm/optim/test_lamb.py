@@ -1,0 +1,305 @@
+"""Lamb against two other libraries, a plain float64 reference, and what the formula promises."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dlrm.optim.lamb import Lamb, layer_norms
+
+SHAPES = [(16, 13), (16,), (33, 16), (33,), (1, 33), (1,), (2, 3, 4)]
+STEPS = 20
+DECAYS = [0.0, 0.01, 0.3]
+
+
+def problem(seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+    """Weights as layers have them, and one gradient per step and weight, of very different scales."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = [
+        torch.randn(shape, generator=generator, dtype=dtype) * (0.05, 0.3)[i % 2] for i, shape in enumerate(SHAPES)
+    ]
+    gradients = [
+        [torch.randn(w.shape, generator=generator, dtype=dtype) * 10.0 ** -(i % 4) for i, w in enumerate(weights)]
+        for _ in range(STEPS)
+    ]
+    return weights, gradients
+
+
+def run(make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer], seed: int = 0) -> list[torch.Tensor]:
+    """The weights after all steps of an optimizer on the problem."""
+    weights, gradients = problem(seed)
+    params = [torch.nn.Parameter(w.clone()) for w in weights]
+    optimizer = make(params)
+    for step in gradients:
+        for param, gradient in zip(params, step, strict=True):
+            param.grad = gradient.clone()
+        optimizer.step()
+    return [param.detach() for param in params]
+
+
+def largest_difference(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
+    return max(float((a.double() - b.double()).abs().max()) for a, b in zip(left, right, strict=True))
+
+
+@pytest.fixture
+def timm_lamb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Give timm's Lamb without running its packages' __init__ files, which want torchvision."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("timm is not installed")
+    folder = Path(spec.submodule_search_locations[0])
+    for name, path in {"timm": folder, "timm.optim": folder / "optim"}.items():
+        package = types.ModuleType(name)
+        package.__path__ = [str(path)]
+        monkeypatch.setitem(sys.modules, name, package)
+    yield importlib.import_module("timm.optim.lamb").Lamb
+    for name in [name for name in sys.modules if name.startswith("timm.optim.")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+@pytest.mark.parametrize("trust_clip", [False, True])
+def test_equals_timm(timm_lamb: Any, decay: float, max_grad_norm: float | None, trust_clip: bool) -> None:
+    options = {"lr": 0.01, "weight_decay": decay, "max_grad_norm": max_grad_norm, "trust_clip": trust_clip}
+    theirs = run(lambda params: timm_lamb(params, always_adapt=True, **options))
+    ours = run(lambda params: Lamb(params, exclude_1d=False, **options))
+    assert largest_difference(ours, theirs) < 1e-6
+
+
+def test_without_always_adapt_equals_timm_without_decay(timm_lamb: Any) -> None:
+    theirs = run(lambda params: timm_lamb(params, lr=0.01, weight_decay=0.0, max_grad_norm=None, always_adapt=False))
+    ours = run(lambda params: Lamb(params, lr=0.01, weight_decay=0.0, always_adapt=False))
+    assert largest_difference(ours, theirs) < 1e-6
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_equals_optax(decay: float) -> None:
+    optax = pytest.importorskip("optax", reason="optax is not installed")
+    weights, gradients = problem()
+    transform = optax.lamb(0.01, b1=0.9, b2=0.999, eps=1e-6, weight_decay=decay)
+    theirs = [w.numpy() for w in weights]
+    state = transform.init(theirs)
+    for step in gradients:
+        updates, state = transform.update([g.numpy() for g in step], state, theirs)
+        theirs = optax.apply_updates(theirs, updates)
+    ours = run(lambda params: Lamb(params, lr=0.01, weight_decay=decay, exclude_1d=False))
+    assert largest_difference(ours, [torch.from_numpy(np.array(w)) for w in theirs]) < 1e-6
+
+
+def plain_lamb(
+    weights: list[np.ndarray], gradients: list[list[np.ndarray]], *, decay: float, max_grad_norm: float | None
+) -> list[np.ndarray]:
+    """The seven lines of the formula in float64, with one-dimensional tensors excluded."""
+    means, squares = [np.zeros_like(w) for w in weights], [np.zeros_like(w) for w in weights]
+    for t, step in enumerate(gradients, start=1):
+        norm = np.sqrt(sum((g**2).sum() for g in step))
+        c = max(1.0, norm / max_grad_norm) if max_grad_norm else 1.0
+        for i, w in enumerate(weights):
+            g = step[i] / c
+            means[i] = 0.9 * means[i] + 0.1 * g
+            squares[i] = 0.999 * squares[i] + 0.001 * g * g
+            r = means[i] / (1 - 0.9**t) / (np.sqrt(squares[i] / (1 - 0.999**t)) + 1e-6)
+            u = r + (decay * w if w.ndim > 1 else 0.0)
+            q = np.linalg.norm(w.ravel()) / np.linalg.norm(u.ravel()) if w.ndim > 1 else 1.0
+            weights[i] = w - 0.01 * q * u
+    return weights
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+def test_equals_the_formula_in_float64(decay: float, max_grad_norm: float | None) -> None:
+    weights, gradients = problem(dtype=torch.float64)
+    expected = plain_lamb(
+        [w.numpy() for w in weights],
+        [[g.numpy() for g in s] for s in gradients],
+        decay=decay,
+        max_grad_norm=max_grad_norm,
+    )
+    params = [torch.nn.Parameter(w.clone()) for w in weights]
+    optimizer = Lamb(params, lr=0.01, weight_decay=decay, max_grad_norm=max_grad_norm)
+    for step in gradients:
+        for param, gradient in zip(params, step, strict=True):
+            param.grad = gradient
+        optimizer.step()
+    assert largest_difference([p.detach() for p in params], [torch.from_numpy(w) for w in expected]) < 1e-12
+
+
+def one_step(weight: torch.Tensor, gradient: torch.Tensor, **options: Any) -> torch.Tensor:
+    """The change of one tensor in the first step."""
+    param = torch.nn.Parameter(weight.clone())
+    param.grad = gradient
+    Lamb([param], **options).step()
+    return param.detach() - weight
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_a_step_is_as_long_as_the_rate_times_the_weights(decay: float) -> None:
+    weights, gradients = problem(seed=3, dtype=torch.float64)
+    params = [torch.nn.Parameter(w) for w in weights if w.ndim > 1]
+    matrices = [i for i, w in enumerate(weights) if w.ndim > 1]
+    optimizer = Lamb(params, lr=0.02, weight_decay=decay)
+    for step in gradients[:5]:
+        before = [param.detach().clone() for param in params]
+        for param, i in zip(params, matrices, strict=True):
+            param.grad = step[i]
+        optimizer.step()
+        changes = layer_norms([p.detach() - b for p, b in zip(params, before, strict=True)])
+        torch.testing.assert_close(changes, 0.02 * layer_norms(before), rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e4])
+def test_the_scale_of_the_gradient_does_not_matter(scale: float) -> None:
+    weight, gradient = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
+    expected = one_step(weight, gradient, lr=0.1, eps=1e-300)
+    torch.testing.assert_close(one_step(weight, gradient * scale, lr=0.1, eps=1e-300), expected, rtol=1e-10, atol=0.0)
+
+
+def test_zero_weights_move_as_with_adam() -> None:
+    gradient = torch.randn(5, 7)
+    torch.testing.assert_close(
+        one_step(torch.zeros(5, 7), gradient, lr=0.1), -0.1 * gradient.sign(), rtol=1e-4, atol=0.0
+    )
+
+
+def test_a_zero_update_stays_finite() -> None:
+    weight = torch.randn(5, 7)
+    assert torch.equal(one_step(weight, torch.zeros(5, 7), weight_decay=0.0), torch.zeros(5, 7))
+
+
+def test_one_dimensional_tensors_move_as_with_adam_without_decay() -> None:
+    weight, gradient = torch.full((6,), 50.0), torch.randn(6)
+    torch.testing.assert_close(one_step(weight, gradient, lr=0.5), -0.5 * gradient.sign(), rtol=1e-4, atol=1e-5)
+
+
+def test_bias_correction_cancels_without_decay() -> None:
+    with_correction, without = (
+        run(
+            lambda params, c=correct: Lamb(
+                [p for p in params if p.ndim > 1], 0.01, weight_decay=0.0, eps=1e-30, bias_correction=c
+            )
+        )
+        for correct in (True, False)
+    )
+    assert largest_difference(with_correction, without) < 1e-5
+    with_decay, corrected = (
+        run(
+            lambda params, c=correct: Lamb([p for p in params if p.ndim > 1], 0.01, weight_decay=0.3, bias_correction=c)
+        )
+        for correct in (True, False)
+    )
+    assert largest_difference(with_decay, corrected) > 1e-3
+
+
+def test_gradients_are_left_as_they_were() -> None:
+    param = torch.nn.Parameter(torch.randn(4, 4))
+    gradient = torch.randn(4, 4) * 100
+    param.grad = gradient.clone()
+    Lamb([param], max_grad_norm=1.0).step()
+    assert torch.equal(param.grad, gradient)
+
+
+def test_norms_of_large_tensors_are_accurate() -> None:
+    tensor = torch.full((4_000_000,), 0.1)
+    assert float(layer_norms([tensor])[0]) == pytest.approx(float(tensor[0]) * 2000.0, rel=2e-7)
+
+
+def steps_of(optimizer: Lamb, params: list[torch.nn.Parameter], gradients: list[list[torch.Tensor]]) -> None:
+    for i, step in enumerate(gradients):
+        for j, (param, gradient) in enumerate(zip(params, step, strict=True)):
+            param.grad = None if (i + j) % 5 == 0 else gradient.clone()
+        optimizer.step()
+
+
+def test_resuming_from_a_state_dict_is_bit_equal(tmp_path: Any) -> None:
+    weights, gradients = problem()
+    params = [torch.nn.Parameter(w.clone()) for w in weights]
+    optimizer = Lamb(params, lr=0.01, max_grad_norm=2.0)
+    steps_of(optimizer, params, gradients[:7])
+    torch.save((optimizer.state_dict(), [p.detach() for p in params]), tmp_path / "state.pt")
+    steps_of(optimizer, params, gradients[7:])
+
+    state, saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed_params = [torch.nn.Parameter(w.clone()) for w in saved]
+    resumed = Lamb(resumed_params, lr=0.5, max_grad_norm=2.0)
+    resumed.load_state_dict(state)
+    steps_of(resumed, resumed_params, gradients[7:])
+    for left, right in zip(params, resumed_params, strict=True):
+        assert torch.equal(left, right)
+    left_state, right_state = optimizer.state_dict(), resumed.state_dict()
+    assert left_state["param_groups"] == right_state["param_groups"]
+    for key, entry in left_state["state"].items():
+        assert all(torch.equal(value, right_state["state"][key][name]) for name, value in entry.items())
+
+
+def test_a_parameter_counts_only_its_own_steps() -> None:
+    """One that had no gradient at first then moves as if it were at its first step."""
+    weights, gradients = problem()
+    params = [torch.nn.Parameter(weights[0].clone()), torch.nn.Parameter(weights[2].clone())]
+    optimizer = Lamb(params, lr=0.01, weight_decay=0.3)
+    for step in gradients[:5]:
+        params[0].grad = step[0]
+        optimizer.step()
+    params[1].grad = gradients[5][2]
+    optimizer.step()
+    assert torch.equal(
+        params[1].detach() - weights[2], one_step(weights[2], gradients[5][2], lr=0.01, weight_decay=0.3)
+    )
+
+
+def test_a_closure_gives_the_loss_and_the_gradients() -> None:
+    param = torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = Lamb([param])
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = (param**2).sum()
+        loss.backward()
+        return float(loss.detach())
+
+    assert optimizer.step(closure) == 9.0
+    assert closure() < 9.0
+
+
+def test_options_differ_by_group_and_copies_are_independent() -> None:
+    fast, slow = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = Lamb([{"params": [fast], "lr": 0.1}, {"params": [slow]}], lr=0.01)
+    fast.grad, slow.grad = torch.ones(2, 2), torch.ones(2, 2)
+    copied = copy.deepcopy(optimizer)
+    optimizer.step()
+    torch.testing.assert_close(1 - fast.detach(), torch.full((2, 2), 0.1))
+    torch.testing.assert_close(1 - slow.detach(), torch.full((2, 2), 0.01))
+    assert not copied.state
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"lr": -1.0}, "lr"),
+        ({"lr": float("nan")}, "lr"),
+        ({"eps": -1e-9}, "eps"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"betas": (0.9, 1.0)}, "betas"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Lamb([torch.nn.Parameter(torch.ones(2))], **options)
+
+
+def test_sparse_gradients_are_refused() -> None:
+    table = torch.nn.Embedding(4, 2, sparse=True)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="sparse"):
+        Lamb(table.parameters()).step()
