@@ -46,7 +46,7 @@ docs: $(VENV)/.docs
 
 constraints:
 	@uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-annotate --no-header pyproject.toml -o .constraints
-	@{ sed -n '/^#/p' constraints.txt; grep -vE '^(torch|triton|nvidia-|cuda-)[^ ]*==' .constraints; } > .constraints.new
+	@{ sed -n '/^#/p' constraints.txt; grep -vE '^(torch|triton|(nvidia|cuda)-[^ ]*)==' .constraints; } > .constraints.new
 	@mv .constraints.new constraints.txt && rm .constraints
 
 clean:
