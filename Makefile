@@ -41,7 +41,7 @@ benchmark: $(VENV)/.test
 	@$(BIN)/python -m benchmarks.$(NAME) $(ARGS)
 
 docs: $(VENV)/.docs
-	@$(BIN)/mkdocs build --strict --quiet --site-dir site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 	@echo "site/index.html"
 
 constraints:
