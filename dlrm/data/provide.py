@@ -40,14 +40,14 @@ def provide_dataset(source: str | tuple[DataSchema, tuple[Path, ...]], data: Pat
     from dlrm.data.prepare import prepare
 
     places = "\n".join(str(file.resolve()) for file in files)
-    folder = FOLDER / f"{name}-{xxhash.xxh3_64_hexdigest(f'{schema}{places}')}"
+    folder = FOLDER / f"{name}-{_digest(f'{schema}{places}')}"
     print(f"recforge: preparing {', '.join(map(str, files))} into {folder}", file=sys.stderr)
     return prepare(schema, files, folder)
 
 
 def _generate(out: Path | None) -> Dataset:
     config = SyntheticConfig()
-    folder = out or FOLDER / f"synthetic-{xxhash.xxh3_64_hexdigest(str(config))}"
+    folder = out or FOLDER / f"synthetic-{_digest(str(config))}"
     if (folder / DESCRIPTION).is_file():
         return Dataset(folder)
     with tqdm(desc=f"generating {folder}", unit=" rows", unit_scale=True) as bar:
@@ -57,3 +57,7 @@ def _generate(out: Path | None) -> Dataset:
             bar.update(done - bar.n)
 
         return generate(config, folder, progress=show)
+
+
+def _digest(text: str) -> str:
+    return xxhash.xxh3_64_hexdigest(text.encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import sys
 import time
@@ -46,6 +47,8 @@ def train(name: str, recipe: Recipe, config: RunConfig) -> dict[str, Any]:
     """
     # Spinning OpenMP threads starve each other as soon as a neighbour is busy; torch reads this when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # torchrec asks torch.fx, at every start, something that torch.fx warns about; nothing follows from it.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     import torch
 
     from dlrm.data.provide import provide_dataset

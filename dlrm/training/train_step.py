@@ -78,7 +78,7 @@ class TrainStep:
             ValueError: an id lies outside its table, or a label is not 0 or 1.
         """
         check_batch(batch, self.split)
-        self._set_learning_rates(samples - len(batch), len(batch))
+        self._set_learning_rates(samples - len(batch) / 2)
         with self.stopwatch.stage("dense forward"):
             loss = self._forward(batch)
         value = float(loss.item())
@@ -99,13 +99,12 @@ class TrainStep:
             raise ValueError(f"row {int(batch.rows[error.bag])} of split '{self.split}': {error}") from error
         return loss
 
-    def _set_learning_rates(self, samples_before: int, batch_size: int) -> None:
-        factor = self.dense_schedule.step_factor(samples_before, batch_size)
+    def _set_learning_rates(self, samples: float) -> None:
+        factor = self.dense_schedule.factor(samples)
         for group, base in zip(self.dense_optimizer.param_groups, self._base_learning_rates):
             group["lr"] = base * factor
-        factor = self.tables_schedule.step_factor(samples_before, batch_size)
         for tables in self.tables:
-            tables.set_learning_rate_factor(factor)
+            tables.set_learning_rate_factor(self.tables_schedule.factor(samples))
 
 
 def autocast(precision: str, device: str) -> AbstractContextManager[Any]:

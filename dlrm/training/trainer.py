@@ -255,6 +255,7 @@ class Trainer:
         summary = {
             **asdict(values),
             "split": split,
+            "split_samples": values.samples,
             "samples": progress.samples,
             "seconds": progress.seconds,
             "samples_per_second": progress.samples / max(progress.seconds, 1e-9),
