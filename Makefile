@@ -70,10 +70,12 @@ $(VENV)/.docs: $(SETTINGS) | $(VENV)/.train
 	@$(PIP) install -c constraints.txt -e '.[docs]'
 	@touch $@
 
+# fbgemm has wheels for these versions of Python and no others.
 $(BIN)/python:
-	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.10; do \
-	  if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; \
+	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10); do \
+	  if $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null; \
 	  then exec $$python -m venv --clear $(VENV); fi; \
 	done; \
-	echo "recforge needs Python >= 3.10 with venv (Debian: apt install python3-venv); none found, PYTHON=/path/to/python names one" >&2; \
+	echo "recforge needs Python >= 3.10 (and < 3.15) with venv; found none. PYTHON=/path/to/python names one;" \
+	  "on Debian: apt install python3-venv" >&2; \
 	exit 1
