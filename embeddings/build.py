@@ -33,6 +33,11 @@ def build_tables(
         raise ValueError(f"kernel: expected 'auto', 'numba' or 'fbgemm', got {kernel!r}")
     if kernel == "numba" and device.type != "cpu":
         raise ValueError(f"kernel 'numba': expected device 'cpu', got {str(device)!r}; use kernel 'fbgemm' there")
+    if kernel == "numba" or (kernel == "auto" and device.type == "cpu"):
+        # Imported here, as below: each kernel takes a second to load, and only one is used.
+        from embeddings.local_tables import LocalTables
+
+        return LocalTables(configs, seed=seed)
     from embeddings.fbgemm_tables import FbgemmTables
 
     return FbgemmTables(configs, device=device, seed=seed)

@@ -13,8 +13,9 @@ from typing_extensions import override
 
 from embeddings.initial_rows import initial_rows
 from embeddings.interface import TableRows, Tables
+from embeddings.jagged import Jagged, read_jagged
 from embeddings.row_optimizers import RowOptimizer, RowSGD
-from embeddings.tables import IdOutOfRangeError, TableConfig
+from embeddings.tables import TableConfig
 
 if TYPE_CHECKING:
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
@@ -56,13 +57,15 @@ class FbgemmTables(Tables):
         self._limits = torch.tensor(limits, dtype=torch.int64, device=self.device)
 
     @override
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        positions = self.feature_positions(features)
-        if positions != list(range(len(features.keys()))):
+        keys = features.keys()
+        positions = [keys.index(name) for name in self.feature_names if name in keys]
+        if len(positions) == len(self.feature_names) and positions != list(range(len(keys))):
             features = features.permute(positions)
-        self._check_ids(features)
-        pooled = self._look_up(features)
-        return self.keyed(pooled)
+        self._check_ids(read_jagged(features, self.feature_names))
+        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+            return self.keyed(self._look_up(features))
 
     @override
     def set_learning_rate_factor(self, factor: float) -> None:
@@ -91,7 +94,6 @@ class FbgemmTables(Tables):
             kernel = _make_kernel([self.table_configs[t] for t in tables], feature_table_map, self.device)
             yield _Group(optimizer, tables, features, kernel)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _look_up(self, features: KeyedJaggedTensor) -> Tensor:
         if len(self._groups) == 1:
             (group,) = self._groups
@@ -101,30 +103,19 @@ class FbgemmTables(Tables):
         for group in self._groups:
             part = features.permute(group.features)
             pooled = group.kernel(part.values().long(), part.offsets().long())
-            parts = pooled.split([self.feature_dims[f] for f in group.features], dim=1)
+            parts = torch.split(pooled, [self.feature_dims[f] for f in group.features], dim=1)
             columns.update(zip(group.features, parts, strict=True))
         return torch.cat([columns[f] for f in range(len(self.feature_names))], dim=1)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _check_ids(self, features: KeyedJaggedTensor) -> None:
+    def _check_ids(self, batch: Jagged) -> None:
         # fbgemm's own check replaces a wrong id by 0, or on CUDA stops the process.
-        ids, stride = features.values(), features.stride()
-        ids_per_feature = features.offsets()[::stride].diff() if stride else torch.zeros_like(self._limits)
-        limits = torch.repeat_interleave(self._limits, ids_per_feature, output_size=ids.numel())
-        outside = (ids < 0) | (ids >= limits)
-        if not bool(outside.any()):
-            return
-        at = int(outside.nonzero()[0])
-        cell = int(torch.searchsorted(features.offsets(), at, right=True)) - 1
-        feature = cell // stride
-        config = self.table_configs[self.feature_tables[feature]]
-        raise IdOutOfRangeError(
-            feature=self.feature_names[feature],
-            table=config.name,
-            num_rows=config.num_rows,
-            bag=cell % stride,
-            id=int(ids[at]),
-        )
+        counts = torch.tensor(batch.ids_per_feature, device=self.device)
+        limits = torch.repeat_interleave(self._limits, counts, output_size=batch.ids.numel())
+        outside = (batch.ids < 0) | (batch.ids >= limits)
+        if bool(outside.any()):
+            at = int(outside.nonzero()[0])
+            feature = int(torch.searchsorted(counts.cumsum(0), at, right=True))
+            raise self.id_error(batch, feature, at)
 
 
 def _check_supported(config: TableConfig, device: torch.device) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from embeddings.tables import TableConfig, check_tables
+from embeddings.jagged import Jagged
+from embeddings.tables import IdOutOfRangeError, TableConfig, check_tables
 
 
 class TableRows(NamedTuple):
@@ -43,11 +44,12 @@ class Tables(nn.Module, ABC):
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Looks up and pools: values [batch_size, sum(feature_dims)], keys = ``feature_names``.
 
-        Features may come in any order, and others may lie between them.
+        Features may come in any order, and others may lie between them. Rows are updated when backward comes by, but
+        only of what was looked up in training mode and with gradients enabled.
 
         Raises:
             IdOutOfRangeError: When an id lies outside its table; nothing has been read or updated then.
-            ValueError: When a feature is missing from ``features``.
+            ValueError: When a feature is missing from ``features``, or they do not fit together.
         """
 
     @abstractmethod
@@ -62,19 +64,16 @@ class Tables(nn.Module, ABC):
         """Names the columns of ``pooled`` [batch_size, sum(feature_dims)]."""
         return KeyedTensor(keys=list(self.feature_names), length_per_key=list(self.feature_dims), values=pooled)
 
-    def feature_positions(self, features: KeyedJaggedTensor) -> list[int]:
-        """Finds each of ``feature_names`` among the keys of ``features``.
-
-        Raises:
-            ValueError: When one is missing.
-        """
-        keys = features.keys()
-        position = {key: i for i, key in enumerate(keys)}
-        missing = [name for name in self.feature_names if name not in position]
-        if missing:
-            table = self.table_configs[self.feature_tables[self.feature_names.index(missing[0])]].name
-            raise ValueError(f"table {table!r}: expected feature {missing[0]!r} in the batch, got {', '.join(keys)}")
-        return [position[name] for name in self.feature_names]
+    def id_error(self, batch: Jagged, feature: int, at: int) -> IdOutOfRangeError:
+        """Makes the error for ``batch.ids[at]`` of a feature, which lies outside the feature's table."""
+        config = self.table_configs[self.feature_tables[feature]]
+        return IdOutOfRangeError(
+            feature=self.feature_names[feature],
+            table=config.name,
+            num_rows=config.num_rows,
+            bag=batch.bag_of(at),
+            id=int(batch.ids[at]),
+        )
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for key, tensor in self._state_tensors(prefix):
