@@ -1,0 +1,531 @@
+"""Checkpoints come back exactly, survive kills, damage and full disks, and are snapshots of one moment."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from dlrm.training import checkpoint_folder
+from dlrm.training.checkpoint import CheckpointStore
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+
+
+def identical(left: Any, right: Any) -> bool:
+    """Equal in types, values and bits, at any depth."""
+    if isinstance(left, torch.Tensor):
+        return (
+            isinstance(right, torch.Tensor)
+            and left.shape == right.shape
+            and left.dtype == right.dtype
+            and left.contiguous().reshape(-1).view(torch.uint8).tolist()
+            == right.contiguous().reshape(-1).view(torch.uint8).tolist()
+        )
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, dict):
+        return list(left) == list(right) and all(
+            type(a) is type(b) and identical(left[a], right[b]) for a, b in zip(left, right, strict=True)
+        )
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(identical, left, right))
+    return repr(left) == repr(right)  # tells 1.0 from 1, -0.0 from 0.0, and knows NaN
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> torch.Tensor:
+    shape = draw(st.lists(st.integers(0, 3), max_size=3))
+    dtype = draw(st.sampled_from(DTYPES))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    tensor = torch.randint(0, 100, shape, generator=generator).to(dtype)
+    if draw(st.booleans()) and tensor.ndim > 1:
+        tensor = tensor.transpose(0, 1)
+    return tensor
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-(2**200), 2**200) | st.floats() | st.text(max_size=4)
+KEYS = st.text(alphabet="ab/~0\u00e9", max_size=3) | st.integers(-2, 12) | st.just("__metadata__")
+STATES = st.dictionaries(
+    KEYS,
+    st.recursive(
+        SCALARS | tensors(),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.lists(inner, max_size=3).map(tuple)
+            | st.dictionaries(KEYS, inner, max_size=4)
+        ),
+        max_leaves=12,
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(state=STATES)
+def test_any_nested_state_comes_back_exactly(state: dict[Any, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.rmtree(folder, ignore_errors=True)
+    store = CheckpointStore(folder)
+    store.save(state, samples=1)
+    restored = store.restore_latest()
+    assert restored is not None
+    assert identical(restored.state, state)
+
+
+def test_optimizer_state_comes_back_with_integer_keys_and_tuples(tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters(), betas=(0.8, 0.9))
+    model(torch.ones(4, 3)).sum().backward()
+    optimizer.step()
+    store = CheckpointStore(tmp_path)
+    store.save({"optimizer": optimizer.state_dict(), "model": model.state_dict()}, samples=4)
+    restored = store.restore_latest()
+    assert restored is not None
+    assert identical(restored.state["optimizer"], optimizer.state_dict())
+    assert restored.state["optimizer"]["param_groups"][0]["betas"] == (0.8, 0.9)
+    assert set(restored.state["optimizer"]["state"]) == {0, 1}
+    torch.optim.Adam(model.parameters()).load_state_dict(restored.state["optimizer"])
+
+
+def test_views_of_one_storage_and_unusual_dtypes_come_back(tmp_path: Path) -> None:
+    storage = torch.arange(24, dtype=torch.float32)
+    state = {
+        "whole": storage,
+        "nested": {"same": storage, "overlap": storage[3:9], "column": storage.view(4, 6)[:, 2], "row": storage[:1]},
+        "expanded": torch.tensor([7.0]).expand(5),
+        "small": torch.tensor([0.5, -2.0]).to(torch.float8_e4m3fn),
+        "complex": torch.tensor([1 + 2j], dtype=torch.complex64).conj(),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+    }
+    store = CheckpointStore(tmp_path)
+    store.save(state, samples=0)
+    restored = store.restore_latest()
+    assert restored is not None
+    expected = {**state, "parameter": torch.ones(2), "complex": torch.tensor([1 - 2j], dtype=torch.complex64)}
+    assert identical(restored.state, expected)
+    restored.state["whole"].zero_()  # memory of its own
+    assert restored.state["nested"]["same"].sum() == storage.sum()
+
+
+def test_rows_are_addressable_by_table_with_the_library_alone(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    weight = torch.randn(5, 4)
+    store.save({"tables": {"user.weight": weight}, "dense": {"w": torch.ones(1)}}, samples=12)
+    store.wait()
+    folder = tmp_path / "samples-000000000012"
+    assert {path.name for path in folder.iterdir()} == {
+        "tables.safetensors",
+        "dense.safetensors",
+        "state.json",
+        "manifest.json",
+    }
+    assert torch.equal(load_file(folder / "tables.safetensors")["user.weight"], weight)
+
+
+def test_a_top_level_key_that_is_no_file_name_is_kept_apart(tmp_path: Path) -> None:
+    state = {key: torch.full((2,), float(i)) for i, key in enumerate(["../up", "..-up", "A", "a", "", "x" * 300])}
+    store = CheckpointStore(tmp_path / "checkpoints")
+    store.save(state, samples=1)
+    restored = store.restore_latest()
+    assert restored is not None
+    assert identical(restored.state, state)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints"}
+
+
+def test_a_checkpoint_holds_the_state_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
+    rows = torch.zeros(1_000_000)
+    progress = {"seen": [0]}
+    store = CheckpointStore(tmp_path, keep_last=10)
+    for step in range(1, 4):  # the copies are reused from save to save
+        rows.fill_(step)
+        progress["seen"][0] = step
+        store.save({"tables": {"a.weight": rows}, "progress": progress}, samples=step)
+        rows.fill_(-1.0)
+        progress["seen"][0] = -1
+    store.wait()
+    for info in store.list():
+        written = load_file(info.folder / "tables.safetensors")["a.weight"]
+        assert written.unique().tolist() == [info.samples]
+    restored = store.restore_latest()
+    assert restored is not None
+    assert restored.state["progress"] == {"seen": [3]}
+
+
+def test_shapes_and_names_may_change_between_saves(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for samples, state in enumerate(
+        [{"a": torch.ones(3)}, {"a": torch.zeros(2, dtype=torch.int64), "b": torch.ones(1)}]
+    ):
+        store.save(state, samples=samples)
+        restored = store.restore_latest()
+        assert restored is not None
+        assert identical(restored.state, state)
+
+
+def test_saving_returns_while_the_write_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    write = checkpoint_folder.write_checkpoint
+
+    def write_later(*args: Any, **kwargs: Any) -> None:
+        assert go_on.wait(timeout=30)
+        write(*args, **kwargs)
+
+    monkeypatch.setattr("dlrm.training.checkpoint.write_checkpoint", write_later)
+    store = CheckpointStore(tmp_path)
+    store.save({"a": torch.ones(1)}, samples=1)
+    assert store.list() == ()
+    threading.Timer(0.2, go_on.set).start()
+    store.save({"a": torch.ones(1)}, samples=2)  # waits for the first
+    assert [info.samples for info in store.list()][-1] == 1
+    store.wait()
+    assert [info.samples for info in store.list()] == [2, 1]
+
+
+def test_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=2)
+    for samples, metric in enumerate([0.5, 0.7, 0.6, 0.8, 0.75, 0.7, float("nan")]):
+        store.save(
+            {"a": torch.tensor(metric).nan_to_num()}, samples=samples, metric=metric, is_best=metric in (0.5, 0.7, 0.8)
+        )
+        if samples == 4:
+            store.wait()
+            assert [(info.samples, info.is_best) for info in store.list()] == [(4, False), (3, True)]
+    # The 0.7 at 5 samples was declared the best by its caller, who is believed.
+    store.wait()
+    assert [(info.samples, info.metric) for info in store.list()] == [(6, None), (5, 0.7)]
+    store.save({"a": torch.ones(())}, samples=7)
+    store.save({"a": torch.ones(())}, samples=8)
+    store.wait()
+    assert [(info.samples, info.is_best) for info in store.list()] == [(8, False), (7, False), (5, True)]
+    assert len(list(tmp_path.iterdir())) == 3
+    best = CheckpointStore(tmp_path).restore_best()
+    assert best is not None
+    assert (best.info.samples, best.info.metric) == (5, 0.7)
+    assert best.state["a"] == torch.tensor(0.7)
+
+
+def test_a_checkpoint_of_as_many_samples_is_replaced_by_the_later_one(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=2)
+    for samples, value in [(1, 1.0), (2, 2.0), (2, 2.5), (2, 2.75)]:
+        store.save({"a": torch.tensor(value)}, samples=samples)
+    restored = store.restore_latest()
+    assert restored is not None
+    assert restored.state["a"] == 2.75
+    assert [info.samples for info in store.list()] == [2, 1]
+
+
+def test_nothing_there_is_none(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "never")
+    assert store.restore_latest() is None
+    assert store.restore_best() is None
+    assert store.list() == ()
+    assert not (tmp_path / "never").exists()
+    store.save({"a": 1}, samples=1)
+    assert store.restore_best() is None
+
+
+def fill(folder: Path) -> CheckpointStore:
+    store = CheckpointStore(folder)
+    for samples in (100, 200):
+        generator = torch.Generator().manual_seed(samples)
+        state = {
+            "tables": {"a.weight": torch.randn(40, 4, generator=generator)},
+            "dense": {"w": torch.randn(7, generator=generator)},
+            "progress": {"samples": samples, "rate": 0.1},
+        }
+        store.save(state, samples=samples, metric=samples / 1000, is_best=True)
+    store.wait()
+    return store
+
+
+def test_any_damaged_byte_is_named_and_the_checkpoint_before_is_used(tmp_path: Path) -> None:
+    dice = random.Random(7)
+    fill(tmp_path / "intact")
+    names = ["tables.safetensors", "dense.safetensors", "state.json", "manifest.json"]
+    for trial in range(160):
+        folder = tmp_path / "damaged"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "intact", folder)
+        name = names[trial % 4]
+        path = folder / "samples-000000000200" / name
+        content = bytearray(path.read_bytes())
+        place = dice.randrange(len(content))
+        kind = dice.choice(["flip", "truncate", "append", "zero", "delete"])
+        if kind == "flip":
+            content[place] ^= 1 << dice.randrange(8)
+        elif kind == "truncate":
+            del content[place:]
+        elif kind == "append":
+            content += b" "
+        elif kind == "zero":
+            content[place:] = bytes(len(content) - place)
+        if kind == "delete":
+            path.unlink()
+        elif bytes(content) == path.read_bytes():
+            continue
+        else:
+            path.write_bytes(content)
+        for restored in (CheckpointStore(folder).restore_latest(), CheckpointStore(folder).restore_best()):
+            assert restored is not None
+            assert restored.state["progress"]["samples"] == 100, (name, kind, place)
+            (line,) = restored.skipped
+            assert "samples-000000000200" in line, line
+            assert name in line, line
+            assert "after 100 samples" in line, line
+            assert "\n" not in line, line
+
+
+def test_every_checkpoint_damaged_is_an_error(tmp_path: Path) -> None:
+    fill(tmp_path)
+    (tmp_path / "samples-000000000100" / "state.json").unlink()
+    (tmp_path / "samples-000000000200" / "manifest.json").write_text("[]")
+    for restore in (CheckpointStore(tmp_path).restore_latest, CheckpointStore(tmp_path).restore_best):
+        with pytest.raises(ValueError, match=r"intact.*samples-000000000200: manifest.*samples-000000000100: state"):
+            restore()
+
+
+def test_a_newer_format_is_an_error_and_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path)
+    monkeypatch.setattr(checkpoint_folder, "FORMAT_VERSION", 0)
+    with pytest.raises(ValueError, match="expected checkpoint format 0, got 1"):
+        CheckpointStore(tmp_path).restore_latest()
+
+
+def test_a_run_goes_on_past_a_damaged_checkpoint_and_replaces_it(tmp_path: Path) -> None:
+    fill(tmp_path)
+    (tmp_path / "samples-000000000200" / "tables.safetensors").write_bytes(b"")
+    store = CheckpointStore(tmp_path, keep_last=2)
+    restored = store.restore_latest()
+    assert restored is not None
+    store.save(restored.state | {"again": True}, samples=150)
+    store.wait()
+    assert (tmp_path / "samples-000000000200").exists()  # newer than all that is kept: somebody may want to look at it
+    store.save(restored.state | {"again": True}, samples=200)
+    store.save(restored.state | {"again": True}, samples=250)
+    restored = store.restore_latest()
+    assert restored is not None
+    assert restored.skipped == ()
+    assert restored.state["again"]
+    assert [info.samples for info in CheckpointStore(tmp_path).list()] == [250, 200, 100]  # 100 is the best intact one
+    assert not (tmp_path / "samples-000000000200").exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.complex64])
+def test_a_state_that_is_not_finite_is_not_written(bad: float, dtype: torch.dtype, tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save({"tables": {"user.weight": torch.zeros(3)}}, samples=1)
+    rows = torch.zeros(30_000, 4, dtype=dtype)
+    rows[20_003, 2] = bad
+    store.save({"tables": {"item.weight": torch.zeros(2), "user.weight": rows}}, samples=2)
+    with pytest.raises(
+        ValueError, match=r"2 samples was not written.*tables/user\.weight.* in row 20003;.*after 1 sam"
+    ):
+        store.wait()
+    assert [info.samples for info in store.list()] == [1]
+    store.save({"tables": {"user.weight": torch.ones(3)}}, samples=3)  # it can go on
+    store.wait()
+    unchecked = CheckpointStore(tmp_path, finite=False)
+    unchecked.save({"tables": {"user.weight": rows}}, samples=4)
+    restored = unchecked.restore_latest()
+    assert restored is not None
+    assert identical(restored.state["tables"]["user.weight"], rows)
+
+
+@pytest.mark.parametrize("place", [0, 32_767, 32_768, 65_540])
+def test_no_place_of_a_tensor_escapes_the_check(place: int, tmp_path: Path) -> None:
+    values = torch.zeros(65_541)
+    values[place] = float("nan")
+    store = CheckpointStore(tmp_path)
+    store.save({"dense": values}, samples=1)
+    with pytest.raises(ValueError, match=f"dense/dense, got nan in row {place};"):
+        store.wait()
+
+
+@pytest.mark.parametrize(
+    ("state", "complaint"),
+    [
+        ([1], "state: expected a dict, got list"),
+        ({"a": {"b": {1, 2}}}, "state 'a/b': expected tensor.*got set"),
+        ({"a": {1.5: 0}}, "state 'a': expected keys that are str or int, got 1.5"),
+        ({"a": [torch.eye(2).to_sparse()]}, "state 'a/0': expected a dense tensor"),
+        ({"a": torch.empty(2, device="meta")}, "state 'a': expected a dense tensor"),
+    ],
+)
+def test_what_cannot_be_saved_is_named_at_once(state: Any, complaint: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        CheckpointStore(tmp_path).save(state, samples=1)
+
+
+def test_keep_last_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--checkpoint\.keep-last: expected at least 1, got 0"):
+        CheckpointStore(tmp_path, keep_last=0)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def assert_one_line(message: str) -> None:
+    assert "\n" not in message
+    for part in (
+        "after 2 samples was not written",
+        "4,000,000 bytes",
+        "--output",
+        "kept: the checkpoints after 1 samples",
+    ):
+        assert part in message, message
+
+
+def test_a_write_that_fails_loses_nothing(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save({"tables": torch.ones(1000)}, samples=1)
+    store.wait()
+    with largest_file(100_000):
+        store.save({"tables": torch.ones(1_000_000)}, samples=2)
+        with pytest.raises(ValueError, match="not written") as caught:
+            store.save({"tables": torch.ones(10)}, samples=3)
+    assert_one_line(str(caught.value))
+    assert [path.name for path in tmp_path.iterdir()] == ["samples-000000000001"]
+    store.save({"tables": torch.ones(1_000_000)}, samples=4)
+    restored = store.restore_latest()
+    assert restored is not None
+    assert restored.info.samples == 4
+
+
+def test_a_disk_without_room_is_found_out_before_it_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save({"tables": torch.ones(1000)}, samples=1)
+    store.wait()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
+    store.save({"tables": torch.ones(1_000_000)}, samples=2)
+    with pytest.raises(ValueError, match=r"the disk is full.*got 1,000,000;") as caught:
+        store.wait()
+    assert_one_line(str(caught.value))
+    assert [path.name for path in tmp_path.iterdir()] == ["samples-000000000001"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    store = CheckpointStore(tmp_path / "file" / "checkpoints")
+    store.save({"a": 1}, samples=1)
+    with pytest.raises(ValueError, match=r"1 samples was not written.*there is no earlier checkpoint"):
+        store.wait()
+
+
+def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    fill(tmp_path)
+    (tmp_path / ".writing-dead").mkdir()
+    (tmp_path / ".writing-dead" / "tables.safetensors").write_bytes(b"half")
+    (tmp_path / ".removing-dead").mkdir()
+    holder = (
+        "import fcntl, os, sys\nos.mkdir(sys.argv[1])\nfcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\nsys.stdin.read()"
+    )
+    command = [sys.executable, "-c", holder, str(tmp_path / ".writing-alive")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as alive:
+        assert alive.stdout is not None
+        assert alive.stdout.readline() == "held\n"
+        CheckpointStore(tmp_path)
+        assert {path.name for path in tmp_path.glob(".*")} == {".writing-alive"}
+        alive.kill()
+    CheckpointStore(tmp_path)
+    assert list(tmp_path.glob(".*")) == []
+    assert [info.samples for info in CheckpointStore(tmp_path).list()] == [200, 100]
+
+
+# One process imports torch and forks a writer for each delay it is told; the writer is killed that many seconds later.
+WRITERS = textwrap.dedent(
+    """
+    import os, signal, sys, time, torch
+    from dlrm.training.checkpoint import CheckpointStore
+
+    def write(folder, pipe):
+        store = CheckpointStore(folder, keep_last=2)
+        restored = store.restore_latest()
+        samples = restored.info.samples if restored else 0
+        while True:
+            samples += 1
+            value = float(samples)
+            state = {"tables": {"a.weight": torch.full((30_000, 4), value)}, "dense": torch.full((9,), value)}
+            store.save(state | {"progress": {"samples": samples}}, samples=samples, is_best=samples % 5 == 0)
+            store.wait()
+            os.write(pipe, b"%d\\n" % samples)
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        reads, writes = os.pipe()
+        child = os.fork()
+        if not child:
+            write(sys.argv[1], writes)
+        os.close(writes)
+        time.sleep(float(line))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with os.fdopen(reads) as said:
+            print(max((int(number) for number in said), default=0), flush=True)
+    """
+)
+
+
+def test_killed_at_any_moment_a_whole_checkpoint_is_found(tmp_path: Path) -> None:
+    dice = random.Random(11)
+    kills = kills_inside_a_write = reached = 0
+    command = [sys.executable, "-c", WRITERS, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writers:
+        assert writers.stdin is not None
+        assert writers.stdout is not None
+        while kills < 25 or kills_inside_a_write < 5 or reached < 5:
+            assert kills < 200, f"{kills_inside_a_write} kills fell into a write and {reached} checkpoints were made"
+            print(dice.uniform(0.0, 0.25), file=writers.stdin, flush=True)
+            said = int(writers.stdout.readline())
+            kills += 1
+            kills_inside_a_write += bool(list(tmp_path.glob(".*")))
+            restored = CheckpointStore(tmp_path, keep_last=2).restore_latest()
+            if restored is None:
+                assert reached == said == 0
+                continue
+            assert restored.skipped == ()
+            # What was said to be on disk is there; of the one after it, all or nothing.
+            assert restored.info.samples - max(said, reached) in (0, 1)
+            reached = restored.info.samples
+            assert restored.state["progress"]["samples"] == reached
+            assert restored.state["tables"]["a.weight"].unique().tolist() == [reached]
+            assert restored.state["dense"].unique().tolist() == [reached]
+            assert list(tmp_path.glob(".*")) == []
+            assert len(list(tmp_path.iterdir())) <= 4
+
+
+def test_manifests_say_what_wrote_them(tmp_path: Path) -> None:
+    fill(tmp_path)
+    manifest = json.loads((tmp_path / "samples-000000000200" / "manifest.json").read_text())
+    assert manifest["format_version"] == 1
+    assert manifest["samples"] == 200
+    assert manifest["metric"] == 0.2
+    assert manifest["written_with"]["torch"] == torch.__version__
+    sizes = {name: info["bytes"] for name, info in manifest["files"].items()}
+    assert sizes == {p.name: p.stat().st_size for p in (tmp_path / "samples-000000000200").iterdir() if p.name in sizes}
+    assert CheckpointStore(tmp_path).list()[0].bytes == sum(sizes.values())
