@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TypeVar
 
+Config = TypeVar("Config")
 ERROR, INTERRUPTED = 2, 130
 
 
@@ -56,6 +61,32 @@ def run(commands: Mapping[str, Command], argv: Sequence[str] | None = None, *, v
         return _complain(str(error), ERROR)
     except Exception as error:
         return _complain(f"{type(error).__name__}: {error} (RECFORGE_TRACEBACK=1 shows where)", 1)
+
+
+def parse(config: type[Config], argv: Sequence[str], *, program: str, description: str, default: Config) -> Config:
+    """Make a configuration from flags; whatever is wrong with them is one line, as every other error.
+
+    Raises:
+        ValueError: a flag does not exist, or its value is not accepted.
+    """
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                config,
+                prog=program,
+                description=description,
+                default=default,
+                args=argv,
+                config=(tyro.conf.FlagConversionOff,),
+            )
+    except SystemExit as exit:
+        if not exit.code:
+            raise
+        words = re.sub("[\u2500-\u257f]", " ", complaint.getvalue()).split()  # without the box that tyro draws
+        raise ValueError(" ".join(words)) from None
 
 
 def _complain(message: str, status: int) -> int:

@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from dlrm.cli import parse
 from dlrm.config import RunConfig
 from dlrm.recipes import RECIPES, Recipe
 
@@ -26,14 +25,8 @@ def run_train(argv: list[str]) -> int:
         print(_usage())
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     recipe = _find_recipe(argv[0])
-    config = tyro.cli(
-        RunConfig,
-        prog=f"recforge train {argv[0]}",
-        description=recipe.help,
-        default=recipe.config,
-        args=argv[1:],
-        config=(tyro.conf.FlagConversionOff,),
-    )
+    program = f"recforge train {argv[0]}"
+    config = parse(RunConfig, argv[1:], program=program, description=recipe.help, default=recipe.config)
     summary = train(argv[0], recipe, config)
     print(_describe(summary))
     return 0

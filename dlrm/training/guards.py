@@ -17,15 +17,21 @@ from dlrm.training.metrics import MetricValues
 from embeddings.interface import Tables
 
 CHANCE_STANDARD_ERRORS = 3.0
+IN_THE_DATA = "the data"
 
 
 class NonFiniteLossError(ValueError):
     """The loss is NaN or infinite; `part` names where the first such number came from."""
 
     def __init__(self, *, loss: float, samples: int, part: str) -> None:
+        cure = (
+            "correct the source and prepare it again"
+            if part.startswith(IN_THE_DATA)
+            else "lower --dense.learning-rate or --tables.learning-rate, or lengthen their warm-up"
+        )
         super().__init__(
-            f"the loss became {loss} after {samples} samples; first in {part}; the last good checkpoint is kept; "
-            "lower --dense.learning-rate or --tables.learning-rate, or lengthen their warm-up"
+            f"expected a finite loss, got {loss} after {samples} samples; first in {part}; "
+            f"the last good checkpoint is kept; {cure}"
         )
         self.loss, self.samples, self.part = loss, samples, part
 
@@ -88,7 +94,7 @@ def find_first_nonfinite(model: nn.Module, batch: Batch, numeric_names: tuple[st
     if not bool(batch.dense.isfinite().all()):
         row, column = (int(i) for i in (~batch.dense.isfinite()).nonzero()[0])
         name = numeric_names[column] if column < len(numeric_names) else str(column)
-        return f"the data: numeric column '{name}' of row {int(batch.rows[row])}"
+        return f"{IN_THE_DATA}: numeric column '{name}' of row {int(batch.rows[row])}"
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             return f"the weight '{name}'"
@@ -132,14 +138,14 @@ class LearningGuard:
         self.config = config
 
     def complaint(self, values: MetricValues, evaluations_at_chance: int, *, last: bool = False) -> str | None:
-        """Return what is wrong with an evaluation, or None; at the `last` one an AUC at chance is enough."""
+        """Return what is wrong with an evaluation, or None; after the `last` one two at chance are enough."""
         if self.config.constant_prediction and values.prediction_std == 0 and values.samples > 1:
             return (
                 f"every one of {values.samples} predictions is {values.mean_prediction:.6g}; the model cannot tell samples "
                 "apart: look for dead ReLUs or zero tables (lower --dense.learning-rate, check --tables.init-scale)"
             )
         limit = self.config.chance_evaluations
-        if limit and evaluations_at_chance and (last or evaluations_at_chance >= limit):
+        if limit and evaluations_at_chance >= (min(2, limit) if last else limit):
             return (
                 f"AUC is {values.auc:.4f} on {values.samples} samples, which cannot be told from .5 after "
                 f"{evaluations_at_chance} evaluations; labels and features do not belong together, or the learning rates "

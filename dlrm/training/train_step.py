@@ -48,6 +48,7 @@ class TrainStep:
         precision: `bf16` runs the forward pass under autocast.
         stopwatch: takes the step's time apart.
         split: named in errors.
+        numeric_names: of the columns of `Batch.dense`, named in errors.
     """
 
     def __init__(
@@ -60,10 +61,11 @@ class TrainStep:
         precision: str = "fp32",
         stopwatch: Stopwatch | None = None,
         split: str = "train",
+        numeric_names: tuple[str, ...] = (),
     ) -> None:
         self.task, self.dense_optimizer = task, dense_optimizer
         self.dense_schedule, self.tables_schedule = dense_schedule, tables_schedule
-        self.precision, self.split = precision, split
+        self.precision, self.split, self.numeric_names = precision, split, numeric_names
         self.stopwatch = stopwatch or Stopwatch()
         self.tables = find_tables(task)
         self._base_learning_rates = [float(group["lr"]) for group in dense_optimizer.param_groups]
@@ -83,7 +85,8 @@ class TrainStep:
             loss = self._forward(batch)
         value = float(loss.item())
         if not math.isfinite(value):
-            raise NonFiniteLossError(loss=value, samples=samples, part=find_first_nonfinite(self.task, batch))
+            part = find_first_nonfinite(self.task, batch, self.numeric_names)
+            raise NonFiniteLossError(loss=value, samples=samples, part=part)
         with self.stopwatch.stage("backward and row update"):
             self.dense_optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -78,8 +78,12 @@ class Trainer:
             tables_schedule=config.tables_schedule,
             precision=config.step.precision,
             stopwatch=self.stopwatch,
+            numeric_names=dataset.info.numeric,
         )
         self.guard = LearningGuard(config.guards)
+        # A model that has only begun to learn may still guess.
+        warmup = max(config.dense_schedule.warmup_samples, config.tables_schedule.warmup_samples)
+        self.first_judged_sample = max(warmup, self.total_samples // 10)
         self.progress = Progress()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = CheckpointStore(self.folder / "checkpoints", keep_last=config.checkpoint.keep_last)
@@ -107,6 +111,8 @@ class Trainer:
 
     def _loop(self, log: RunLog, stop_request: StopRequest) -> str:
         config, progress = self.config, self.progress
+        if (why := self._reason_to_stop()) is not None:  # a run that had ended is continued
+            return why
         self.model.train()
         for batch in self._batches():
             before, after = progress.samples, progress.samples + len(batch)
@@ -192,10 +198,11 @@ class Trainer:
         is_best = progress.best is None or self._is_better(value, progress.best)
         progress.evaluated_samples = progress.samples
         progress.evaluations_without_gain = 0 if is_best else progress.evaluations_without_gain + 1
-        progress.evaluations_at_chance = progress.evaluations_at_chance + 1 if is_at_chance(values) else 0
+        if progress.samples >= self.first_judged_sample:
+            progress.evaluations_at_chance = progress.evaluations_at_chance + 1 if is_at_chance(values) else 0
         if is_best:
             progress.best, progress.best_samples = value, progress.samples
-        log.record("valid", progress.samples, {**asdict(values), "seconds": progress.seconds})
+        log.record("valid", progress.samples, {**_describe(values), "seconds": progress.seconds})
         log.say(
             f"after {progress.samples:,} samples: auc {values.auc:.4f}, logloss {values.logloss:.4f}, "
             f"calibration {values.calibration:.3f} on {values.samples:,} valid rows" + (" (best)" if is_best else "")
@@ -251,11 +258,10 @@ class Trainer:
         values = self._measure(reader)
         truth = evaluate_true_probability(reader)
         progress = self.progress
-        log.record(split, progress.samples, asdict(values))
+        log.record(split, progress.samples, _describe(values))
         summary = {
-            **asdict(values),
+            **_describe(values),
             "split": split,
-            "split_samples": values.samples,
             "samples": progress.samples,
             "seconds": progress.seconds,
             "samples_per_second": progress.samples / max(progress.seconds, 1e-9),
@@ -268,7 +274,8 @@ class Trainer:
             summary |= {"bayes_auc": truth.auc, "recovered_auc": relative_auc(values.auc, truth.auc)}
         write_json(self.folder / TABLES, {"tables": describe_rows(find_tables(self.model))})
         write_json(self.folder / SUMMARY, summary)
-        if (complaint := self.guard.complaint(values, int(is_at_chance(values)), last=True)) is not None:
+        chances = progress.evaluations_at_chance + 1 if is_at_chance(values) else 0
+        if (complaint := self.guard.complaint(values, chances, last=True)) is not None:
             raise ValueError(complaint)
         return summary
 
@@ -277,3 +284,9 @@ class Trainer:
         start = time.perf_counter()
         yield
         self.progress.seconds += time.perf_counter() - start
+
+
+def _describe(values: MetricValues) -> dict[str, Any]:
+    described = asdict(values)
+    described["split_samples"] = described.pop("samples")  # beside the samples trained, which everything is drawn over
+    return described

@@ -1,0 +1,65 @@
+"""A small click log and a small model of it, for every test that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dlrm.data.dataset import Dataset, DatasetInfo, FeatureInfo, Part, PartInfo, write_part
+from dlrm.data.synthetic import SyntheticConfig, generate
+from dlrm.model import DLRM
+from embeddings import RowWiseAdagrad, TableConfig
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def click_log(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Twelve thousand synthetic rows in parts of three thousand."""
+    config = SyntheticConfig(num_train=12_000, num_valid=4_000, num_test=4_000, max_ids=500, rows_per_part=3_000)
+    return generate(config, tmp_path_factory.mktemp("click_log") / "data")
+
+
+@pytest.fixture
+def make_dlrm() -> Callable[..., DLRM]:
+    """Build a small DLRM for the columns of a dataset."""
+
+    def make(dataset: Dataset, *, seed: int = 0, learning_rate: float = 0.05, **settings: object) -> DLRM:
+        torch.manual_seed(seed)
+        tables = [
+            TableConfig(
+                name=f.name, num_rows=f.num_rows, dim=4, optimizer=RowWiseAdagrad(learning_rate=learning_rate)
+            )
+            for f in dataset.info.features
+        ]
+        return DLRM(
+            num_numeric=len(dataset.info.numeric), tables=tables, dim=4, bottom=(8,), top=(8,), seed=seed, **settings
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
+    """Write a prepared dataset of one number and one feature `a` from arrays, the same for every split."""
+
+    def make(
+        labels: np.ndarray, ids: np.ndarray, numbers: np.ndarray | None = None, *, num_rows: int = 10
+    ) -> Dataset:
+        numeric = np.zeros((len(labels), 1), np.float32) if numbers is None else numbers.reshape(-1, 1)
+        part = Part(label=labels, numeric=numeric.astype(np.float32), features={"a": ids.astype(np.int32)}, extra={})
+        splits: dict[str, tuple[PartInfo, ...]] = {
+            split: (write_part(tmp_path / "data", split, 0, part),) for split in ("train", "valid", "test")
+        }
+        info = DatasetInfo(numeric=("x",), features=(FeatureInfo(name="a", num_rows=num_rows),), splits=splits)
+        info.write(tmp_path / "data")
+        return Dataset(tmp_path / "data")
+
+    return make

@@ -1,0 +1,212 @@
+"""What users get wrong: each case stops with one line that says what, where and what to do, and keeps what was written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dlrm.batch import Batch
+from dlrm.cli import main
+from dlrm.config import CheckpointConfig, EvaluationConfig, StepConfig, TrainingConfig
+from dlrm.data.dataset import Dataset
+from dlrm.model import DLRM
+from dlrm.optim.config import DenseOptimizerConfig
+from dlrm.training.checkpoint import CheckpointStore
+from dlrm.training.guards import NonFiniteLossError
+from dlrm.training.trainer import Trainer
+from embeddings import TableConfig
+
+Make = Callable[..., DLRM]
+MakeDataset = Callable[..., Dataset]
+SMALL = TrainingConfig(step=StepConfig(global_batch_size=100))
+
+
+def fit(model: nn.Module, dataset: Dataset, folder: Path, config: TrainingConfig = SMALL) -> dict[str, object]:
+    return Trainer(model, dataset, config, folder).fit()
+
+
+def noise(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 2, rows).astype(np.uint8), rng.integers(0, 10, rows)
+
+
+def test_an_id_outside_the_table_is_named_by_feature_and_row(
+    tmp_path: Path, make_dlrm: Make, make_dataset: MakeDataset
+) -> None:
+    labels, ids = noise(1000)
+    ids[777] = 12
+    dataset = make_dataset(labels, ids)
+    with pytest.raises(ValueError, match=r"row 777 of split 'train'.*feature 'a'.*\[0, 10\).*got 12"):
+        fit(make_dlrm(dataset), dataset, tmp_path / "run")
+
+
+def test_a_label_that_is_not_0_or_1_is_named_by_row(tmp_path: Path, make_dlrm: Make, make_dataset: MakeDataset) -> None:
+    labels, ids = noise(1000)
+    labels[321] = 2
+    dataset = make_dataset(labels, ids)
+    with pytest.raises(ValueError, match=r"row 321 of split 'train': expected a label of 0 or 1, got 2"):
+        fit(make_dlrm(dataset), dataset, tmp_path / "run")
+
+
+def test_an_infinite_number_in_the_data_is_named_by_column_and_row(
+    tmp_path: Path, make_dlrm: Make, make_dataset: MakeDataset
+) -> None:
+    labels, ids = noise(1000)
+    numbers = np.zeros(1000)
+    numbers[55] = np.inf
+    dataset = make_dataset(labels, ids, numbers)
+    with pytest.raises(NonFiniteLossError, match="numeric column 'x' of row 55"):
+        fit(make_dlrm(dataset), dataset, tmp_path / "run")
+
+
+def test_a_damaged_row_is_named_by_feature(tmp_path: Path, make_dlrm: Make, make_dataset: MakeDataset) -> None:
+    labels, ids = noise(1000)
+    ids[:] = 3
+    ids[500] = 4
+    dataset = make_dataset(labels, ids)
+    model = make_dlrm(dataset)
+    next(iter(model.tables.rows())).weight[4] = float("nan")
+    with pytest.raises(NonFiniteLossError, match="rows of feature 'a' looked up for row 500"):
+        fit(model, dataset, tmp_path / "run")
+
+
+def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(
+    tmp_path: Path, make_dlrm: Make, click_log: Dataset
+) -> None:
+    config = TrainingConfig(
+        dense=DenseOptimizerConfig(name="sgd", learning_rate=1e12),
+        step=StepConfig(global_batch_size=100),
+        checkpoint=CheckpointConfig(every_samples=100),
+    )
+    with pytest.raises(ValueError, match=r"(nan|inf|finite)"):
+        fit(make_dlrm(click_log), click_log, tmp_path / "run", config)
+    restored = CheckpointStore(tmp_path / "run" / "checkpoints").restore_latest()
+    if restored is not None:
+        weights = [value for value in restored.state["model"].values() if value.is_floating_point()]
+        assert all(bool(value.isfinite().all()) for value in weights)
+
+
+class Deaf(nn.Module):
+    """Hears nothing: the same logit for every sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.bias.expand(len(batch))
+
+
+def test_a_constant_prediction_stops_the_run(tmp_path: Path, click_log: Dataset) -> None:
+    with pytest.raises(ValueError, match=r"every one of 4000 predictions is 0\.\d+"):
+        fit(Deaf(), click_log, tmp_path / "run")
+
+
+def test_an_auc_that_stays_at_one_half_stops_the_run(
+    tmp_path: Path, make_dlrm: Make, make_dataset: MakeDataset
+) -> None:
+    labels, ids = noise(4000)
+    numbers = np.random.default_rng(1).normal(size=4000)
+    dataset = make_dataset(labels, np.full_like(ids, 3), numbers)  # a number that says nothing of the label
+    config = TrainingConfig(
+        epochs=5, step=StepConfig(global_batch_size=100), evaluation=EvaluationConfig(every_samples=1000)
+    )
+    with pytest.raises(ValueError, match=r"AUC is 0\.(4|5).* after 3 evaluations.*--guards.chance-evaluations"):
+        fit(make_dlrm(dataset), dataset, tmp_path / "run", config)
+
+
+def test_a_model_that_learns_passes_the_guards(tmp_path: Path, make_dlrm: Make, click_log: Dataset) -> None:
+    config = TrainingConfig(epochs=3, step=StepConfig(global_batch_size=100))
+    auc = fit(make_dlrm(click_log), click_log, tmp_path / "run", config)["auc"]
+    assert isinstance(auc, float)
+    assert auc > 0.6
+
+
+def test_tables_and_data_must_fit(tmp_path: Path, make_dataset: MakeDataset) -> None:
+    dataset = make_dataset(*noise(100))
+    for table, message in (
+        (TableConfig(name="t", num_rows=5, dim=4, features=("a",)), r"'a'.*up to 9.*num_rows = 5"),
+        (TableConfig(name="t", num_rows=50, dim=4, features=("b",)), r"table 't': expected a feature 'b'.*which has a"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Trainer(DLRM(num_numeric=1, tables=[table], dim=4), dataset, SMALL, tmp_path / "run")
+
+
+def test_logits_of_another_shape_are_refused(tmp_path: Path, click_log: Dataset) -> None:
+    class Wrong(Deaf):
+        def forward(self, batch: Batch) -> Tensor:
+            return self.bias.expand(len(batch), 1)
+
+    with pytest.raises(ValueError, match=r"expected logits of shape \(100,\), got \(100, 1\)"):
+        fit(Wrong(), click_log, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: (data / "dataset.json").unlink(), "found no dataset.json"),
+        (lambda data: (data / "dataset.json").write_text("{"), "is damaged"),
+        (lambda data: (data / "dataset.json").write_text('{"format_version": 99}'), "expected format version 1, got 99"),
+        (lambda data: (data / "train" / "part-00000.arrow").write_bytes(b"ARROW1"), "part-00000.arrow cannot be read"),
+        (lambda data: (data / "train" / "part-00000.arrow").unlink(), "part-00000.arrow cannot be read"),
+    ],
+)
+def test_a_damaged_dataset_is_one_line(
+    tmp_path: Path, make_dataset: MakeDataset, damage: Callable[[Path], object], message: str
+) -> None:
+    data = make_dataset(*noise(100)).folder
+    damage(data)
+    with pytest.raises(ValueError, match=message) as caught:
+        Dataset(data).part("train", 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_verify_finds_a_flipped_bit(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset(*noise(100))
+    dataset.verify()
+    path = dataset.folder / "valid" / "part-00000.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"valid/part-00000.arrow is not what `prepare` wrote"):
+        dataset.verify()
+
+
+def test_an_empty_split_is_one_line(tmp_path: Path, make_dlrm: Make, make_dataset: MakeDataset) -> None:
+    folder = make_dataset(*noise(100)).folder
+    content = json.loads((folder / "dataset.json").read_text())
+    content["splits"]["train"] = []
+    (folder / "dataset.json").write_text(json.dumps(content))
+    dataset = Dataset(folder)
+    with pytest.raises(ValueError, match="expected rows in the split 'train'"):
+        fit(make_dlrm(dataset), dataset, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "no-such-recipe"], "expected a recipe (synthetic, criteo-kaggle"),
+        (["train", "criteo-kaggle"], "--data: expected the files of recipe 'criteo-kaggle'"),
+        (["train", "synthetic", "--step.global-batch-size", "0"], "--step.global-batch-size: expected at least 1, got 0"),
+        (["train", "synthetic", "--dense.learning-rate", "-1"], "--dense.learning-rate"),
+    ],
+)
+def test_the_command_line_says_one_line_and_fails(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert all(line.startswith("recforge: ") for line in lines)
+    assert [line for line in lines if "error" in line] == lines[-1:]
+    assert message in lines[-1]
