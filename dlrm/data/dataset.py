@@ -1,8 +1,8 @@
 """The prepared dataset: a folder of memory-mapped Arrow files, and the description that makes sense of them.
 
 - `dataset.json`: what the columns are, and every part with its number of rows and checksum.
-- `train/part-00000.arrow` ..., `valid/`, `test/`: one record batch each, with `label` uint8, `numeric` a fixed-size list
-  of float32, one column per feature (int32 or int64, or a list of these), and further columns as they are.
+- `train/part-00000.arrow` ..., `valid/`, `test/`: one record batch each, with `label` uint8, `numeric` a fixed-size
+  list of float32, one column per feature (int32 or int64, or a list of these), and further columns as they are.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import xxhash
 FORMAT_VERSION = 1
 DESCRIPTION = "dataset.json"
 LABEL, NUMERIC = "label", "numeric"
+OPEN_PARTS = 128  # each holds a file descriptor, of which a process has 1,024 as a rule
 
 IntArray: TypeAlias = "np.ndarray[Any, np.dtype[np.integer[Any]]]"
 Array: TypeAlias = "np.ndarray[Any, Any]"
@@ -130,28 +131,32 @@ class Dataset:
 
     Args:
         folder: what `recforge prepare` wrote.
+        info: its description, where it is not written yet.
 
     Raises:
         ValueError: the folder is no prepared dataset, of another format version, or a part is damaged.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, info: DatasetInfo | None = None) -> None:
         self.folder = Path(folder)
+        self.info = info or self._read_info()
+        self._opened: dict[tuple[str, int], Part] = {}
+
+    def _read_info(self) -> DatasetInfo:
         description = self.folder / DESCRIPTION
         if not description.is_file():
             raise ValueError(
-                f"expected a prepared dataset in {self.folder}, found no {DESCRIPTION}; run `recforge prepare SOURCE OUT`"
+                f"expected a prepared dataset in {self.folder}, found no {DESCRIPTION}; "
+                "run `recforge prepare SOURCE OUT`"
             )
         try:
             raw = json.loads(description.read_text(encoding="utf-8"))
             version = raw.get("format_version")
             if version == FORMAT_VERSION:
-                self.info = cattrs.structure(raw, DatasetInfo)
+                return cattrs.structure(raw, DatasetInfo)
         except (ValueError, AttributeError, cattrs.BaseValidationError) as error:
             raise ValueError(f"{description} is damaged ({type(error).__name__}); prepare the data again") from error
-        if version != FORMAT_VERSION:
-            raise ValueError(f"{description}: expected format version {FORMAT_VERSION}, got {version}; prepare again")
-        self._opened: dict[tuple[str, int], Part] = {}
+        raise ValueError(f"{description}: expected format version {FORMAT_VERSION}, got {version}; prepare again")
 
     def rows(self, split: str) -> int:
         """Return the number of rows of a split; 0 if there is no such split."""
@@ -164,9 +169,12 @@ class Dataset:
 
     def part(self, split: str, index: int) -> Part:
         """Return a part's columns, memory-mapped."""
-        if (split, index) not in self._opened:
-            self._opened[split, index] = self._open(self.info.splits[split][index])
-        return self._opened[split, index]
+        key = (split, index)
+        part = self._opened.pop(key, None) or self._open(self.info.splits[split][index])
+        self._opened[key] = part  # moved to the end: the first is the one that was used longest ago
+        if len(self._opened) > OPEN_PARTS:
+            del self._opened[next(iter(self._opened))]
+        return part
 
     def column(self, split: str, name: str, rows: IntArray) -> Array:
         """Return values of one column (label, a feature with one id per row, or a further one) at `rows` of a split."""

@@ -36,7 +36,8 @@ class CategoricalColumn:
         name: column in the source.
         ids: `dictionary` gives each frequent training value a row of its own; `hash` needs no pass over the data.
         min_count: dictionary only: values seen less often in the training part share row 0.
-        num_rows: hash: rows of the table (required); dictionary: keep at most so many of the most frequent values.
+        num_rows: rows of the table, rows 0 and 1 included; required by `hash`, and for `dictionary` the most there may
+            be: the most frequent values are kept.
         is_list: each cell holds any number of ids (a list column, or text split at `separator`).
         separator: what separates the ids of a text cell; None for real list columns.
     """
@@ -101,10 +102,14 @@ class DataSchema:
     split: SplitConfig = SplitConfig()
 
     def __post_init__(self) -> None:
-        names = [column.name for column in (*self.numeric, *self.categorical)]
+        names = [column.name for column in self.numeric] + [column.name for column in self.categorical]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"schema: expected each column once, got {', '.join(twice)} twice")
+        reserved = {"label", "numeric"} | ({"time"} if self.time else set())
+        taken = sorted(reserved & {column.name for column in self.categorical})
+        if taken:
+            raise ValueError(f"schema: expected other categorical columns than {', '.join(taken)}: rename the column")
         if self.label in names:
             raise ValueError(f"schema: the label '{self.label}' is also a feature; remove it from the features")
         if not self.categorical:

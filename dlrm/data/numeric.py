@@ -1,0 +1,132 @@
+"""Numeric transforms: statistics of chunks of the training part, put together, and applied to every part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlrm.data.dataset import Array, IntArray
+from dlrm.data.schema import NumericColumn
+
+SAMPLE_ROWS = 100_000  # of the training part, for quantiles
+KNOTS = 1_001  # quantiles that are kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Count, mean and sum of squared deviations of numbers."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedTransform:
+    """A numeric column's transform with all that was fitted.
+
+    Attributes:
+        name: of the column.
+        transform: see `NumericColumn`.
+        mean: of the training values, after the logarithm if there is one.
+        deviation: their standard deviation; 1 for a constant.
+        knots: quantile only: distinct quantiles of the training values, ascending.
+        ranks: quantile only: the rank of each knot, in [0, 1].
+        missing_indicator: whether a second column says where the value is absent.
+        count: training values that are there.
+    """
+
+    name: str
+    transform: str
+    count: int
+    mean: float = 0.0
+    deviation: float = 1.0
+    knots: tuple[float, ...] = ()
+    ranks: tuple[float, ...] = ()
+    missing_indicator: bool = False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns that `apply` returns."""
+        return (self.name, f"{self.name}:missing") if self.missing_indicator else (self.name,)
+
+    def apply(self, numbers: Array) -> list[Array]:
+        """Return the column, and its indicator if it has one, as float32; absent numbers become 0."""
+        absent = np.isnan(numbers)
+        out = take_logarithm(self.transform, numbers.astype(np.float64))
+        if self.transform == "quantile":
+            out = np.interp(out, self.knots, self.ranks)
+        elif self.transform in ("standardise", "log1p_standardise"):
+            out = (out - self.mean) / self.deviation
+        columns = [np.where(absent, 0.0, out).astype(np.float32)]
+        return [*columns, absent.astype(np.float32)] if self.missing_indicator else columns
+
+
+def take_logarithm(transform: str, numbers: Array) -> Array:
+    """Return sign(x) * log(1 + |x|) if the transform begins with it, else the numbers."""
+    if not transform.startswith("log1p"):
+        return numbers
+    return np.asarray(np.sign(numbers) * np.log1p(np.abs(numbers)))
+
+
+def measure(column: NumericColumn, numbers: Array) -> Moments:
+    """Return the moments of a column's numbers that are there, after its logarithm."""
+    numbers = take_logarithm(column.transform, numbers[~np.isnan(numbers)].astype(np.float64))
+    if not len(numbers):
+        return Moments()
+    mean = float(numbers.mean())
+    return Moments(count=len(numbers), mean=mean, squares=float(np.square(numbers - mean).sum()))
+
+
+def merge(parts: Sequence[Moments]) -> Moments:
+    """Put the moments of parts together, in their order (Chan, Golub and LeVeque 1979)."""
+    count, mean, squares = 0, 0.0, 0.0
+    for part in parts:
+        if part.count:
+            total = count + part.count
+            difference = part.mean - mean
+            squares += part.squares + difference * difference * (count * part.count / total)
+            mean += difference * part.count / total
+            count = total
+    return Moments(count=count, mean=mean, squares=squares)
+
+
+def sample_rows(first_row: int, rows: int, training_rows: int) -> IntArray:
+    """Return which of `rows` rows belong to the sample of the training part: a pure function of their numbers."""
+    if training_rows <= SAMPLE_ROWS:
+        return np.arange(rows)
+    mixed = np.arange(first_row, first_row + rows, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return np.flatnonzero(mixed < np.uint64(SAMPLE_ROWS / training_rows * 2**64))
+
+
+def fit_transform(column: NumericColumn, moments: Moments, sample: Array) -> FittedTransform:
+    """Fit a column's transform to the moments, or for quantiles to a sample, of the training part."""
+    deviation = float(np.sqrt(moments.squares / moments.count)) if moments.count else 0.0
+    knots: Array = np.zeros(1)
+    ranks: Array = np.zeros(1)
+    if column.transform == "quantile":
+        knots, ranks = _fit_quantiles(np.sort(sample))
+    scaled = column.transform in ("standardise", "log1p_standardise")
+    return FittedTransform(
+        name=column.name,
+        transform=column.transform,
+        count=moments.count,
+        mean=moments.mean if scaled else 0.0,
+        deviation=(deviation or 1.0) if scaled else 1.0,
+        knots=tuple(knots.tolist()) if column.transform == "quantile" else (),
+        ranks=tuple(ranks.tolist()) if column.transform == "quantile" else (),
+        missing_indicator=column.missing_indicator,
+    )
+
+
+def _fit_quantiles(ordered: Array) -> tuple[Array, Array]:
+    """Return knots and their ranks; equal numbers share the rank in their middle."""
+    places = np.linspace(0, len(ordered) - 1, min(KNOTS, len(ordered))).round().astype(np.int64)
+    knots = np.unique(ordered[places])
+    below, above = np.searchsorted(ordered, knots, side="left"), np.searchsorted(ordered, knots, side="right")
+    return knots, (below + above - 1) / 2 / max(len(ordered) - 1, 1)
