@@ -40,8 +40,8 @@ class FbgemmTables(Tables):
         seed: See ``build_tables``.
 
     Raises:
-        ValueError: When fbgemm cannot do what a table asks for: weight decay under SGD, or a dim that is not a
-            multiple of 4.
+        ValueError: When fbgemm cannot do what a table asks for: weight decay on the CPU or under SGD, or a dim that
+            is not a multiple of 4.
     """
 
     def __init__(self, configs: Sequence[TableConfig], *, device: torch.device | str = "cpu", seed: int = 0) -> None:
@@ -119,10 +119,13 @@ class FbgemmTables(Tables):
 
 
 def _check_supported(config: TableConfig, device: torch.device) -> None:
-    if isinstance(config.optimizer, RowSGD) and config.optimizer.weight_decay:
+    decay = config.optimizer.weight_decay
+    # On the CPU fbgemm takes a weight decay and does nothing with it.
+    if decay and (device.type == "cpu" or isinstance(config.optimizer, RowSGD)):
+        kind = type(config.optimizer).__name__
         raise ValueError(
-            f"table {config.name!r}: expected RowSGD without weight_decay on {device}, "
-            f"got {config.optimizer.weight_decay}: fbgemm has none; use RowWiseAdagrad or kernel 'numba'"
+            f"table {config.name!r}: expected {kind} without weight_decay, got {decay}: fbgemm has none "
+            f"for it on {device}; use kernel 'numba', or RowWiseAdagrad on CUDA"
         )
     if config.dim % 4:
         raise ValueError(f"table {config.name!r}: expected dim to be a multiple of 4 for fbgemm, got {config.dim}")
