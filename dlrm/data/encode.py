@@ -49,7 +49,7 @@ def encode_chunk(task: EncodeTask) -> list[dict[str, Any]]:
         part = Part(
             label=chunk.label[rows],
             numeric=_transform(chunk, task.transforms, rows),
-            features={info.name: take_codes(column, rows) for info, column in zip(task.features, ids, strict=True)},
+            features=_take_features(task, chunk, ids, rows),
             extra=extra,
         )
         info = write_part(task.dataset, piece.split, piece.part, part)
@@ -66,6 +66,18 @@ def _encode(task: EncodeTask, feature: int, column: Ids) -> IntArray | Bags:
     if isinstance(column.codes, Bags):
         return Bags(offsets=column.codes.offsets, values=table[column.codes.values])
     return table[column.codes]
+
+
+def _take_features(
+    task: EncodeTask, chunk: Chunk, ids: list[IntArray | Bags], rows: slice
+) -> dict[str, IntArray | Bags]:
+    encoded = [take_codes(column, rows) for column in ids]
+    encoded += [
+        transform.find_buckets(numbers[rows])
+        for transform, numbers in zip(task.transforms, chunk.numeric, strict=True)
+        if transform.bucket_rows
+    ]
+    return {info.name: column for info, column in zip(task.features, encoded, strict=True)}
 
 
 def _transform(chunk: Chunk, transforms: tuple[FittedTransform, ...], rows: slice) -> Array:

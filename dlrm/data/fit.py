@@ -74,6 +74,10 @@ def fit(schema: DataSchema, ingested: Ingested, work: Path, out: Path, workers: 
             is_list=column.is_list,
         )
         for column, facts in zip(schema.categorical, vocabulary, strict=True)
+    ) + tuple(
+        FeatureInfo(name=f"{transform.name}:bucket", num_rows=transform.bucket_rows)
+        for transform in transforms
+        if transform.bucket_rows
     )
     origin = {
         "fitted_rows": sum(count["rows"] for count in counts),
@@ -125,7 +129,7 @@ def _fit_transforms(
     for place, column in enumerate(schema.numeric):
         moments = merge([Moments(**count["moments"][place]) for count in counts])
         sample = np.empty(0)
-        if column.transform == "quantile":
+        if column.transform == "quantile" or column.buckets:
             sample = np.concatenate([np.load(folder / SAMPLES)[place] for folder in folders])
         fitted.append(fit_transform(column, moments, sample[~np.isnan(sample)]))
     return tuple(fitted)

@@ -19,6 +19,7 @@ def criteo_schema(
     num_rows: int | None = None,
     transform: Transform = "log1p_standardise",
     missing_indicator: bool = False,
+    buckets: int = 0,
     valid: float = 0.0,
     test: float = 0.2,
 ) -> DataSchema:
@@ -29,6 +30,7 @@ def criteo_schema(
         num_rows: of a table, at most.
         transform: of the 13 counts.
         missing_indicator: whether the model is told which counts are absent.
+        buckets: of each count, as a further feature; 0 for none.
         valid: share of all rows between training and test part.
         test: share of all rows at the end.
     """
@@ -36,7 +38,7 @@ def criteo_schema(
         format="criteo",
         label=criteo.LABEL,
         numeric=tuple(
-            NumericColumn(name=name, transform=transform, missing_indicator=missing_indicator)
+            NumericColumn(name=name, transform=transform, missing_indicator=missing_indicator, buckets=buckets)
             for name in criteo.NUMERIC
         ),
         categorical=tuple(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlrm.data.dataset import Array, IntArray
-from dlrm.data.schema import NumericColumn
+from dlrm.data.schema import FIRST_ID_ROW, MISSING_ROW, NumericColumn
 
 SAMPLE_ROWS = 100_000  # of the training part, for quantiles
 KNOTS = 1_001  # quantiles that are kept
@@ -35,6 +35,7 @@ class FittedTransform:
         knots: quantile only: distinct quantiles of the training values, ascending.
         ranks: quantile only: the rank of each knot, in [0, 1].
         missing_indicator: whether a second column says where the value is absent.
+        edges: between buckets, ascending; without them there are no buckets.
         count: training values that are there.
     """
 
@@ -45,6 +46,7 @@ class FittedTransform:
     deviation: float = 1.0
     knots: tuple[float, ...] = ()
     ranks: tuple[float, ...] = ()
+    edges: tuple[float, ...] = ()
     missing_indicator: bool = False
 
     @property
@@ -62,6 +64,16 @@ class FittedTransform:
             out = (out - self.mean) / self.deviation
         columns = [np.where(absent, 0.0, out).astype(np.float32)]
         return [*columns, absent.astype(np.float32)] if self.missing_indicator else columns
+
+    @property
+    def bucket_rows(self) -> int:
+        """The rows of the table on the column's buckets; 0 if it has none."""
+        return FIRST_ID_ROW + len(self.edges) + 1 if self.edges else 0
+
+    def find_buckets(self, numbers: Array) -> IntArray:
+        """Return each number's row in the table on buckets, as int32."""
+        buckets = FIRST_ID_ROW + np.searchsorted(self.edges, numbers, side="right")
+        return np.where(np.isnan(numbers), MISSING_ROW, buckets).astype(np.int32)
 
 
 def take_logarithm(transform: str, numbers: Array) -> Array:
@@ -120,8 +132,17 @@ def fit_transform(column: NumericColumn, moments: Moments, sample: Array) -> Fit
         deviation=(deviation or 1.0) if scaled else 1.0,
         knots=tuple(knots.tolist()) if column.transform == "quantile" else (),
         ranks=tuple(ranks.tolist()) if column.transform == "quantile" else (),
+        edges=_find_edges(sample, column.buckets),
         missing_indicator=column.missing_indicator,
     )
+
+
+def _find_edges(sample: Array, buckets: int) -> tuple[float, ...]:
+    """Return what lies between buckets of equally many values; a value that fills several has one of its own."""
+    if not buckets:
+        return ()
+    quantiles = np.quantile(sample, np.arange(1, buckets) / buckets, method="higher")
+    return tuple(np.unique(quantiles[quantiles > sample.min()]).tolist())
 
 
 def _fit_quantiles(ordered: Array) -> tuple[Array, Array]:

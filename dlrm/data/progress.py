@@ -17,12 +17,16 @@ class ProgressBar:
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
+        self._stage = ""
 
     def __call__(self, stage: str, share: float, rows: int) -> None:
         """Show that `share` of a stage is done."""
-        if self._bar is None or self._bar.desc != stage:
+        if self._bar is None or self._stage != stage:
             self.close()
+            self._stage = stage
             self._bar = tqdm(desc=stage, total=1.0, bar_format=FORMAT, disable=None, leave=True)
+        if self._bar.disable:
+            return
         seconds = max(self._bar.format_dict["elapsed"], 1e-9)
         self._bar.set_postfix_str(f"{rows:,} rows, {rows / seconds:,.0f}/s", refresh=False)
         self._bar.update(share - self._bar.n)

@@ -21,11 +21,18 @@ class NumericColumn:
         name: column in the source.
         transform: `log1p` is sign(x) * log(1 + |x|); `quantile` maps to the rank in [0, 1] among training values.
         missing_indicator: add a second column, `<name>:missing`, that is 1 where the value is absent.
+        buckets: also a feature, `<name>:bucket`, whose ids are so many buckets of equally many training values; it lets
+            a linear part of the model follow any curve. 0 makes none.
     """
 
     name: str
     transform: Transform = "log1p_standardise"
     missing_indicator: bool = False
+    buckets: int = 0
+
+    def __post_init__(self) -> None:
+        if self.buckets < 0 or self.buckets == 1:
+            raise ValueError(f"numeric '{self.name}': expected buckets = 0 or at least 2, got {self.buckets}")
 
 
 @dataclass(frozen=True, kw_only=True)
