@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -61,6 +62,37 @@ def test_the_doctor_knows_the_versions_that_are_pinned() -> None:
         assert f"{name}=={version}" in dependencies
     names = {requirement.partition("==")[0] for requirement in dependencies}
     assert names.isdisjoint({"torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu"}), "the doctor installs these"
+
+
+# torchrec imports the first three, torch.utils.tensorboard the last
+IMPORTED_ELSEWHERE = {"tensordict", "torchmetrics", "pyre-extensions", "tensorboard"}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    imported = set()
+    for package in PACKAGES:
+        for file in (REPOSITORY / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    imported.add(node.module.split(".")[0])
+    third_party = {name.replace("_", "-") for name in imported - set(sys.stdlib_module_names) - set(PACKAGES)}
+    declared = {line.partition("==")[0] for line in read_pyproject()["project"]["dependencies"]}
+    installed_by_the_doctor = {"torchrec", "fbgemm-gpu"}
+    assert third_party - installed_by_the_doctor == declared - (IMPORTED_ELSEWHERE - third_party)
+
+
+def test_the_page_on_dependencies_says_what_each_earns() -> None:
+    page = (REPOSITORY / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    named = {name for row in re.findall(r"^\| ([a-z0-9, -]+) \|", page, re.MULTILINE) for name in row.split(", ")}
+    project = read_pyproject()["project"]
+    declared = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    expected = {re.split(r"==|\[", line)[0] for line in declared} | {"torchrec", "fbgemm", "timm"}
+    assert named - {"package"} == expected
 
 
 @pytest.mark.long
