@@ -7,7 +7,8 @@ SHELL := /bin/sh
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+# pip would report as conflicts what is meant: torchrec without fbgemm-gpu, timm without torchvision.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check -qq install --no-warn-conflicts
 # torchvision, which timm asks for, has no build for every torch build; the reference optimizer in timm does not use it.
 TIMM := timm==1.0.31
 SETTINGS := pyproject.toml constraints.txt deploy/doctor.py Makefile
@@ -55,19 +56,19 @@ clean:
 # The stamps lie inside the environment, so that they go when it goes.
 $(VENV)/.train: $(SETTINGS) | $(BIN)/python
 	@echo "installing recforge into $(VENV) (a few minutes the first time)"
-	@$(PIP) install -c constraints.txt -e .
+	@$(INSTALL) -c constraints.txt -e .
 	@$(BIN)/recforge doctor --fix
 	@touch $@
 
 $(VENV)/.test: $(SETTINGS) | $(BIN)/python
 	@echo "installing recforge and its test tools into $(VENV) (a few minutes the first time)"
-	@$(PIP) install -c constraints.txt -e '.[test]'
-	@$(PIP) install --no-deps $(TIMM)
+	@$(INSTALL) -c constraints.txt -e '.[test]'
+	@$(INSTALL) --no-deps $(TIMM)
 	@$(BIN)/recforge doctor --fix
 	@touch $(VENV)/.train $@
 
 $(VENV)/.docs: $(SETTINGS) | $(VENV)/.train
-	@$(PIP) install -c constraints.txt -e '.[docs]'
+	@$(INSTALL) -c constraints.txt -e '.[docs]'
 	@touch $@
 
 # fbgemm has wheels for these versions of Python and no others.
