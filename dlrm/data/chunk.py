@@ -116,9 +116,7 @@ def _join_ids(columns: Sequence[Ids]) -> Ids:
         return_index=True,
         return_inverse=True,
     )
-    values = pa.concat_arrays(
-        [column.values.take(pa.array(here)) for column, here in zip(columns, used, strict=True)]
-    )
+    values = pa.concat_arrays([column.values.take(pa.array(here)) for column, here in zip(columns, used, strict=True)])
     flat, place = [], 0
     for column, here in zip(columns, used, strict=True):
         rank = np.full(len(column.keys) + 1, MISSING_CODE, dtype=np.int32)

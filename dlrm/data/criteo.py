@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dlrm.data.source import TextForm, find_files, read_header
@@ -13,7 +14,7 @@ COLUMNS = (LABEL, *NUMERIC, *CATEGORICAL)
 PATTERNS = ("train*", "day_*", "*.tsv*", "*.txt*")
 
 
-def find_criteo(sources: list[Path]) -> list[tuple[Path, TextForm]]:
+def find_criteo(sources: Sequence[Path]) -> list[tuple[Path, TextForm]]:
     """Return the log's files; of a folder, `train*` or `day_*` in natural order.
 
     Raises:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from dlrm.data.criteo import find_criteo
 from dlrm.data.movielens import MovieLensFiles, find_movielens, join_attributes
-from dlrm.data.schema import DataSchema
+from dlrm.data.schema import DataSchema, SourceFormat
 from dlrm.data.source import Block, TextBlocks, TextForm, find_files, read_header
 from dlrm.data.tabular import Wanted, parse_text, plan_parquet, read_parquet
 
@@ -76,8 +76,7 @@ def open_source(schema: DataSchema, sources: Sequence[Path | str]) -> Source:
     Raises:
         ValueError: a file is absent or of another form, or a column is absent; it is named with what was found.
     """
-    paths = [Path(source) for source in sources]
-    source = _find(schema, paths)
+    source = find_source(schema.format, [Path(source) for source in sources])
     for file, columns in zip(source.files, source.columns, strict=True):
         for name in Wanted.of(schema).types:
             if columns and name not in columns:
@@ -89,19 +88,23 @@ def open_source(schema: DataSchema, sources: Sequence[Path | str]) -> Source:
     return source
 
 
-def _find(schema: DataSchema, paths: list[Path]) -> Source:
-    if schema.format == "criteo":
-        pairs = find_criteo(paths)
-    elif schema.format == "movielens":
+def find_source(kind: SourceFormat, paths: Sequence[Path]) -> Source:
+    """Find the files of a source and read what columns they have.
+
+    Raises:
+        ValueError: a file is absent or of another form.
+    """
+    if kind == "movielens":
         joined = find_movielens(paths)
-        columns = tuple(joined.columns)
         inter = joined.interactions
-        return Source(files=(Path(inter.path),), forms=(inter.form,), columns=(columns,), joined=joined)
-    elif schema.format == "parquet":
+        return Source(files=(Path(inter.path),), forms=(inter.form,), columns=(tuple(joined.columns),), joined=joined)
+    if kind == "parquet":
         files = find_files(paths, PATTERNS["parquet"])
-        return Source(files=files, forms=(None,) * len(files), columns=tuple(_parquet_columns(file) for file in files))
+        return Source(files=files, forms=(None,) * len(files), columns=tuple(map(_parquet_columns, files)))
+    if kind == "criteo":
+        pairs = find_criteo(paths)
     else:
-        pairs = [(file, read_text_form(file, schema.format)) for file in find_files(paths, PATTERNS[schema.format])]
+        pairs = [(file, read_text_form(file, kind)) for file in find_files(paths, PATTERNS[kind])]
     return Source(
         files=tuple(file for file, _ in pairs),
         forms=tuple(form for _, form in pairs),

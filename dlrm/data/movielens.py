@@ -6,6 +6,7 @@ separated by spaces). MovieLens and many other sets exist in this form (https://
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -46,7 +47,7 @@ class MovieLensFiles:
         return found
 
 
-def find_movielens(sources: list[Path]) -> MovieLensFiles:
+def find_movielens(sources: Sequence[Path]) -> MovieLensFiles:
     """Return the `.inter` file, and the `.user` and `.item` files of the same name where there are some.
 
     Raises:

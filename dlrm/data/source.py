@@ -189,7 +189,7 @@ class TextBlocks:
         skip = form.has_header
         while text := rest + stream.read(self._block_bytes - len(rest)):
             at_end = len(text) < self._block_bytes
-            end = len(text) if at_end else _last_row_end(text, form.quoted)
+            end = len(text) if at_end else last_row_end(text, form.quoted)
             if not end:
                 raise ValueError(
                     f"{path}, line {line}: expected a row of at most {self._block_bytes} bytes, found no end of one; "
@@ -202,7 +202,7 @@ class TextBlocks:
                 header = _first_row_end(block, form.quoted)
                 line += block.count(b"\n", 0, header)
                 block, start, skip = block[header:], start + header, False
-            if block.strip():
+            if block and not block.isspace():
                 yield start, line, block
             start, line = start + len(block), line + block.count(b"\n")
 
@@ -213,7 +213,7 @@ class TextBlocks:
         os.replace(scratch, path)
 
 
-def _last_row_end(text: bytes, quoted: bool) -> int:
+def last_row_end(text: bytes, quoted: bool) -> int:
     """Return where the last whole row ends, given that `text` begins with a row; 0 if there is no end of a row."""
     end = text.rfind(b"\n")
     if not quoted:
