@@ -209,6 +209,15 @@ def test_gradients_are_left_as_they_were() -> None:
     assert torch.equal(param.grad, gradient)
 
 
+def test_only_large_gradients_are_scaled() -> None:
+    """With a large eps, the one thing that makes the gradients' scale matter."""
+    weight, gradient = torch.randn(4, 4), torch.full((4, 4), 0.25)
+    plain = one_step(weight, gradient, eps=1.0, lr=0.1, exclude_1d=False)
+    assert torch.equal(one_step(weight, gradient, eps=1.0, lr=0.1, max_grad_norm=1.0), plain)
+    assert torch.equal(one_step(weight, gradient * 8, eps=1.0, lr=0.1, max_grad_norm=1.0), plain)
+    assert not torch.equal(one_step(weight, gradient * 8, eps=1.0, lr=0.1), plain)
+
+
 def test_norms_of_large_tensors_are_accurate() -> None:
     tensor = torch.full((4_000_000,), 0.1)
     assert float(layer_norms([tensor])[0]) == pytest.approx(float(tensor[0]) * 2000.0, rel=2e-7)

@@ -166,9 +166,11 @@ def test_calibration_bins_share_the_labels_of_tied_rows() -> None:
     assert len(measure(logits[:3], labels[:3]).calibration_curve) == 3
 
 
-def test_the_largest_segments_are_reported() -> None:
-    logits, labels, segments = clicks(20_000, seed=2)
-    values = measure(logits, labels, segments, max_segments=5, chunk_rows=301)
+@pytest.mark.parametrize("chunk_rows", [301, 1 << 17])
+def test_the_largest_segments_are_reported(chunk_rows: int) -> None:
+    logits, labels, ranks = clicks(20_000, seed=2)
+    segments = ranks * 48271 % (2**31 - 1)  # large ones anywhere between small ones
+    values = measure(logits, labels, segments, max_segments=5, chunk_rows=chunk_rows)
     ids, counts = np.unique(segments, return_counts=True)
     expected = ids[np.lexsort((ids, -counts))][:5]
     assert [s.segment for s in values.segments] == expected.tolist()
@@ -177,8 +179,14 @@ def test_the_largest_segments_are_reported() -> None:
         assert found.samples == rows.sum()
         assert found.auc == pytest.approx(roc_auc_score(labels[rows], logits[rows]), abs=1e-14)
         assert found.calibration == pytest.approx(sigmoid(logits[rows]).mean() / labels[rows].mean(), rel=1e-6)
-    same_rows = measure(logits, labels, chunk_rows=301)
-    assert same(MetricValues(**{**vars(values), "segments": ()}), same_rows)
+    without = measure(logits, labels, chunk_rows=chunk_rows)
+    assert same(MetricValues(**{**vars(values), "segments": ()}), without)
+
+
+@pytest.mark.parametrize("chunk_rows", [2, 7, 100])
+def test_of_segments_of_one_size_the_first_are_reported(chunk_rows: int) -> None:
+    values = measure(np.zeros(60), np.zeros(60), np.arange(60) % 20, max_segments=3, chunk_rows=chunk_rows)
+    assert [(s.segment, s.samples) for s in values.segments] == [(0, 3), (1, 3), (2, 3)]
 
 
 def test_segments_reach_to_the_largest_id() -> None:
@@ -296,17 +304,28 @@ def test_memory_does_not_grow_with_rows() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_a_full_disk_is_one_clear_error() -> None:
-    result = run_python(
-        "import resource, numpy as np\n"
-        "from dlrm.training.metrics import BinaryMetrics\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, -1))\n"
-        "with BinaryMetrics() as metrics:\n"
-        "    metrics.update(np.zeros(100), np.zeros(100))\n"
-        "    metrics.update(np.zeros(100), np.zeros(100))\n"
-    )
-    assert result.returncode == 1
-    assert "OSError: [Errno 27] cannot write row 100 of the scores of an evaluation" in result.stderr
+FULL_DISK = """
+import resource
+import numpy as np
+from dlrm.training.metrics import BinaryMetrics
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, -1))
+with BinaryMetrics() as metrics:
+    metrics.update(np.ones(100), np.ones(100))
+    try:
+        metrics.update(np.full(100, 2.0), np.zeros(100))
+    except OSError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+    metrics.update(np.zeros(100), np.zeros(100))
+    print(metrics.compute().samples, metrics.compute().auc)
+"""
+
+
+def test_a_full_disk_is_one_clear_error_and_what_was_written_stays() -> None:
+    result = run_python(FULL_DISK)
+    error, values = result.stdout.splitlines()
+    assert error.startswith("[Errno 27] cannot write row 100 of the scores of an evaluation (8 bytes each) in ")
+    assert values == "200 1.0"
 
 
 def test_metrics_do_not_import_torch() -> None:
