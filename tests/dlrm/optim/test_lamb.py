@@ -210,12 +210,13 @@ def test_gradients_are_left_as_they_were() -> None:
 
 
 def test_only_large_gradients_are_scaled() -> None:
-    """With a large eps, the one thing that makes the gradients' scale matter."""
-    weight, gradient = torch.randn(4, 4), torch.full((4, 4), 0.25)
-    plain = one_step(weight, gradient, eps=1.0, lr=0.1, exclude_1d=False)
-    assert torch.equal(one_step(weight, gradient, eps=1.0, lr=0.1, max_grad_norm=1.0), plain)
-    assert torch.equal(one_step(weight, gradient * 8, eps=1.0, lr=0.1, max_grad_norm=1.0), plain)
-    assert not torch.equal(one_step(weight, gradient * 8, eps=1.0, lr=0.1), plain)
+    """With a large eps, which makes the gradient's scale matter."""
+    weight, gradient = torch.randn(4, 4, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64)
+    gradient *= 2.0 / gradient.norm()
+    plain = one_step(weight, gradient, eps=1.0, lr=0.1)
+    assert torch.equal(one_step(weight, gradient, eps=1.0, lr=0.1, max_grad_norm=10.0), plain)
+    torch.testing.assert_close(one_step(weight, gradient * 8, eps=1.0, lr=0.1, max_grad_norm=2.0), plain)
+    assert float((one_step(weight, gradient * 8, eps=1.0, lr=0.1) - plain).abs().max()) > 1e-3
 
 
 def test_norms_of_large_tensors_are_accurate() -> None:
