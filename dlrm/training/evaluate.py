@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ def evaluate(
     segment_by: str | None = None,
     precision: str = "fp32",
     device: torch.device | str = "cpu",
-    advance: Callable[[int], None] = lambda samples: None,
+    directory: Path | None = None,
 ) -> MetricValues:
     """Measure `model` on one pass over `reader`.
 
@@ -36,7 +36,7 @@ def evaluate(
         segment_by: a feature with one id per row, or a further column of the dataset; AUC is also given per value.
         precision: as in training.
         device: where the model is.
-        advance: called with the samples of each batch, for progress bars.
+        directory: for scores that wait to be sorted, 8 bytes per sample; None is the system's temporary folder.
 
     Raises:
         ValueError: the segment's column does not exist or has several ids per row.
@@ -44,7 +44,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     device = torch.device(device)
-    with BinaryMetrics(segments=segment_by is not None) as metrics:
+    with BinaryMetrics(directory, segments=segment_by is not None) as metrics:
         for batch in reader.batches(batch_size, stop=reader.num_rows):
             with autocast(precision, device.type):
                 logits = model(batch.to(device) if device.type != "cpu" else batch).float().cpu()
@@ -52,17 +52,18 @@ def evaluate(
             if segment_by is not None:
                 segments = torch.from_numpy(reader.dataset.column(reader.split, segment_by, batch.rows.numpy()))
             metrics.update(logits, batch.labels, segments)
-            advance(len(batch))
         values = metrics.compute()
     model.train(was_training)
     return values
 
 
-def evaluate_true_probability(reader: Reader, *, batch_size: int = 65536) -> MetricValues | None:
+def evaluate_true_probability(
+    reader: Reader, *, batch_size: int = 65536, directory: Path | None = None
+) -> MetricValues | None:
     """Measure the probability that the labels were drawn from, where the data holds it: no model can be better."""
     if PROBABILITY not in reader.dataset.info.extra:
         return None
-    with BinaryMetrics() as metrics:
+    with BinaryMetrics(directory) as metrics:
         for start in range(0, reader.num_rows, batch_size):
             rows = np.arange(start, min(start + batch_size, reader.num_rows))
             probability = torch.from_numpy(reader.dataset.column(reader.split, PROBABILITY, rows)).double()

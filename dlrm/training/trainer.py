@@ -219,6 +219,7 @@ class Trainer:
                 segment_by=evaluation.segment_by,
                 precision=self.config.step.precision,
                 device=self.device,
+                directory=self.folder,
             )
 
     def _save(self, *, is_best: bool) -> None:
@@ -256,7 +257,7 @@ class Trainer:
         split = next((name for name in ("test", "valid", "train") if self.dataset.rows(name)), "train")
         reader = Reader(self.dataset, split)
         values = self._measure(reader)
-        truth = evaluate_true_probability(reader)
+        truth = evaluate_true_probability(reader, directory=self.folder)
         progress = self.progress
         log.record(split, progress.samples, _describe(values))
         summary = {
