@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-TORCH = "2.13.0"
+TORCH, TORCH_CUDA = "2.13.0", "13.0"  # the release that is pinned, and what its CUDA build is built for
 # torch release -> (fbgemm, torchrec): fbgemm's compiled code is built against one torch release.
 COMPANIONS = {"2.13": ("1.8.0", "1.8.0"), "2.12": ("1.7.0", "1.7.0"), "2.11": ("1.6.0", "1.6.1")}
 # What torchrec and fbgemm import and recforge does not; both are installed with --no-deps.
@@ -155,12 +155,8 @@ def diagnose(
     _check_torchrec(found, installed, torchrec)
     loads_here = variant == "cpu" or machine.driver_cuda is not None
     if found.fits and loads_here:
-        pins = {
-            "torch": f"torch=={TORCH}",
-            "fbgemm_gpu": f"{FBGEMM[variant]}=={fbgemm}",
-            "torchrec": f"torchrec=={torchrec}",
-        }
-        _check_loading(found, probe, pins)
+        torch = installed.versions["torch"].partition("+")[0]
+        _check_loading(found, probe, (f"torch=={torch}", f"{FBGEMM[variant]}=={fbgemm}", f"torchrec=={torchrec}"))
     return found
 
 
@@ -172,9 +168,10 @@ def _check_driver(found: Diagnosis, machine: Machine, installed: Installation, d
         return "cuda" if device == "cuda" else "cpu"
     variant = "cpu" if device == "cpu" else "cuda"
     too_old = ""
+    needs = installed.torch_cuda or TORCH_CUDA
     # Drivers speak every CUDA release of their major version, so the minor one does not matter.
-    if installed.torch_cuda and speaks[0] < int(installed.torch_cuda.split(".")[0]):
-        too_old = f"too old for torch's CUDA {installed.torch_cuda}"
+    if speaks[0] < int(needs.split(".")[0]):
+        too_old = f"too old for torch's CUDA {needs}"
         variant = "cpu"
         found.notes.append(f"the driver is {too_old}: update it to use the GPU; until then the CPU variant runs")
     # Once the CPU variant stands, an old driver harms nothing, and no pip line could make it newer.
@@ -242,9 +239,9 @@ def _check_torchrec(found: Diagnosis, installed: Installation, version: str) -> 
         found.cure.install += [f"{name}=={LIGHT_NEEDS[name]}" for name in missing]
 
 
-def _check_loading(found: Diagnosis, probe: Callable[[str], str], pins: dict[str, str]) -> None:
+def _check_loading(found: Diagnosis, probe: Callable[[str], str], pins: tuple[str, ...]) -> None:
     """Load the modules one after the other; the first that fails is the one to mend, since the later import it."""
-    for module in MODULES:
+    for module, pin in zip(MODULES, pins, strict=True):
         reason = probe(module)
         if not reason:
             continue
@@ -253,8 +250,8 @@ def _check_loading(found: Diagnosis, probe: Callable[[str], str], pins: dict[str
         if absent and absent[1] not in MODULES:
             found.cure.install.append(absent[1])
         else:
-            found.cure.remove.append(pins[module].partition("==")[0])
-            (found.cure.install if module == "torch" else found.cure.install_alone).append(pins[module])
+            found.cure.remove.append(pin.partition("==")[0])
+            (found.cure.install if module == "torch" else found.cure.install_alone).append(pin)
         return
     found.rows.append(("loading", ", ".join(MODULES), ""))
 
@@ -270,12 +267,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print what fits and what does not; exit status 0 where everything does, else 1."""
     parser = argparse.ArgumentParser(prog="recforge doctor", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--fix", action="store_true", help="run the line that is printed, then look again")
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="auto takes what the machine has; cuda prepares an image for a machine with a GPU",
-    )
+    devices = ("auto", "cpu", "cuda")
+    parser.add_argument("--device", choices=devices, default="auto", help="default: what the machine has")
     arguments = parser.parse_args(argv)
     machine = inspect_machine()
     found = _examine(machine, arguments.device)

@@ -51,6 +51,7 @@ FITTING = {
     "patch releases": (CPU, {**OF_2_11, "torch": "2.11.1+cpu", "torchrec": "1.6.0"}, None, "cpu"),
     "a CUDA torch runs on the CPU": (CPU, {**GOOD_CPU, "torch": "2.13.0"}, "13.0", "cpu"),
     "an old driver does no harm to the CPU variant": (OLD_GPU, {**GOOD_CPU, "torch": "2.13.0"}, "13.0", "cpu"),
+    "a driver too old for any GPU build": (OLD_GPU, GOOD_CPU, None, "cpu"),
     "a driver of the same major version": (doctor.Machine(driver_cuda=(13, 0)), GOOD_GPU, "13.2", "cuda"),
 }
 
@@ -183,6 +184,12 @@ def test_a_module_that_does_not_load_is_named_with_its_reason(
     assert ("loading", module, reason) in found.rows
     assert tried[-1] == module, "what imports a broken module says nothing new"
     assert found.cure.commands() == commands
+
+
+def test_a_broken_torch_is_replaced_by_the_same_release(tmp_path: Path) -> None:
+    installed = fabricate(tmp_path, OF_2_11, None, "cpu")
+    found = doctor.diagnose(CPU, installed, probe=lambda name: "died of signal 11")
+    assert found.cure.commands() == [["uninstall", "-y", "torch"], ["install", "torch==2.11.0"]]
 
 
 def test_nothing_is_loaded_while_versions_do_not_fit(tmp_path: Path) -> None:
