@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Config = TypeVar("Config")
 ERROR, INTERRUPTED = 2, 130
@@ -63,7 +63,9 @@ def run(commands: Mapping[str, Command], argv: Sequence[str] | None = None, *, v
         return _complain(f"{type(error).__name__}: {error} (RECFORGE_TRACEBACK=1 shows where)", 1)
 
 
-def parse(config: type[Config], argv: Sequence[str], *, program: str, description: str, default: Config) -> Config:
+def parse(
+    config: type[Config], argv: Sequence[str], *, program: str, description: str = "", default: Config | None = None
+) -> Config:
     """Make a configuration from flags; whatever is wrong with them is one line, as every other error.
 
     Raises:
@@ -71,19 +73,13 @@ def parse(config: type[Config], argv: Sequence[str], *, program: str, descriptio
     """
     import tyro
 
+    start: dict[str, Any] = {} if default is None else {"default": default}
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                config,
-                prog=program,
-                description=description,
-                default=default,
-                args=argv,
-                config=(tyro.conf.FlagConversionOff,),
-            )
-    except SystemExit as exit:
-        if not exit.code:
+            return tyro.cli(config, prog=program, description=description or None, args=argv, **start)
+    except SystemExit as stop:
+        if not stop.code:
             raise
         words = re.sub("[\u2500-\u257f]", " ", complaint.getvalue()).split()  # without the box that tyro draws
         raise ValueError(" ".join(words)) from None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dlrm.config import EvaluationConfig, ModelConfig, RunConfig, StepConfig, TablesConfig
+from dlrm.data.schema import DataSchema
 from dlrm.optim.config import DenseOptimizerConfig
 from dlrm.optim.lr_schedules import Schedule
 
@@ -18,12 +20,13 @@ class Recipe:
 
     Attributes:
         help: one line for the list of recipes.
-        source: how `--data` is read when it is not a prepared dataset; `synthetic` needs none.
+        source: how `--data` is read when it is not a prepared dataset: by name (`synthetic` needs no data), or the schema
+            and the files of a configuration.
         config: of the run.
     """
 
     help: str
-    source: Source
+    source: Source | tuple[DataSchema, tuple[Path, ...]]
     config: RunConfig
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from dlrm.cli import parse
 from dlrm.data.known import KnownSource, known_schema
 from dlrm.data.schema import DataSchema
 
@@ -50,8 +51,7 @@ class InitArguments:
 
 def run_prepare(argv: list[str]) -> int:
     """Prepare a dataset, or verify one."""
-    config = (tyro.conf.FlagCreatePairsOff,)
-    arguments = tyro.cli(PrepareArguments, prog="recforge prepare", args=argv, config=config)
+    arguments = parse(PrepareArguments, argv, program="recforge prepare")
     if arguments.verify:
         return _verify(arguments)
     schema, sources, out = _find_schema(arguments)
@@ -100,7 +100,7 @@ def _verify(arguments: PrepareArguments) -> int:
 
 def run_init(argv: list[str]) -> int:
     """Infer a schema and write it."""
-    arguments = tyro.cli(InitArguments, prog="recforge init", args=argv)
+    arguments = parse(InitArguments, argv, program="recforge init")
     if not arguments.data:
         raise ValueError("expected a file or folder to look at, got none; see `recforge init --help`")
     from dlrm.data.config_text import write_config
