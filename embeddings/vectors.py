@@ -1,0 +1,98 @@
+"""A vector of numbers in one register, for the loops that Numba's compiler cannot vectorise well by itself.
+
+It must assume that two slices overlap, and checks or reloads; here loads and stores stand where they are written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import types
+from numba.core.cgutils import get_or_insert_function
+from numba.extending import intrinsic, models, register_model
+
+LANES: int = 16 if binding.get_host_cpu_features().get("avx512f") else 8
+"""Numbers per vector: those of the processor's registers."""
+
+_FLOAT = ir.FloatType()
+_FLOATS = ir.VectorType(_FLOAT, LANES)
+_NUMBER_BYTES = 4
+
+
+class _VectorType(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name=f"Vector{LANES}")  # type: ignore[no-untyped-call]
+
+
+@register_model(_VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, numba_type: Any) -> None:
+        super().__init__(manager, numba_type, _FLOATS)
+
+
+_VECTOR = _VectorType()
+
+
+def _address(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    view = context.make_array(signature.args[0])(context, builder, arguments[0])
+    return builder.bitcast(builder.gep(view.data, [arguments[1]]), _FLOATS.as_pointer())
+
+
+def _load(typing_context: Any, numbers: Any, at: Any) -> Any:
+    """Reads ``numbers[at : at + LANES]`` of a contiguous float32 vector; the caller keeps within it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(_address(context, builder, signature, arguments), align=_NUMBER_BYTES)
+
+    return _VECTOR(numbers, at), generate
+
+
+def _store(typing_context: Any, numbers: Any, at: Any, vector: Any) -> Any:
+    """Writes ``numbers[at : at + LANES]`` of a contiguous float32 vector; the caller keeps within it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[2], _address(context, builder, signature, arguments), align=_NUMBER_BYTES)
+        return context.get_dummy_value()
+
+    return types.void(numbers, at, vector), generate
+
+
+def _splat(typing_context: Any, number: Any) -> Any:
+    """Gives a vector of one number."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        undefined, index = ir.Constant(_FLOATS, ir.Undefined), ir.IntType(32)
+        one = builder.insert_element(undefined, arguments[0], index(0))
+        return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(index, LANES), [0] * LANES))
+
+    return _VECTOR(types.float32), generate
+
+
+def _multiply_add(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """Gives ``a * b + c``, rounded once where the processor can."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        a, b, c = arguments
+        return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+
+    return _VECTOR(_VECTOR, _VECTOR, _VECTOR), generate
+
+
+def _total(typing_context: Any, vector: Any) -> Any:
+    """Sums a vector's numbers, in any order."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        name, kind = f"llvm.vector.reduce.fadd.v{LANES}f32", ir.FunctionType(_FLOAT, [_FLOAT, _FLOATS])
+        function = get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
+        return builder.call(function, [_FLOAT(0.0), arguments[0]], fastmath=("reassoc",))
+
+    return types.float32(_VECTOR), generate
+
+
+# Numba calls them with its context in front; who reads the types of kernels must not expect that argument.
+load: Any = intrinsic(_load)
+store: Any = intrinsic(_store)
+splat: Any = intrinsic(_splat)
+multiply_add: Any = intrinsic(_multiply_add)
+total: Any = intrinsic(_total)
