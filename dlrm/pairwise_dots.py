@@ -35,8 +35,8 @@ def pairwise_dots(dense: Tensor, pooled: Tensor) -> Tensor:
 def pairwise_dots_by_products(dense: Tensor, pooled: Tensor) -> Tensor:
     """Computes the same with torch's own operators, on any device and in any precision."""
     batch_size, dim = dense.shape
-    vectors = torch.cat([dense.to(pooled.dtype), pooled], dim=1).view(batch_size, -1, dim)
-    count = vectors.shape[1]
+    count = 1 + pooled.shape[1] // dim
+    vectors = torch.cat([dense.to(pooled.dtype), pooled], dim=1).view(batch_size, count, dim)
     i, j = torch.tril_indices(count, count, offset=-1, device=dense.device)
     return torch.cat([dense, torch.bmm(vectors, vectors.mT)[:, i, j]], dim=1)
 
@@ -44,19 +44,20 @@ def pairwise_dots_by_products(dense: Tensor, pooled: Tensor) -> Tensor:
 @torch.library.custom_op("recforge::pairwise_dots", mutates_args=(), device_types="cpu")
 def _pairwise_dots_on_cpu(dense: Tensor, pooled: Tensor) -> Tensor:
     out = _empty_output(dense, pooled)
-    arrays: list[Any] = [tensor.contiguous().numpy() for tensor in (dense, pooled, out)]
-    _run_by_samples(partial(dot_kernels.pairwise_dots, *arrays), len(dense))
+    _run_by_samples(partial(dot_kernels.pairwise_dots, *_arrays(dense, pooled, out)), len(dense))
     return out
 
 
 @torch.library.custom_op("recforge::pairwise_dots_gradient", mutates_args=(), device_types="cpu")
 def _gradient_on_cpu(dense: Tensor, pooled: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     out = torch.empty(dense.shape), torch.empty(pooled.shape)
-    given = [tensor.contiguous().numpy() for tensor in (dense, pooled, gradient)]
-    _run_by_samples(
-        partial(dot_kernels.pairwise_dots_gradient, *given, *(tensor.numpy() for tensor in out)), len(dense)
-    )
+    arrays = _arrays(dense, pooled, gradient, *out)
+    _run_by_samples(partial(dot_kernels.pairwise_dots_gradient, *arrays), len(dense))
     return out
+
+
+def _arrays(*tensors: Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.contiguous().numpy() for tensor in tensors)
 
 
 def _run_by_samples(kernel: Callable[[int, int], None], batch_size: int) -> None:

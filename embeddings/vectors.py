@@ -22,13 +22,13 @@ _NUMBER_BYTES = 4
 
 class _VectorType(types.Type):
     def __init__(self) -> None:
-        super().__init__(name=f"Vector{LANES}")  # type: ignore[no-untyped-call]
+        super().__init__(name=f"Vector{LANES}")
 
 
 @register_model(_VectorType)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, numba_type: Any) -> None:
-        super().__init__(manager, numba_type, _FLOATS)
+        super().__init__(manager, numba_type, _FLOATS)  # type: ignore[no-untyped-call]
 
 
 _VECTOR = _VectorType()
