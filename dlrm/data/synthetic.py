@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,20 +16,22 @@ from dlrm.data.synthetic_world import (
     CLOCK,
     COLUMNS,
     DAYS,
-    INTERCEPT,
     NUMBERS,
     PAIRS,
     RANK,
-    TREND,
+    Bools,
+    Doubles,
     Floats,
     Ids,
     Vocabulary,
+    base_logits,
     draw_numbers,
     numeric_logits,
 )
 
 SPLITS = ("train", "valid", "test")
 EXTRA = ("time", "probability")
+FITTED_ROWS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +55,22 @@ class SyntheticConfig:
     rows_per_part: int = 100_000
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "num_train": 1,
-            "num_valid": 0,
-            "num_test": 0,
-            "seed": 0,
-            "max_ids": 1,
-            "rows_per_part": 1,
-        }.items():
+        for name, least in _LEAST.items():
             if getattr(self, name) < least:
-                raise ValueError(f"synthetic data: expected {name} >= {least}, got {getattr(self, name)}")
+                raise ValueError(f"SyntheticConfig: expected {name} >= {least}, got {getattr(self, name)}")
 
     @property
     def rows(self) -> dict[str, int]:
         """Rows of each split, in order of time."""
         return dict(zip(SPLITS, (self.num_train, self.num_valid, self.num_test), strict=True))
+
+    @property
+    def first_rows(self) -> dict[str, int]:
+        """Rows before each split."""
+        return dict(zip(SPLITS, (0, self.num_train, self.num_train + self.num_valid), strict=True))
+
+
+_LEAST = {"num_train": 1, "num_valid": 0, "num_test": 0, "seed": 0, "max_ids": 2, "rows_per_part": 1}
 
 
 def generate(
@@ -83,23 +87,23 @@ def generate(
     Raises:
         ValueError: `out` holds another dataset.
     """
-    origin = {"synthetic": asdict(config)}
+    origin: dict[str, Any] = {"synthetic": asdict(config)}
     if (out / DESCRIPTION).is_file():
         present = Dataset(out)
         if present.info.origin == json.loads(json.dumps(origin)):
             return present
-        raise ValueError(f"{out} holds another dataset; name another folder or remove this one")
+        raise ValueError(f"expected no dataset or the same one in {out}, found another; name another folder")
     log = ClickLog(config)
     places = [(split, part) for split in SPLITS for part in range(-(-config.rows[split] // config.rows_per_part))]
     splits: dict[str, tuple[PartInfo, ...]] = {split: () for split in SPLITS if config.rows[split]}
+    done, total = 0, sum(config.rows.values())
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="synthetic") as pool:
-        written = pool.map(lambda place: write_part(out, *place, log.draw_part(*place)), places)
-        done = 0
-        for (split, _), info in zip(places, written, strict=True):
+        parts = pool.map(lambda place: write_part(out, place[0], place[1], log.draw_part(*place)), places)
+        for (split, _), info in zip(places, parts, strict=True):
             splits[split] += (info,)
             done += info.rows
             if progress:
-                progress(done, sum(config.rows.values()))
+                progress(done, total)
     log.describe(splits, origin).write(out)
     return Dataset(out)
 
@@ -125,32 +129,36 @@ class ClickLog:
             )
             for index, column in enumerate(COLUMNS)
         ]
-        for vocabulary in self._vocabularies:
-            vocabulary.row_of_id  # noqa: B018  computed once, before threads share it
-        by_name = {column.name: vocabulary for column, vocabulary in zip(COLUMNS, self._vocabularies, strict=True)}
-        self._meetings: list[dict[str, Floats]] = []
+        by_name = {vocabulary.column.name: vocabulary for vocabulary in self._vocabularies}
+        self._pairs: list[dict[str, Floats]] = []
         for index, (first, second, weight) in enumerate(PAIRS):
             rng = np.random.default_rng([config.seed, 2, index])
             left, right = (by_name[name].draw_effects(rng, RANK) for name in (first, second))
-            self._meetings.append({first: left * np.float32(weight / RANK**0.5), second: right})
-        numbers = draw_numbers(self._rng("train", 0, 0), min(config.num_train, config.rows_per_part))
-        self._means, self._deviations = np.nanmean(numbers, axis=0), np.nanstd(numbers, axis=0) + np.float32(1e-6)
+            self._pairs.append({first: left * np.float32(weight / RANK**0.5), second: right})
+        # Numbers do not drift: any sample has the training part's means, and no held-out row is looked at.
+        sample = draw_numbers(np.random.default_rng([config.seed, 4]), FITTED_ROWS)
+        self._means, self._deviations = np.nanmean(sample, axis=0), np.nanstd(sample, axis=0)
 
-    def describe(self, splits: dict[str, tuple[PartInfo, ...]], origin: dict[str, object]) -> DatasetInfo:
+    def describe(self, splits: dict[str, tuple[PartInfo, ...]], origin: dict[str, Any]) -> DatasetInfo:
         """Return the contents of `dataset.json` for these parts."""
-        firsts = dict(zip(SPLITS, np.cumsum([0, self.config.num_train, self.config.num_valid]), strict=True))
-        days = DAYS / self._total
+        starts, days = self.config.first_rows, DAYS / self._total
         return DatasetInfo(
-            numeric=tuple(number.name for number in NUMBERS)
-            + tuple(f"{number.name}:missing" for number in NUMBERS if number.missing is not None),
+            numeric=tuple(
+                name
+                for number in NUMBERS
+                for name in ((number.name,) if number.missing is None else (number.name, f"{number.name}:missing"))
+            ),
             features=tuple(
-                FeatureInfo(name=column.name, num_rows=ids.num_rows, is_list=column.mean_length is not None)
-                for column, ids in zip(COLUMNS, self._vocabularies, strict=True)
+                FeatureInfo(
+                    name=vocabulary.column.name,
+                    num_rows=vocabulary.num_rows,
+                    is_list=vocabulary.column.mean_length is not None,
+                )
+                for vocabulary in self._vocabularies
             ),
             splits=splits,
             time_ranges={
-                split: (float(firsts[split] * days), float((firsts[split] + self.config.rows[split]) * days))
-                for split in splits
+                split: (starts[split] * days, (starts[split] + self.config.rows[split]) * days) for split in splits
             },
             extra=EXTRA,
             origin=origin,
@@ -158,59 +166,82 @@ class ClickLog:
 
     def draw_part(self, split: str, part: int) -> Part:
         """Return the rows of one part, in order of time."""
-        before = sum(self.config.rows[earlier] for earlier in SPLITS[: SPLITS.index(split)])
-        first = before + part * self.config.rows_per_part
-        rows = min(self.config.rows_per_part, before + self.config.rows[split] - first)
-        values = draw_numbers(self._rng(split, part, 0), rows)
-        rng = self._rng(split, part, 1)
-        when = (first + np.arange(rows) + rng.random(rows)) / self._total
+        config = self.config
+        start = part * config.rows_per_part
+        rows = min(config.rows_per_part, config.rows[split] - start)
+        rng = self._rng(split, part, 0)
+        when = (config.first_rows[split] + start + np.arange(rows) + rng.random(rows)) / self._total
+        values = draw_numbers(self._rng(split, part, 1), rows)
         absent = np.isnan(values)
         values = np.where(absent, np.float32(0), (values - self._means) / self._deviations)
-        logits = numeric_logits(values, absent) + (INTERCEPT + TREND * (0.5 - when)).astype(np.float32)
-        features: dict[str, IntArray | Bags] = {}
-        waiting: dict[int, Floats] = {}
-        for vocabulary in self._vocabularies:
-            ids, offsets = self._draw_ids(rng, vocabulary, when)
-            name = vocabulary.column.name
-            rows_of_ids = vocabulary.row_of_id[ids]
-            features[name] = rows_of_ids if offsets is None else Bags(offsets=offsets, values=rows_of_ids)
-            logits += _pool(vocabulary.own[ids], offsets)
-            for index, sides in enumerate(self._meetings):
-                if name in sides:
-                    side = _pool(sides[name][ids], offsets)
-                    if index in waiting:
-                        logits += (waiting.pop(index) * side).sum(axis=1)
-                    else:
-                        waiting[index] = side
-        probability = (1 / (1 + np.exp(-logits))).astype(np.float32)
+        features, logits = self._draw_features(rng, when)
+        logits += numeric_logits(values, absent) + base_logits(when)
+        probability = 1 / (1 + np.exp(-logits))
         return Part(
             label=(rng.random(rows, dtype=np.float32) < probability).astype(np.uint8),
-            numeric=np.hstack([values, absent[:, [number.missing is not None for number in NUMBERS]]]),
+            numeric=_interleave(values, absent),
             features=features,
             extra={"time": when * DAYS, "probability": probability},
         )
 
-    def _draw_ids(self, rng: np.random.Generator, vocabulary: Vocabulary, when: Floats) -> tuple[Ids, Ids | None]:
-        """Return ids, and for a list column the offsets of each row's."""
-        column, rows = vocabulary.column, len(when)
-        if column.name == CLOCK:
-            return (when * DAYS * 24).astype(np.int64) % vocabulary.ids, None
-        present = rng.random(rows, dtype=np.float32) >= column.missing
-        offsets = None
-        if column.mean_length:
-            offsets = np.append(0, np.cumsum((1 + rng.poisson(column.mean_length - 1, rows)) * present))
-        cumulative = np.cumsum(vocabulary.popularity(float(when[len(when) // 2])))
-        draws = rng.random(rows if offsets is None else offsets[-1]) * cumulative[-1]
-        ids = np.searchsorted(cumulative, draws, side="right")
-        return (np.where(present, ids, vocabulary.ids) if offsets is None else ids), offsets
+    def _draw_features(self, rng: np.random.Generator, when: Doubles) -> tuple[dict[str, IntArray | Bags], Floats]:
+        """Return the table rows of every column, and what the ids add to the logits."""
+        features: dict[str, IntArray | Bags] = {}
+        logits = np.zeros(len(when), dtype=np.float32)
+        waiting: dict[int, Floats] = {}
+        for vocabulary in self._vocabularies:
+            name = vocabulary.column.name
+            ids, offsets = _draw_ids(rng, vocabulary, when)
+            table_rows = vocabulary.row_of_id[ids]
+            features[name] = table_rows if offsets is None else Bags(offsets=offsets, values=table_rows)
+            logits += _pool(vocabulary.own[ids], offsets)
+            for index, sides in enumerate(self._pairs):
+                if name not in sides:
+                    continue
+                side = _pool(sides[name][ids], offsets)
+                if index in waiting:
+                    logits += np.einsum("ij,ij->i", waiting.pop(index), side)
+                else:
+                    waiting[index] = side
+        return features, logits
 
     def _rng(self, split: str, part: int, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, 3, SPLITS.index(split), part, purpose])
 
 
-def _pool(values: Floats, offsets: Ids | None) -> Floats:
-    """Return the sum of each bag, or the values as they are if there is one per row."""
+def _draw_ids(rng: np.random.Generator, vocabulary: Vocabulary, when: Doubles) -> tuple[Ids, Ids | None]:
+    """Return the ids at times `when`, and for a list column where each row's begin and end."""
+    column, rows = vocabulary.column, len(when)
+    if column.name == CLOCK:
+        return (when * DAYS * 24).astype(np.int64) % vocabulary.ids, None
+    absent = rng.random(rows, dtype=np.float32) < column.missing
+    if column.mean_length is None:
+        offsets, count, absent_places = None, rows, np.flatnonzero(absent)
+    else:
+        offsets = np.append(0, np.cumsum(np.where(absent, 1, rng.poisson(column.mean_length, rows))))
+        count, absent_places = int(offsets[-1]), offsets[:-1][absent]
+    # Counts of independent draws, in random order, are independent draws, and cheaper than inverting a distribution.
+    counts = rng.multinomial(count, vocabulary.popularity(float(when[rows // 2])))
+    ids = np.repeat(np.arange(vocabulary.ids), counts)
+    rng.shuffle(ids)
+    ids[absent_places] = vocabulary.ids
+    return ids, offsets
+
+
+def _pool(effects: Floats, offsets: Ids | None) -> Floats:
+    """Return the sum over each bag, or the effects as they are where there is one id per row."""
     if offsets is None:
-        return values
-    sums = np.concatenate([np.zeros_like(values[:1], dtype=np.float64), np.cumsum(values, axis=0, dtype=np.float64)])
-    return (sums[offsets[1:]] - sums[offsets[:-1]]).astype(np.float32)
+        return effects
+    sums = np.zeros((len(effects) + 1, *effects.shape[1:]))
+    np.cumsum(effects, axis=0, dtype=np.float64, out=sums[1:])
+    return np.asarray(sums[offsets[1:]] - sums[offsets[:-1]], dtype=np.float32)
+
+
+def _interleave(values: Floats, absent: Bools) -> Floats:
+    """Return the numeric columns, each that may be missing with its indicator behind it."""
+    columns = [
+        column
+        for index, number in enumerate(NUMBERS)
+        for column in ((values[:, index],) if number.missing is None else (values[:, index], absent[:, index]))
+    ]
+    return np.stack(columns, axis=1).astype(np.float32, copy=False)

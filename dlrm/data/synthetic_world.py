@@ -13,14 +13,16 @@ from dlrm.data.schema import FIRST_ID_ROW, MISSING_ROW, OUT_OF_VOCABULARY_ROW
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 Doubles: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 Ids: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
+Bools: TypeAlias = "np.ndarray[Any, np.dtype[np.bool_]]"
 Rows: TypeAlias = "np.ndarray[Any, np.dtype[np.int32]]"
 
 DAYS = 10.0
 RANK = 2  # dimensions of the space in which the two ids of an interaction meet
 MIN_COUNT = 2  # an id expected less often than this in the training part has no row of its own, as in `prepare`
-HALF_EFFECT = 2e-4  # popularity at which an id deviates half as far as a popular one
+HALF_EFFECT = 1e-3  # popularity at which an id deviates half as far as a popular one
 DRIFT, NEWBORN = 0.5, 0.1  # deviation of the change of log popularity in DAYS; share of ids that appear on the way
-INTERCEPT, TREND = -1.75, 0.5
+ALWAYS_THERE = 10  # the most popular ids of a column do not appear on the way
+INTERCEPT, TREND = -1.7, 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +97,11 @@ COLUMNS = (
 )
 CLOCK = "hour"  # this column is read off the clock instead of drawn
 PAIRS = (
-    ("user_segment", "item_category", 0.5),
-    ("publisher", "ad_slot", 0.45),
-    ("interests", "item_category", 0.4),
-    ("country", "advertiser", 0.35),
-    ("device_type", "hour", 0.3),
-    ("publisher", "campaign", 0.3),
+    ("user_segment", "item_category", 0.65),
+    ("publisher", "ad_slot", 0.6),
+    ("interests", "item_category", 0.5),
+    ("country", "advertiser", 0.45),
+    ("device_type", "hour", 0.35),
 )
 NUMBERS = (
     Number(name="views_hour", mu=0.5, sigma=1.0, slope=0.15),
@@ -145,36 +146,37 @@ class Vocabulary:
         rng = np.random.default_rng([seed, 1, index])
         self._popularity = (np.arange(self.ids) + 2.0) ** -column.zipf
         self._popularity /= self._popularity.sum()
-        drifts = column.name != CLOCK
-        self._drift = DRIFT * drifts * rng.standard_normal(self.ids)
-        self._birth = np.where(rng.random(self.ids) < NEWBORN * drifts, rng.random(self.ids), 0.0)
-        self._num_train, self._train_share = num_train * (column.mean_length or 1.0), train_share
-        present = self._popularity * (1 - column.missing)
-        self._shares = present if column.mean_length else np.append(present, column.missing)
-        self.own = self.draw_effects(rng, 1)[:, 0] * column.weight
+        self._drift = DRIFT * rng.standard_normal(self.ids)
+        newborn = (rng.random(self.ids) < NEWBORN) & (np.arange(self.ids) >= ALWAYS_THERE)
+        self._birth = np.where(newborn, rng.random(self.ids), 0.0)
+        self._num_train, self._train_share = num_train, train_share
+        length = 1.0 if column.mean_length is None else column.mean_length
+        self._frequency = np.append(self._popularity * (1 - column.missing) * length, column.missing)
+        self.own = self.draw_effects(rng, 1)[:, 0] * np.float32(column.weight)
 
     def draw_effects(self, rng: np.random.Generator, width: int) -> Floats:
-        """Return [ids + 1, width] effects, the last row for a missing value: mean 0, variance 1 per row of the log."""
+        """Return [ids + 1, width] effects, the last for a missing value; over rows of the log mean 0, variance 1."""
         effects = rng.standard_normal((self.ids + 1, width))
         known = np.append(self._popularity, self.column.missing)
         effects *= np.sqrt(known / (known + HALF_EFFECT))[:, None]
-        shares = np.resize(self._shares, self.ids + 1) * (np.arange(self.ids + 1) < len(self._shares))
-        effects -= shares @ effects / shares.sum()
-        effects /= np.sqrt(shares @ effects**2 * (self.column.mean_length or 1.0))
+        effects -= self._frequency @ effects / self._frequency.sum()
+        effects /= np.sqrt(self._frequency @ effects**2)
         return effects.astype(np.float32)
 
     def popularity(self, when: float) -> Doubles:
         """Return the ids' probabilities after this share of DAYS."""
         weights = self._popularity * np.exp(self._drift * (when - 0.5)) * (self._birth <= when)
-        return weights / weights.sum()
+        return np.asarray(weights / weights.sum())
 
     @cached_property
     def row_of_id(self) -> Rows:
         """The table's row of each id, the most popular first; the last entry is that of a missing value."""
+        if self.column.name == CLOCK:
+            return np.append(np.arange(self.ids) + FIRST_ID_ROW, MISSING_ROW).astype(np.int32)
         moments = (np.arange(16) + 0.5) / 16 * self._train_share
-        expected = np.mean([self.popularity(moment) for moment in moments], axis=0) * self._num_train
-        frequent = np.flatnonzero(expected * (1 - self.column.missing) >= MIN_COUNT)
-        rows = np.full(self.ids + 1, OUT_OF_VOCABULARY_ROW, dtype=np.int32)
+        expected = np.mean([self.popularity(moment) for moment in moments], axis=0)
+        frequent = np.flatnonzero(expected * self._frequency[:-1].sum() * self._num_train >= MIN_COUNT)
+        rows: Rows = np.full(self.ids + 1, OUT_OF_VOCABULARY_ROW, dtype=np.int32)
         rows[frequent[np.argsort(-expected[frequent], kind="stable")]] = np.arange(len(frequent)) + FIRST_ID_ROW
         rows[-1] = MISSING_ROW
         return rows
@@ -195,10 +197,10 @@ def draw_numbers(rng: np.random.Generator, rows: int) -> Floats:
         if number.missing is not None:
             absent = rng.random(rows, dtype=np.float32) < 1 / (1 + np.exp(-number.missing - z[:, index]))
             values[absent, index] = np.nan
-    return values
+    return np.asarray(values, dtype=np.float32)
 
 
-def numeric_logits(standardised: Floats, absent: np.ndarray[Any, np.dtype[np.bool_]]) -> Floats:
+def numeric_logits(standardised: Floats, absent: Bools) -> Floats:
     """Return what the numeric columns ([rows, len(NUMBERS)], 0 where absent) add to the logit of each row."""
     slope, bend = (
         np.array([getattr(number, name) for number in NUMBERS], dtype=np.float32) for name in ("slope", "bend")
@@ -210,3 +212,8 @@ def numeric_logits(standardised: Floats, absent: np.ndarray[Any, np.dtype[np.boo
     for first, second, weight in NUMBER_PAIRS:
         logits += weight * np.tanh(standardised[:, places[first]]) * np.tanh(standardised[:, places[second]])
     return logits.astype(np.float32)
+
+
+def base_logits(when: Doubles) -> Floats:
+    """Return the logit that all rows have in common after these shares of DAYS: clicks become rarer."""
+    return np.asarray(INTERCEPT + TREND * (0.5 - when), dtype=np.float32)
