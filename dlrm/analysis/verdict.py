@@ -1,0 +1,176 @@
+"""Says in words what a run's numbers say: how good the model is, what to look at, and where the time went."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from dlrm.analysis.quantities import format_bytes, format_count, format_duration, format_number, format_share
+from dlrm.analysis.run_folder import Record, Run
+
+CALIBRATION_TOLERANCE = 0.1
+CHANCE_STANDARD_ERRORS = 3.0
+OTHER_STAGE = "rest of the loop"
+OUTSIDE_TRAINING = ("evaluation", "checkpoint")  # what a run's `seconds` leave out
+# Which settings act on a stage, for the reader whose run spends most of its time there.
+_STAGE_ADVICE = {
+    "waiting for data": "The step is faster than the reader: a faster disk, or fewer columns, would help.",
+    "table lookup": "Shorter rows (--model.dim) or fewer ids per bag make it cheaper.",
+    "dense forward": "Narrower layers (--model.bottom, --model.top), --step.precision bf16, --step.compile act on it.",
+    "backward and row update": (
+        "It holds the MLPs' gradients and the update of the rows. Narrower layers (--model.bottom, --model.top), "
+        "shorter rows (--model.dim) and larger batches (--step.global-batch-size), whose rows coincide more, act on it."
+    ),
+    "dense update": "Larger batches (--step.global-batch-size) need fewer of them.",
+    "evaluation": "Fewer evaluations (--evaluation.every-samples) leave more time to train.",
+    "checkpoint": "Fewer checkpoints (--checkpoint.every-samples) leave more time to train.",
+}
+
+
+def describe_quality(run: Run) -> str:
+    """Say how well the model ranks, in one or two sentences."""
+    record = run.last_measured
+    if record is None:
+        return "Nothing has been measured on held-out rows yet."
+    if record.get("auc") is None:
+        return f"The AUC on the {run.measured_split} split is not defined: {record.get('undefined') or 'no number'}."
+    where = f"{format_count(record['split_samples'])} rows of the {run.measured_split} split"
+    if run.summary is None:
+        where += f", measured after {format_count(record['samples'])} training samples"
+    text = f"AUC {record['auc']:.4f} on {where}."
+    if record.get("bayes_auc") is not None:
+        text += (
+            f" The best possible is {record['bayes_auc']:.4f}: the model has learned "
+            f"{format_share(record.get('recovered_auc'))} of what can be learned beyond chance."
+        )
+    return text
+
+
+def describe_course(run: Run) -> str:
+    """Say how far the run went, how fast, and why it ended."""
+    speed = run.samples / run.seconds if run.seconds else None
+    text = f"{format_count(run.samples)} training samples in {format_duration(run.seconds)}"
+    text += f", {format_count(speed)} per second" if speed else ""
+    if run.summary is None:
+        return f"{text} so far."
+    text += f", with {format_bytes(run.summary.get('peak_rss_bytes'))} of memory at most. Why it ended: "
+    text += f"{run.summary.get('stopped', 'unknown')}."
+    best = run.summary.get("best_samples")
+    if run.validation and best and best < run.samples:
+        text += f" The best weights were those after {format_count(best)} samples."
+    return text
+
+
+def describe_unfinished(run: Run) -> str | None:
+    """Say what is known of a run without a summary; None for a finished one."""
+    if run.summary is not None:
+        return None
+    moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(run.written_at))
+    return (
+        f"This run is not finished: it is still going, or it was stopped by a guard, interrupted or killed. Its last "
+        f"sign of life is of {moment}. The command that started it continues it from its last checkpoint."
+    )
+
+
+def list_complaints(run: Run) -> list[str]:
+    """Return what the reader should not overlook, a sentence each; most is what the loop's guards look at."""
+    complaints = []
+    broken = [record["samples"] for record in run.training if record["loss"] is None]
+    if broken:
+        complaints.append(f"The loss was not a finite number before {format_count(broken[0])} samples.")
+    record = run.last_measured
+    if record is None:
+        return complaints
+    if record.get("undefined"):
+        complaints.append(f"Some metrics of the {run.measured_split} split are not defined: {record['undefined']}.")
+    if record.get("prediction_std") == 0:
+        complaints.append("Every prediction is the same; the model cannot tell samples apart.")
+    elif _is_at_chance(record):
+        complaints.append(f"An AUC of {record['auc']:.4f} on so few rows cannot be told from chance.")
+    calibration = record.get("calibration")
+    if calibration is not None and abs(calibration - 1) > CALIBRATION_TOLERANCE:
+        direction = "too high" if calibration > 1 else "too low"
+        complaints.append(f"Predictions are {direction} on average: {calibration:.2f} times the share of positives.")
+    return complaints
+
+
+def describe_calibration(record: Record) -> list[str]:
+    """Say how predicted and observed shares compare, overall and where they differ most."""
+    mean, calibration = record.get("mean_prediction"), record.get("calibration")
+    sentences = []
+    if mean is not None and calibration:
+        sentences.append(
+            f"The model predicts {format_share(mean)} positives on average, and {format_share(mean / calibration)} "
+            f"there are: a calibration of {calibration:.3f}, where 1 is right, more is too high and less is too low."
+        )
+    bins = record.get("calibration_curve") or []
+    if bins:
+        worst = max(bins, key=lambda b: abs(b["mean_prediction"] - b["mean_label"]))
+        sentences.append(
+            f"Furthest apart are {format_count(worst['samples'])} rows that were predicted at "
+            f"{format_share(worst['mean_prediction'])} on average; "
+            f"{format_share(worst['mean_label'])} of them are positive."
+        )
+    return sentences
+
+
+def share_out_time(run: Run) -> list[tuple[str, float]]:
+    """Return stages and their seconds, largest first, with what the stopwatch did not see as a stage of its own."""
+    if run.summary is None or not run.summary.get("stage_seconds"):
+        return []
+    stages: dict[str, float] = dict(run.summary["stage_seconds"])
+    outside = sum(stages.get(name, 0.0) for name in OUTSIDE_TRAINING)
+    # Lookups during an evaluation count as lookups, so that there may be nothing left.
+    if (other := run.seconds + outside - sum(stages.values())) > 0:
+        stages[OTHER_STAGE] = other
+    return sorted(stages.items(), key=lambda stage: stage[1], reverse=True)
+
+
+def describe_bottleneck(stages: list[tuple[str, float]]) -> str:
+    """Say which stage took most of the time, and what acts on it."""
+    total = sum(seconds for _, seconds in stages)
+    if not total:
+        return "No time was measured: the run ended before its first step."
+    name, seconds = stages[0]
+    share = f"{format_share(seconds / total, 0)} of {format_duration(total)}"
+    return f"The largest part, {share}, went into: {name}. {_STAGE_ADVICE.get(name, '')}".strip()
+
+
+def list_figures(run: Run) -> list[dict[str, Any]]:
+    """Return the numbers at the top of the page: label, value, and a line on how to read it."""
+    record = run.last_measured or {}
+    summary = run.summary or {}
+    speed = run.samples / run.seconds if run.seconds else None
+    best = record.get("bayes_auc")
+    return [
+        {
+            "label": "AUC",
+            "value": format_number(record.get("auc")),
+            "note": f"best possible {best:.4f}" if best is not None else "0.5 is chance, 1 is perfect",
+        },
+        {"label": "Log loss", "value": format_number(record.get("logloss")), "note": "nats per row"},
+        {
+            "label": "Normalised entropy",
+            "value": format_number(record.get("normalized_entropy")),
+            "note": "1 is predicting the average",
+        },
+        {"label": "Calibration", "value": format_number(record.get("calibration"), 3), "note": "predicted / observed"},
+        {"label": "Samples", "value": format_count(run.samples), "note": "seen in training"},
+        {"label": "Training time", "value": format_duration(run.seconds), "note": "without evaluation"},
+        {"label": "Speed", "value": format_count(speed), "note": "samples per second"},
+        {
+            "label": "Peak memory",
+            "value": format_bytes(summary.get("peak_rss_bytes")),
+            "note": "of the process" if run.summary else "known at the end",
+        },
+    ]
+
+
+def _is_at_chance(record: Record) -> bool:
+    """Whether an AUC lies within three standard errors of .5 (its variance under chance: (P + N + 1) / (12 P N))."""
+    if record["auc"] is None:
+        return False
+    rows, positives = record["split_samples"], record["positives"]
+    standard_error = math.sqrt((rows + 1) / (12 * positives * (rows - positives)))
+    return bool(abs(record["auc"] - 0.5) < CHANCE_STANDARD_ERRORS * standard_error)
