@@ -31,6 +31,8 @@ class PrepareArguments:
     """The columns of a known data set."""
     processes: int | None = None
     """Processes to work with; None takes one per core."""
+    block_bytes: int = 16 << 20
+    """Of the source per task; a process needs about ten times as much memory."""
     verify: bool = False
     """Check an existing dataset instead: the checksum of every part, and that nothing leaked from test to training."""
 
@@ -57,7 +59,11 @@ def run_prepare(argv: list[str]) -> int:
     schema, sources, out = _find_schema(arguments)
     from dlrm.data.prepare import prepare
 
-    print(describe_dataset(prepare(schema, sources, out, processes=arguments.processes)))
+    print(
+        describe_dataset(
+            prepare(schema, sources, out, processes=arguments.processes, block_bytes=arguments.block_bytes)
+        )
+    )
     return 0
 
 

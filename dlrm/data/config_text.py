@@ -32,7 +32,7 @@ def format_config(inference: Inference, sources: Sequence[Path | str], path: Pat
     folder = path.resolve().parent
     places = [os.path.relpath(Path(source).resolve(), folder) for source in sources]
     lines = [
-        f"# Written by `recforge init`, which looked at the first {inference.rows:,} rows. Correct it where need be, then",
+        f"# Written by `recforge init`, which looked at the first {inference.rows:,} rows. Correct it, then",
         f"#     recforge train {path.name}      or, to prepare the data only,      recforge prepare {path.name} OUT",
         "",
         "[data]",

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from dlrm.data.dataset import FeatureInfo
+from dlrm.data.exact_sum import Moments
 from dlrm.data.ingest import Ingested
-from dlrm.data.numeric import FittedTransform, Moments, fit_transform, merge
+from dlrm.data.numeric import FittedTransform, fit_transform
 from dlrm.data.parse import chunk_folder
 from dlrm.data.schema import FIRST_ID_ROW, DataSchema
 from dlrm.data.vocabulary import (
@@ -127,7 +128,7 @@ def _fit_transforms(
 ) -> tuple[FittedTransform, ...]:
     fitted = []
     for place, column in enumerate(schema.numeric):
-        moments = merge([Moments(**count["moments"][place]) for count in counts])
+        moments = sum((Moments.from_json(count["moments"][place]) for count in counts), Moments())
         sample = np.empty(0)
         if column.transform == "quantile" or column.buckets:
             sample = np.concatenate([np.load(folder / SAMPLES)[place] for folder in folders])

@@ -93,11 +93,12 @@ def _plan_parsing(schema: DataSchema, source: Source, work: Path, block_bytes: i
 
 def _gather_times(chunks: Sequence[Path], rows: Sequence[int], time_type: str, path: Path) -> ChunkTimes:
     """Put the chunks' times into one memory-mapped file: a mapping per chunk would use up the open files."""
-    with whole_file(path) as scratch, scratch.open("wb") as file:
-        for chunk in chunks:
-            times = read_chunk(chunk).time
-            assert times is not None
-            file.write(times.astype(time_type).tobytes())
+    if not path.is_file():
+        with whole_file(path) as scratch, scratch.open("wb") as file:
+            for chunk in chunks:
+                times = read_chunk(chunk).time
+                assert times is not None
+                file.write(times.astype(time_type).tobytes())
     return ChunkTimes(np.memmap(path, dtype=time_type, mode="r"), np.cumsum([0, *rows]))
 
 

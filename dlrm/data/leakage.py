@@ -60,8 +60,8 @@ def check_times(dataset: Dataset) -> dict[str, tuple[float, float]]:
     ranges: dict[str, tuple[float, float]] = {}
     for split in SPLITS:
         times = [dataset.part(split, index).extra["time"] for index in range(len(dataset.info.splits.get(split, ())))]
-        if times:
-            ranges[split] = (min(float(part.min()) for part in times), max(float(part.max()) for part in times))
+        if times:  # compared as what they are: a float cannot tell nanoseconds apart
+            ranges[split] = (min(part.min().item() for part in times), max(part.max().item() for part in times))
     previous: tuple[str, float] | None = None
     for split, (first, last) in ranges.items():
         if previous and first <= previous[1]:

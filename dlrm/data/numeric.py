@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dlrm.data.dataset import Array, IntArray
+from dlrm.data.exact_sum import Moments, measure
 from dlrm.data.schema import FIRST_ID_ROW, MISSING_ROW, NumericColumn
 
 SAMPLE_ROWS = 100_000  # of the training part, for quantiles
 KNOTS = 1_001  # quantiles that are kept
-
-
-@dataclass(frozen=True, kw_only=True)
-class Moments:
-    """Count, mean and sum of squared deviations of numbers."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +51,7 @@ class FittedTransform:
         out = take_logarithm(self.transform, numbers.astype(np.float64))
         if self.transform == "quantile":
             out = np.interp(out, self.knots, self.ranks)
-        elif self.transform in ("standardise", "log1p_standardise"):
+        elif "standardise" in self.transform:
             out = (out - self.mean) / self.deviation
         columns = [np.where(absent, 0.0, out).astype(np.float32)]
         return [*columns, absent.astype(np.float32)] if self.missing_indicator else columns
@@ -83,26 +74,12 @@ def take_logarithm(transform: str, numbers: Array) -> Array:
     return np.asarray(np.sign(numbers) * np.log1p(np.abs(numbers)))
 
 
-def measure(column: NumericColumn, numbers: Array) -> Moments:
-    """Return the moments of a column's numbers that are there, after its logarithm."""
-    numbers = take_logarithm(column.transform, numbers[~np.isnan(numbers)].astype(np.float64))
-    if not len(numbers):
-        return Moments()
-    mean = float(numbers.mean())
-    return Moments(count=len(numbers), mean=mean, squares=float(np.square(numbers - mean).sum()))
-
-
-def merge(parts: Sequence[Moments]) -> Moments:
-    """Put the moments of parts together, in their order (Chan, Golub and LeVeque 1979)."""
-    count, mean, squares = 0, 0.0, 0.0
-    for part in parts:
-        if part.count:
-            total = count + part.count
-            difference = part.mean - mean
-            squares += part.squares + difference * difference * (count * part.count / total)
-            mean += difference * part.count / total
-            count = total
-    return Moments(count=count, mean=mean, squares=squares)
+def measure_column(column: NumericColumn, numbers: Array) -> Moments:
+    """Return the moments of a column's numbers after its logarithm, or if that will do their count alone."""
+    numbers = numbers[~np.isnan(numbers)].astype(np.float64)
+    if "standardise" not in column.transform:
+        return Moments(count=len(numbers))
+    return measure(take_logarithm(column.transform, numbers))
 
 
 def sample_rows(first_row: int, rows: int, training_rows: int) -> IntArray:
@@ -118,18 +95,17 @@ def sample_rows(first_row: int, rows: int, training_rows: int) -> IntArray:
 
 def fit_transform(column: NumericColumn, moments: Moments, sample: Array) -> FittedTransform:
     """Fit a column's transform to the moments, or for quantiles to a sample, of the training part."""
-    deviation = float(np.sqrt(moments.squares / moments.count)) if moments.count else 0.0
     knots: Array = np.zeros(1)
     ranks: Array = np.zeros(1)
     if column.transform == "quantile":
         knots, ranks = _fit_quantiles(np.sort(sample))
-    scaled = column.transform in ("standardise", "log1p_standardise")
+    scaled = "standardise" in column.transform
     return FittedTransform(
         name=column.name,
         transform=column.transform,
         count=moments.count,
         mean=moments.mean if scaled else 0.0,
-        deviation=(deviation or 1.0) if scaled else 1.0,
+        deviation=(moments.deviation or 1.0) if scaled else 1.0,
         knots=tuple(knots.tolist()) if column.transform == "quantile" else (),
         ranks=tuple(ranks.tolist()) if column.transform == "quantile" else (),
         edges=_find_edges(sample, column.buckets),

@@ -74,10 +74,12 @@ def cut_by_time(times: ChunkTimes, split: SplitConfig) -> Cuts:
         ValueError: a part would be empty: there are too few distinct times.
     """
     rows = times.rows
-    valid = times.nearest_cut(rows - round(rows * split.test)) if split.test else rows
-    train = times.nearest_cut(valid - round(rows * split.valid)) if split.valid else valid
-    if split.valid and train >= valid > 0:
-        train = times.run_of(valid - 1)[0]
+    first = times.run_of(0)[1]  # the rows of the first time train, those of the second one may be the first to validate
+    second = times.run_of(first)[1] if split.valid and first < rows else first
+    valid = max(times.nearest_cut(rows - round(rows * split.test)), second) if split.test else rows
+    train = valid
+    if split.valid:
+        train = min(max(times.nearest_cut(valid - round(rows * split.valid)), first), times.run_of(valid - 1)[0])
     cuts = Cuts(train=train, valid=valid, rows=rows)
     _check_parts(cuts, split)
     return cuts
@@ -86,7 +88,7 @@ def cut_by_time(times: ChunkTimes, split: SplitConfig) -> Cuts:
 def _check_parts(cuts: Cuts, split: SplitConfig) -> None:
     sizes = (cuts.train, cuts.valid - cuts.train, cuts.rows - cuts.valid)
     wanted = (True, split.valid > 0, split.test > 0)
-    if any(want and not size for size, want in zip(sizes, wanted, strict=True)):
+    if any(want and size <= 0 for size, want in zip(sizes, wanted, strict=True)):
         raise ValueError(
             f"split: expected rows in every part, got train {sizes[0]}, valid {sizes[1]}, test {sizes[2]} of "
             f"{cuts.rows} rows (by {split.by}); change the shares valid={split.valid} and test={split.test}"

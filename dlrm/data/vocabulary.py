@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from dlrm.data.chunk import FACTS, MISSING_CODE, VALUES, flat_codes, read_batches, read_chunk, read_facts, write_batches
 from dlrm.data.dataset import IntArray
-from dlrm.data.numeric import measure, sample_rows
+from dlrm.data.numeric import measure_column, sample_rows
 from dlrm.data.schema import FIRST_ID_ROW, OUT_OF_VOCABULARY_ROW, CategoricalColumn, DataSchema
 from dlrm.data.work import whole_file, whole_folder
 
@@ -48,19 +48,18 @@ def count_chunk(task: CountTask) -> dict[str, Any]:
         codes = flat_codes(ids.codes)
         counts = np.bincount(codes[codes != MISSING_CODE], minlength=len(ids.keys))
         seen = np.flatnonzero(counts) if config.ids == "dictionary" else np.empty(0, dtype=np.int64)
-        columns = [pa.array(ids.keys[seen]), pa.array(counts[seen]), ids.values.take(pa.array(seen))]
-        batches.append(pa.record_batch(columns, schema=COUNTS_SCHEMA))
+        found = [pa.array(ids.keys[seen]), pa.array(counts[seen]), ids.values.take(pa.array(seen))]
+        batches.append(pa.record_batch(found, schema=COUNTS_SCHEMA))
         entries.append(len(seen))
         present.append(int(counts.sum()))
-    moments = [
-        asdict(measure(config, numbers)) for config, numbers in zip(task.schema.numeric, chunk.numeric, strict=True)
-    ]
+    columns = zip(task.schema.numeric, chunk.numeric, strict=True)
+    moments = [measure_column(config, numbers).to_json() for config, numbers in columns]
     sampled = sample_rows(task.first_row, task.rows, task.training_rows)
     facts = {"rows": task.rows, "entries": entries, "present": present, "moments": moments}
     with whole_folder(task.out) as scratch:
         write_batches(scratch / VALUES, batches)
-        columns = [numbers[sampled].astype(np.float64) for numbers in chunk.numeric]
-        np.save(scratch / SAMPLES, np.stack(columns) if columns else np.empty((0, len(sampled))))
+        samples = [numbers[sampled].astype(np.float64) for numbers in chunk.numeric]
+        np.save(scratch / SAMPLES, np.stack(samples) if samples else np.empty((0, len(sampled))))
         (scratch / FACTS).write_text(json.dumps(facts))
     return facts
 
@@ -153,6 +152,10 @@ def build_dictionary(task: DictionaryTask) -> tuple[int, int]:
 
     Equal counts are ordered by value, so that the rows depend on the training part alone.
     """
+    facts = task.lookup.with_suffix(".json")
+    if facts.is_file():
+        kept, kept_ids = json.loads(facts.read_text())
+        return int(kept), int(kept_ids)
     table = pa.Table.from_batches([batch for path in task.ranges for batch in read_batches(path)], COUNTS_SCHEMA)
     order = pc.sort_indices(table, sort_keys=[("count", "descending"), ("value", "ascending")])
     if task.config.num_rows is not None:
@@ -165,7 +168,10 @@ def build_dictionary(task: DictionaryTask) -> tuple[int, int]:
     values = table.select(["value", "count"])
     with whole_file(task.out) as scratch:
         write_batches(scratch, values.to_batches() or [pa.RecordBatch.from_pylist([], schema=values.schema)])
-    return len(table), int(table.column("count").to_numpy().sum())
+    kept, kept_ids = len(table), int(table.column("count").to_numpy().sum())
+    with whole_file(facts) as scratch:
+        scratch.write_text(json.dumps([kept, kept_ids]))
+    return kept, kept_ids
 
 
 def find_rows(config: CategoricalColumn, lookup: Path, keys: IntArray) -> IntArray:
