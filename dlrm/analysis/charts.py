@@ -10,7 +10,6 @@ import plotly.graph_objects as go
 
 # Each has a contrast of at least 3 to the light and to the dark background.
 BLUE, ORANGE, GREEN, GREY = "#3b7dd8", "#c9741f", "#2a9d6f", "#7d8590"
-DASHES = "5px,4px"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"  # as in page/report.css
 
 
@@ -61,6 +60,12 @@ def lay_out(x_title: str) -> dict[str, Any]:
         "xaxis": {**axis, "title": {"text": x_title, "standoff": 8, "font": {"size": 12}}, "showgrid": False},
         "yaxis": axis,
     }
+
+
+def dashed_line(name: str, x: list[float], y: list[Any]) -> go.Scatter:
+    """Return the line that data is compared with."""
+    line = {"color": GREY, "dash": "5px,4px", "width": 1.5}
+    return go.Scatter(name=name, x=x, y=y, mode="lines", line=line, hoverinfo="skip")
 
 
 def as_figure(traces: list[Any], layout: dict[str, Any]) -> dict[str, Any]:

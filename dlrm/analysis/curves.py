@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from itertools import pairwise
 
 import plotly.graph_objects as go
 
-from dlrm.analysis.charts import BLUE, DASHES, GREEN, GREY, ORANGE, Chart, as_figure, lay_out
+from dlrm.analysis.charts import BLUE, GREEN, GREY, ORANGE, Chart, as_figure, dashed_line, lay_out
 from dlrm.analysis.quantities import format_count, format_number
 from dlrm.analysis.run_folder import Record, Run
 
@@ -33,17 +32,18 @@ class Curve:
 
     def trace(self) -> go.Scatter:
         """Return it as plotly draws it."""
-        dash = {"dash": DASHES, "width": 1.5} if self.is_reference else {"width": 2}
+        x, y = [x for x, _ in self.points], [y for _, y in self.points]
+        if self.is_reference:
+            return dashed_line(self.label, x, y)
         return go.Scatter(
-            name=html.escape(self.label),
-            x=[x for x, _ in self.points],
-            y=[y for _, y in self.points],
+            name=self.label,
+            x=x,
+            y=y,
             mode="lines+markers" if self.markers and len(self.points) <= MOST_MARKERS else "lines",
-            line={"color": self.color, **dash},
+            line={"color": self.color, "width": 2},
             marker={"size": 6},
             cliponaxis=False,
-            hovertemplate=f"%{{y:,.{self.digits}~f}} {html.escape(self.label)}<br>%{{x:,.0f}} samples<extra></extra>",
-            hoverinfo="skip" if self.is_reference else None,
+            hovertemplate=f"%{{y:,.{self.digits}~f}} {self.label}<br>%{{x:,.0f}} samples<extra></extra>",
         )
 
 

@@ -7,7 +7,7 @@ import math
 
 import plotly.graph_objects as go
 
-from dlrm.analysis.charts import BLUE, DASHES, GREY, Chart, as_figure, lay_out
+from dlrm.analysis.charts import BLUE, GREY, Chart, as_figure, dashed_line, lay_out
 from dlrm.analysis.quantities import format_count, format_duration, format_share
 from dlrm.analysis.run_folder import Record, Run
 from dlrm.analysis.verdict import describe_calibration, share_out_time
@@ -18,35 +18,9 @@ def draw_calibration(record: Record | None) -> Chart | None:
     bins = (record or {}).get("calibration_curve") or []
     if record is None or not bins:
         return None
-    predicted, observed = [b["mean_prediction"] for b in bins], [b["mean_label"] for b in bins]
     margins = [wilson_margins(b["mean_label"], b["samples"]) for b in bins]
-    top = min(1.0, 1.06 * max([*predicted, *(y + up for y, (_, up) in zip(observed, margins, strict=True))]))
-    dots = go.Scatter(
-        name="rows of neighbouring predictions",
-        x=predicted,
-        y=observed,
-        customdata=[b["samples"] for b in bins],
-        mode="markers",
-        marker={"color": BLUE, "size": 8},
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [up for _, up in margins],
-            "arrayminus": [down for down, _ in margins],
-            "color": BLUE,
-            "thickness": 1.2,
-            "width": 0,
-        },
-        hovertemplate="predicted %{x:.2%}<br>observed %{y:.2%}<br>%{customdata:,} rows<extra></extra>",
-    )
-    diagonal = go.Scatter(
-        name="right",
-        x=[0, top],
-        y=[0, top],
-        mode="lines",
-        line={"color": GREY, "dash": DASHES, "width": 1.5},
-        hoverinfo="skip",
-    )
+    highest = [max(b["mean_prediction"], b["mean_label"] + up) for b, (_, up) in zip(bins, margins, strict=True)]
+    top = min(1.0, 1.06 * max(highest))
     axis = {"range": [0, top], "tickformat": ".0~%" if top > 0.05 else "~%", "nticks": 7}
     layout = lay_out("predicted share of positives") | {"margin": {"l": 8, "r": 12, "t": 8, "b": 8}}
     layout["xaxis"] |= axis
@@ -55,7 +29,7 @@ def draw_calibration(record: Record | None) -> Chart | None:
         name="calibration",
         title="Predicted and observed share of positives",
         description=" ".join(["Reliability diagram.", *describe_calibration(record)]),
-        figure=as_figure([diagonal, dots], layout),
+        figure=as_figure([dashed_line("predicted = observed", [0, top], [0, top]), _draw_bins(bins, margins)], layout),
         legend=((BLUE, f"{_bin_sizes(bins)} each, with the 95 % interval"), (GREY, "predicted = observed")),
         height=400,
     )
@@ -110,14 +84,7 @@ def draw_segments(run: Run) -> Chart | None:
         marker={"color": BLUE, "size": 9},
         hovertemplate="AUC %{x:.4f}<br>%{customdata[0]:,} rows, %{customdata[1]:,} positive<extra></extra>",
     )
-    overall = go.Scatter(
-        name="AUC over all rows",
-        x=[record["auc"]] * len(names),
-        y=names,
-        mode="lines",
-        line={"color": GREY, "dash": DASHES, "width": 1.5},
-        hoverinfo="skip",
-    )
+    overall = dashed_line("AUC over all rows", [record["auc"]] * len(names), names)
     aucs = sorted(segment["auc"] for segment in segments)
     lowest, highest = min(aucs[0], record["auc"]), max(aucs[-1], record["auc"])
     margin = 0.04 * (highest - lowest) or 0.01
@@ -139,6 +106,27 @@ def wilson_margins(share: float, count: int, z: float = 1.96) -> tuple[float, fl
     center = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return max(0.0, share - center + half), max(0.0, center + half - share)
+
+
+def _draw_bins(bins: list[Record], margins: list[tuple[float, float]]) -> go.Scatter:
+    return go.Scatter(
+        name="rows of neighbouring predictions",
+        x=[b["mean_prediction"] for b in bins],
+        y=[b["mean_label"] for b in bins],
+        customdata=[b["samples"] for b in bins],
+        mode="markers",
+        marker={"color": BLUE, "size": 8},
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": [up for _, up in margins],
+            "arrayminus": [down for down, _ in margins],
+            "color": BLUE,
+            "thickness": 1.2,
+            "width": 0,
+        },
+        hovertemplate="predicted %{x:.2%}<br>observed %{y:.2%}<br>%{customdata:,} rows<extra></extra>",
+    )
 
 
 def _bin_sizes(bins: list[Record]) -> str:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -17,15 +17,31 @@ from dlrm.analysis import curves, diagrams, verdict
 from dlrm.analysis.charts import GREY
 from dlrm.analysis.quantities import format_bytes, format_count, format_number, format_setting, format_share
 from dlrm.analysis.run_folder import Record, Run, read_run
+from dlrm.cli import parse
 
 PAGE = "report.html"
+
+
+def split_at_flags(text: str) -> list[str]:
+    """Take a sentence apart so that every second part is a flag."""
+    return re.split(r"(--[\w.-]*\w)", text)
+
+
+FILTERS = {
+    "bytes": format_bytes,
+    "count": format_count,
+    "number": format_number,
+    "setting": format_setting,
+    "share": format_share,
+    "split_at_flags": split_at_flags,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
     """What to report, and where."""
 
-    run: tyro.conf.Positional[Path]
+    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
     """The folder that `recforge train --output` named; the run need not be finished."""
     output: Path | None = None
     """The page to write; None means report.html in the run's folder."""
@@ -33,11 +49,11 @@ class ReportConfig:
 
 def run_report(argv: list[str]) -> int:
     """Write the report that `argv` asks for."""
-    config = tyro.cli(
+    config = parse(
         ReportConfig,
-        prog="recforge report",
+        argv,
+        program="recforge report",
         description="Write a run as one HTML page, which needs nothing else and no network.",
-        args=argv,
     )
     print(write_report(config.run, config.output))
     return 0
@@ -75,14 +91,7 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "bytes": format_bytes,
-        "count": format_count,
-        "number": format_number,
-        "setting": format_setting,
-        "share": format_share,
-        "split_at_flags": split_at_flags,
-    }
+    environment.filters |= FILTERS
     stages = verdict.share_out_time(run)
     record = run.last_measured
     return environment.get_template("report.html").render(
@@ -107,11 +116,6 @@ def render(run: Run) -> str:
         plotly_js=get_plotlyjs(),
         grey=GREY,
     )
-
-
-def split_at_flags(text: str) -> list[str]:
-    """Take a sentence apart so that every second part is a flag."""
-    return re.split(r"(--[\w.-]*\w)", text)
 
 
 def sum_up_tables(tables: list[Record]) -> Record:

@@ -166,6 +166,12 @@ def test_what_is_no_run_gets_one_line(
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize("flags", [[], ["--absent"], ["a", "b"]])
+def test_wrong_flags_get_one_line(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", *flags]) == cli.ERROR
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_folders_that_do_not_exist_are_named(write_run: WriteRun, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="absent, which is no folder"):
         write_report(tmp_path / "absent")
