@@ -44,7 +44,9 @@ def run(commands: Mapping[str, Command], argv: Sequence[str] | None = None, *, v
 
     Set RECFORGE_TRACEBACK=1 to see the whole traceback instead.
     """
-    parser = argparse.ArgumentParser(prog="recforge", description="Train recommenders whose embedding tables are large.")
+    parser = argparse.ArgumentParser(
+        prog="recforge", description="Train recommenders whose embedding tables are large."
+    )
     parser.add_argument("--version", action="version", version=f"recforge {version}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in commands.items():
@@ -55,8 +57,8 @@ def run(commands: Mapping[str, Command], argv: Sequence[str] | None = None, *, v
         return commands[known.command].run(arguments[1:])
     try:
         return commands[known.command].run(arguments[1:])
-    except KeyboardInterrupt:
-        return _complain("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        return _complain(f"interrupted {stop}".rstrip(), INTERRUPTED)
     except (ValueError, OSError) as error:
         return _complain(str(error), ERROR)
     except Exception as error:

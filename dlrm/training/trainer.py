@@ -104,7 +104,9 @@ class Trainer:
                 why = self._loop(log, stop_request)
                 self.checkpoints.wait()
                 if why == "interrupted":
-                    raise KeyboardInterrupt(f"saved after {self.progress.samples} samples; the same command continues")
+                    raise KeyboardInterrupt(
+                        f"and saved after {self.progress.samples} samples; the same command continues"
+                    )
             return self._finish(log, why)
         finally:
             log.close()
@@ -182,7 +184,8 @@ class Trainer:
             "loss": progress.unlogged_loss / max(1, progress.unlogged_samples),
             "seconds": progress.seconds,
             "samples_per_second": progress.samples / max(progress.seconds, 1e-9),
-            "dense_learning_rate": self.config.dense.learning_rate * self.config.dense_schedule.factor(progress.samples),
+            "dense_learning_rate": self.config.dense.learning_rate
+            * self.config.dense_schedule.factor(progress.samples),
             "tables_learning_rate_factor": self.config.tables_schedule.factor(progress.samples),
         }
         log.record("train", progress.samples, values)
