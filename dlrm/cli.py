@@ -44,9 +44,7 @@ def run(commands: Mapping[str, Command], argv: Sequence[str] | None = None, *, v
 
     Set RECFORGE_TRACEBACK=1 to see the whole traceback instead.
     """
-    parser = argparse.ArgumentParser(
-        prog="recforge", description="Train recommenders whose embedding tables are large."
-    )
+    parser = argparse.ArgumentParser(prog="recforge", description="Train models that are mostly embedding tables.")
     parser.add_argument("--version", action="version", version=f"recforge {version}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in commands.items():
@@ -79,7 +77,8 @@ def parse(
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(config, prog=program, description=description or None, args=argv, **start)
+            made: Config = tyro.cli(config, prog=program, description=description or None, args=argv, **start)
+            return made
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -1,4 +1,4 @@
-"""Everything a run can be told, as frozen dataclasses: the command line, configuration files and recipes all fill these.
+"""Everything a run can be told, as frozen dataclasses; command line, configuration files and recipes all fill these.
 
 The field's docstring is the flag's help. Nothing here imports torch, so that `--help` answers at once.
 """

@@ -7,6 +7,7 @@ arXiv:1906.00091; the cross network is that of Wang et al. 2021, "DCN V2", arXiv
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ class Constant(nn.Module):
 def mlp(widths: Sequence[int], *, dropout: float = 0.0, last_is_linear: bool = False) -> nn.Sequential:
     """Build linear layers with ReLU between them, and after the last one unless it is linear."""
     layers: list[nn.Module] = []
-    for index, (fan_in, fan_out) in enumerate(zip(widths, widths[1:])):
+    for index, (fan_in, fan_out) in enumerate(pairwise(widths)):
         linear = nn.Linear(fan_in, fan_out)
         nn.init.xavier_normal_(linear.weight)
         nn.init.zeros_(linear.bias)
@@ -167,8 +168,8 @@ def _check_dims(dims: dict[str, int], dim: int, interaction: Interaction) -> Non
     different = _names(feature for feature, its_dim in dims.items() if its_dim != dim)
     if different:
         raise ValueError(
-            f"interaction '{interaction}': expected every table's dim to be {dim} as the bottom MLP's output, got others "
-            f"for {different}; set --model.dim, or --model.interaction dcn, which takes any dims"
+            f"interaction '{interaction}': expected every table's dim to be {dim} as the bottom MLP's output, got "
+            f"others for {different}; set --model.dim, or --model.interaction dcn, which takes any dims"
         )
 
 

@@ -20,8 +20,8 @@ class Recipe:
 
     Attributes:
         help: one line for the list of recipes.
-        source: how `--data` is read when it is not a prepared dataset: by name (`synthetic` needs no data), or the schema
-            and the files of a configuration.
+        source: how `--data` is read when it is not a prepared dataset: by name (`synthetic` needs no data), or the
+            schema and the files of a configuration.
         config: of the run.
     """
 

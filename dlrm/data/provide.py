@@ -34,7 +34,8 @@ def provide_dataset(source: str | tuple[DataSchema, tuple[Path, ...]], data: Pat
             raise ValueError(f"--data: expected the files of recipe '{source}' or a prepared dataset, got nothing")
         from dlrm.data.known import known_schema
 
-        schema, files, name = known_schema(source), (data,), source
+        schema, name = known_schema(source), source
+        files: tuple[Path, ...] = (data,)
     else:
         schema, files, name = source[0], source[1] if data is None else (data,), "own"
     from dlrm.data.prepare import prepare

@@ -16,7 +16,16 @@ from dlrm.recipes import RECIPES, Recipe
 
 CONFIG = "config.json"
 # What a run may be continued with in another form: none of it bends the path that was already taken.
-MAY_CHANGE = ("epochs", "time_limit_seconds", "log_every_samples", "evaluation", "checkpoint", "guards", "data", "output")
+MAY_CHANGE = (
+    "epochs",
+    "time_limit_seconds",
+    "log_every_samples",
+    "evaluation",
+    "checkpoint",
+    "guards",
+    "data",
+    "output",
+)
 
 
 def run_train(argv: list[str]) -> int:

@@ -68,8 +68,8 @@ def check_batch(batch: Batch, split: str) -> None:
     if bool(wrong.any()):
         at = int(wrong.nonzero()[0, 0])
         raise ValueError(
-            f"row {int(batch.rows[at])} of split '{split}': expected a label of 0 or 1, got {float(batch.labels[at]):g}; "
-            "correct the source, or set the schema's label_threshold, and prepare again"
+            f"row {int(batch.rows[at])} of split '{split}': expected a label of 0 or 1, got "
+            f"{float(batch.labels[at]):g}; correct the source, or set the schema's label_threshold, and prepare again"
         )
 
 
@@ -90,7 +90,7 @@ def find_tables(model: nn.Module) -> list[Tables]:
 
 @torch.no_grad()
 def find_first_nonfinite(model: nn.Module, batch: Batch, numeric_names: tuple[str, ...] = ()) -> str:
-    """Run the forward pass once more and name the first part with a NaN or an infinity: input, weight, table or layer."""
+    """Run the forward pass again and name the first part with a NaN or an infinity: input, weight, table or layer."""
     if not bool(batch.dense.isfinite().all()):
         row, column = (int(i) for i in (~batch.dense.isfinite()).nonzero()[0])
         name = numeric_names[column] if column < len(numeric_names) else str(column)
@@ -141,15 +141,15 @@ class LearningGuard:
         """Return what is wrong with an evaluation, or None; after the `last` one two at chance are enough."""
         if self.config.constant_prediction and values.prediction_std == 0 and values.samples > 1:
             return (
-                f"every one of {values.samples} predictions is {values.mean_prediction:.6g}; the model cannot tell samples "
-                "apart: look for dead ReLUs or zero tables (lower --dense.learning-rate, check --tables.init-scale)"
+                f"every one of {values.samples} predictions is {values.mean_prediction:.6g}; the model cannot tell "
+                "samples apart: look for dead ReLUs or zero tables (--dense.learning-rate, --tables.init-scale)"
             )
         limit = self.config.chance_evaluations
         if limit and evaluations_at_chance >= (min(2, limit) if last else limit):
             return (
                 f"AUC is {values.auc:.4f} on {values.samples} samples, which cannot be told from .5 after "
-                f"{evaluations_at_chance} evaluations; labels and features do not belong together, or the learning rates "
-                "(--dense.learning-rate, --tables.learning-rate) are far off; --guards.chance-evaluations 0 goes on"
+                f"{evaluations_at_chance} evaluations; labels and features do not belong together, or the learning "
+                "rates (--dense.learning-rate, --tables.learning-rate) are off; --guards.chance-evaluations 0 goes on"
             )
         return None
 

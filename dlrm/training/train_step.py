@@ -1,4 +1,4 @@
-"""One step: learning rates for the samples seen, forward, loss, backward (which updates the tables' rows), dense update."""
+"""One step: learning rates, forward, loss, backward (in which tables update their rows), dense update."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class TrainStep:
             raise NonFiniteLossError(loss=value, samples=samples, part=part)
         with self.stopwatch.stage("backward and row update"):
             self.dense_optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         with self.stopwatch.stage("dense update"):
             self.dense_optimizer.step()
         return value
@@ -104,7 +104,7 @@ class TrainStep:
 
     def _set_learning_rates(self, samples: float) -> None:
         factor = self.dense_schedule.factor(samples)
-        for group, base in zip(self.dense_optimizer.param_groups, self._base_learning_rates):
+        for group, base in zip(self.dense_optimizer.param_groups, self._base_learning_rates, strict=True):
             group["lr"] = base * factor
         for tables in self.tables:
             tables.set_learning_rate_factor(self.tables_schedule.factor(samples))
@@ -148,7 +148,9 @@ def compile_dense(model: nn.Module, device: torch.device) -> None:
         ValueError: on a CPU without a C++ compiler.
     """
     if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
-        raise ValueError("--step.compile: expected g++ or clang++ on the PATH, found neither; install one or leave it off")
+        raise ValueError(
+            "--step.compile: expected g++ or clang++ on the PATH, found neither; install one or leave it off"
+        )
     part: nn.Module = getattr(model, "dense", model)
     part.compile()
 
@@ -161,5 +163,6 @@ def describe_step(config: StepConfig, device: torch.device, threads: int) -> lis
         lines.append("dense part in bf16 (--step.precision bf16); rows, loss and optimizers in fp32")
     else:
         lines.append("dense part in fp32 (the default; --step.precision bf16 may be faster where the hardware has it)")
-    lines.append("dense part " + ("compiled (--step.compile)" if config.compile else "not compiled (--step.compile does)"))
+    compiled = "compiled (--step.compile)" if config.compile else "not compiled (the default; --step.compile does)"
+    lines.append(f"dense part {compiled}")
     return lines

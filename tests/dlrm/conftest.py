@@ -34,9 +34,7 @@ def make_dlrm() -> Callable[..., DLRM]:
     def make(dataset: Dataset, *, seed: int = 0, learning_rate: float = 0.05, **settings: object) -> DLRM:
         torch.manual_seed(seed)
         tables = [
-            TableConfig(
-                name=f.name, num_rows=f.num_rows, dim=4, optimizer=RowWiseAdagrad(learning_rate=learning_rate)
-            )
+            TableConfig(name=f.name, num_rows=f.num_rows, dim=4, optimizer=RowWiseAdagrad(learning_rate=learning_rate))
             for f in dataset.info.features
         ]
         return DLRM(
@@ -50,9 +48,7 @@ def make_dlrm() -> Callable[..., DLRM]:
 def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
     """Write a prepared dataset of one number and one feature `a` from arrays, the same for every split."""
 
-    def make(
-        labels: np.ndarray, ids: np.ndarray, numbers: np.ndarray | None = None, *, num_rows: int = 10
-    ) -> Dataset:
+    def make(labels: np.ndarray, ids: np.ndarray, numbers: np.ndarray | None = None, *, num_rows: int = 10) -> Dataset:
         numeric = np.zeros((len(labels), 1), np.float32) if numbers is None else numbers.reshape(-1, 1)
         part = Part(label=labels, numeric=numeric.astype(np.float32), features={"a": ids.astype(np.int32)}, extra={})
         splits: dict[str, tuple[PartInfo, ...]] = {

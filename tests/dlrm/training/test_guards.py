@@ -1,4 +1,4 @@
-"""What users get wrong: each case stops with one line that says what, where and what to do, and keeps what was written."""
+"""What users get wrong: each case ends in one line that says what, where and what to do; what was written stays."""
 
 from __future__ import annotations
 
@@ -152,7 +152,10 @@ def test_logits_of_another_shape_are_refused(tmp_path: Path, click_log: Dataset)
     [
         (lambda data: (data / "dataset.json").unlink(), "found no dataset.json"),
         (lambda data: (data / "dataset.json").write_text("{"), "is damaged"),
-        (lambda data: (data / "dataset.json").write_text('{"format_version": 99}'), "expected format version 1, got 99"),
+        (
+            lambda data: (data / "dataset.json").write_text('{"format_version": 99}'),
+            "expected format version 1, got 99",
+        ),
         (lambda data: (data / "train" / "part-00000.arrow").write_bytes(b"ARROW1"), "part-00000.arrow cannot be read"),
         (lambda data: (data / "train" / "part-00000.arrow").unlink(), "part-00000.arrow cannot be read"),
     ],
@@ -193,7 +196,10 @@ def test_an_empty_split_is_one_line(tmp_path: Path, make_dlrm: Make, make_datase
     [
         (["train", "no-such-recipe"], "expected a recipe (synthetic, criteo-kaggle"),
         (["train", "criteo-kaggle"], "--data: expected the files of recipe 'criteo-kaggle'"),
-        (["train", "synthetic", "--step.global-batch-size", "0"], "--step.global-batch-size: expected at least 1, got 0"),
+        (
+            ["train", "synthetic", "--step.global-batch-size", "0"],
+            "--step.global-batch-size: expected at least 1, got 0",
+        ),
         (["train", "synthetic", "--dense.learning-rate", "-1"], "--dense.learning-rate"),
     ],
 )

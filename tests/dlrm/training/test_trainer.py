@@ -1,4 +1,4 @@
-"""The loop: it learns, stops when it is told to, keeps the best, continues where it stopped, and writes what it says."""
+"""The loop: it learns, stops when told to, keeps the best, continues where it stopped, and writes what it says."""
 
 from __future__ import annotations
 
