@@ -120,6 +120,7 @@ def test_views_of_one_storage_and_unusual_dtypes_come_back(tmp_path: Path) -> No
     assert restored is not None
     expected = {**state, "parameter": torch.ones(2), "complex": torch.tensor([1 - 2j], dtype=torch.complex64)}
     assert identical(restored.state, expected)
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in restored.state["nested"].values())
     restored.state["whole"].zero_()  # memory of its own
     assert restored.state["nested"]["same"].sum() == storage.sum()
 
@@ -147,6 +148,8 @@ def test_a_top_level_key_that_is_no_file_name_is_kept_apart(tmp_path: Path) -> N
     assert restored is not None
     assert identical(restored.state, state)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoints"}
+    files = [path.name.lower() for path in restored.info.folder.glob("*.safetensors")]
+    assert len(set(files)) == len(state)  # also where a file system takes A for a
 
 
 def test_a_checkpoint_holds_the_state_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
@@ -168,15 +171,28 @@ def test_a_checkpoint_holds_the_state_of_the_moment_it_was_asked_for(tmp_path: P
     assert restored.state["progress"] == {"seen": [3]}
 
 
-def test_shapes_and_names_may_change_between_saves(tmp_path: Path) -> None:
+def test_shapes_types_and_names_may_change_between_saves(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
-    for samples, state in enumerate(
-        [{"a": torch.ones(3)}, {"a": torch.zeros(2, dtype=torch.int64), "b": torch.ones(1)}]
-    ):
+    states: list[dict[str, Any]] = [
+        {"a": torch.ones(3)},
+        {"a": torch.full((3,), 2**40), "b": torch.ones(1)},
+        {"a": torch.zeros(2, 2)},
+    ]
+    for samples, state in enumerate(states):
         store.save(state, samples=samples)
         restored = store.restore_latest()
         assert restored is not None
         assert identical(restored.state, state)
+
+
+def test_names_that_meet_are_kept_apart(tmp_path: Path) -> None:
+    a, b, c, d, e = (torch.full((2,), float(i)) for i in range(5))
+    state = {"x": {"b/c": a, "b": {"c": b, "c~2": c}, 1: d, "1": e}, 7: a, "7": b}
+    store = CheckpointStore(tmp_path)
+    store.save(state, samples=1)  # type: ignore[arg-type]
+    restored = store.restore_latest()
+    assert restored is not None
+    assert identical(restored.state, state)
 
 
 def test_saving_returns_while_the_write_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,6 +207,7 @@ def test_saving_returns_while_the_write_goes_on(tmp_path: Path, monkeypatch: pyt
     store = CheckpointStore(tmp_path)
     store.save({"a": torch.ones(1)}, samples=1)
     assert store.list() == ()
+    CheckpointStore(tmp_path)  # a second process that starts removes nothing that is being written
     threading.Timer(0.2, go_on.set).start()
     store.save({"a": torch.ones(1)}, samples=2)  # waits for the first
     assert [info.samples for info in store.list()][-1] == 1
@@ -290,6 +307,8 @@ def test_any_damaged_byte_is_named_and_the_checkpoint_before_is_used(tmp_path: P
             assert name in line, line
             assert "after 100 samples" in line, line
             assert "\n" not in line, line
+            if kind in ("truncate", "append") and name != "manifest.json":
+                assert f"got {len(content)}" in line, line
 
 
 def test_every_checkpoint_damaged_is_an_error(tmp_path: Path) -> None:
@@ -457,17 +476,18 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -
     assert [info.samples for info in CheckpointStore(tmp_path).list()] == [200, 100]
 
 
-# One process imports torch and forks a writer for each delay it is told; the writer is killed that many seconds later.
+# One process imports torch and forks a writer for each line it is told. "after 0.1": save until killed 0.1 s later.
+# "at 7": die before the seventh operation on the checkpoints' folder.
 WRITERS = textwrap.dedent(
     """
     import os, signal, sys, time, torch
     from dlrm.training.checkpoint import CheckpointStore
 
-    def write(folder, pipe):
+    def write(folder, pipe, saves):
         store = CheckpointStore(folder, keep_last=2)
         restored = store.restore_latest()
         samples = restored.info.samples if restored else 0
-        while True:
+        for _ in range(saves):
             samples += 1
             value = float(samples)
             state = {"tables": {"a.weight": torch.full((30_000, 4), value)}, "dense": torch.full((9,), value)}
@@ -475,48 +495,96 @@ WRITERS = textwrap.dedent(
             store.wait()
             os.write(pipe, b"%d\\n" % samples)
 
+    def die_at(operation, folder):
+        left = [operation]
+        def count(event, arguments):
+            if any(isinstance(a, (str, os.PathLike)) and os.fspath(a).startswith(folder) for a in arguments):
+                left[0] -= 1
+                if not left[0]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(count)
+
     torch.set_num_threads(1)
     for line in sys.stdin:
+        when, number = line.split()
         reads, writes = os.pipe()
         child = os.fork()
         if not child:
-            write(sys.argv[1], writes)
+            if when == "at":
+                die_at(int(number), sys.argv[1])
+            write(sys.argv[1], writes, 10**9 if when == "after" else 1)
+            os._exit(0)
         os.close(writes)
-        time.sleep(float(line))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        if when == "after":
+            time.sleep(float(number))
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
         with os.fdopen(reads) as said:
-            print(max((int(number) for number in said), default=0), flush=True)
+            print(os.WIFSIGNALED(status), max((int(number) for number in said), default=0), flush=True)
     """
 )
 
 
-def test_killed_at_any_moment_a_whole_checkpoint_is_found(tmp_path: Path) -> None:
-    dice = random.Random(11)
-    kills = kills_inside_a_write = reached = 0
+class Writers:
+    """Kills writers, and checks after each kill that a whole checkpoint is found."""
+
+    def __init__(self, folder: Path, process: subprocess.Popen[str]) -> None:
+        self.folder, self.process = folder, process
+        self.reached = self.inside_a_write = 0
+
+    def kill(self, when: str) -> bool:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(when, file=self.process.stdin, flush=True)
+        killed, said = self.process.stdout.readline().split()
+        self.inside_a_write += bool(list(self.folder.glob(".*")))
+        restored = CheckpointStore(self.folder, keep_last=2).restore_latest()
+        if restored is None:
+            assert self.reached == int(said) == 0
+            return killed == "True"
+        assert restored.skipped == ()
+        # What was said to be on disk is there; of the one after it, all or nothing.
+        assert restored.info.samples - max(int(said), self.reached) in (0, 1)
+        self.reached = restored.info.samples
+        assert restored.state["progress"]["samples"] == self.reached
+        assert restored.state["tables"]["a.weight"].unique().tolist() == [self.reached]
+        assert restored.state["dense"].unique().tolist() == [self.reached]
+        assert list(self.folder.glob(".*")) == []
+        return killed == "True"
+
+
+@pytest.fixture
+def writers(tmp_path: Path) -> Iterator[Writers]:
     command = [sys.executable, "-c", WRITERS, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writers:
-        assert writers.stdin is not None
-        assert writers.stdout is not None
-        while kills < 25 or kills_inside_a_write < 5 or reached < 5:
-            assert kills < 200, f"{kills_inside_a_write} kills fell into a write and {reached} checkpoints were made"
-            print(dice.uniform(0.0, 0.25), file=writers.stdin, flush=True)
-            said = int(writers.stdout.readline())
-            kills += 1
-            kills_inside_a_write += bool(list(tmp_path.glob(".*")))
-            restored = CheckpointStore(tmp_path, keep_last=2).restore_latest()
-            if restored is None:
-                assert reached == said == 0
-                continue
-            assert restored.skipped == ()
-            # What was said to be on disk is there; of the one after it, all or nothing.
-            assert restored.info.samples - max(said, reached) in (0, 1)
-            reached = restored.info.samples
-            assert restored.state["progress"]["samples"] == reached
-            assert restored.state["tables"]["a.weight"].unique().tolist() == [reached]
-            assert restored.state["dense"].unique().tolist() == [reached]
-            assert list(tmp_path.glob(".*")) == []
-            assert len(list(tmp_path.iterdir())) <= 4
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield Writers(tmp_path, process)
+
+
+def test_killed_at_any_moment_a_whole_checkpoint_is_found(writers: Writers) -> None:
+    dice = random.Random(11)
+    kills = 0
+    while kills < 12 or writers.inside_a_write < 3 or writers.reached < 3:
+        assert kills < 200, f"{writers.inside_a_write} kills fell into a write; {writers.reached} checkpoints were made"
+        assert writers.kill(f"after {dice.uniform(0.0, 0.25)}")
+        kills += 1
+
+
+def test_killed_before_any_operation_a_whole_checkpoint_is_found(writers: Writers, tmp_path_factory: Any) -> None:
+    start = tmp_path_factory.mktemp("start") / "checkpoints"
+    while writers.reached < 4:
+        assert not writers.kill("at 0")
+    shutil.copytree(writers.folder, start)
+    operation = 0
+    killed = True
+    while killed:
+        operation += 1
+        shutil.rmtree(writers.folder)
+        shutil.copytree(start, writers.folder)
+        writers.reached = 4
+        killed = writers.kill(f"at {operation}")
+    assert operation > 30
+    assert writers.inside_a_write > 12
+    assert [info.samples for info in CheckpointStore(writers.folder).list()] == [5, 4]
 
 
 def test_manifests_say_what_wrote_them(tmp_path: Path) -> None:
