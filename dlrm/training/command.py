@@ -128,5 +128,5 @@ def _describe(summary: dict[str, Any]) -> str:
         f"{line}\nlogloss {summary['logloss']:.4f}   normalized entropy {summary['normalized_entropy']:.4f}   "
         f"calibration {summary['calibration']:.3f}   on the {summary['split']} split\n"
         f"{summary['samples']:,} samples in {summary['seconds']:.1f} s ({summary['samples_per_second']:,.0f}/s), "
-        f"{summary['stopped']}"
+        f"{summary['stopped']}\n{summary['folder']}: `recforge report {summary['folder']}` makes a page of it"
     )

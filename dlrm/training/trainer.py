@@ -265,6 +265,7 @@ class Trainer:
         log.record(split, progress.samples, _describe(values))
         summary = {
             **_describe(values),
+            "folder": str(self.folder),
             "split": split,
             "samples": progress.samples,
             "seconds": progress.seconds,
