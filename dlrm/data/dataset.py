@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,7 +22,7 @@ import xxhash
 FORMAT_VERSION = 1
 DESCRIPTION = "dataset.json"
 LABEL, NUMERIC = "label", "numeric"
-OPEN_PARTS = 128  # each holds a file descriptor, of which a process has 1,024 as a rule
+OPEN_PARTS = 8  # each holds a file descriptor, and its pages count as memory of the process once they were read
 
 IntArray: TypeAlias = "np.ndarray[Any, np.dtype[np.integer[Any]]]"
 Array: TypeAlias = "np.ndarray[Any, Any]"
@@ -140,7 +140,7 @@ class Dataset:
     def __init__(self, folder: Path | str, info: DatasetInfo | None = None) -> None:
         self.folder = Path(folder)
         self.info = info or self._read_info()
-        self._opened: dict[tuple[str, int], Part] = {}
+        self._open_part = lru_cache(maxsize=OPEN_PARTS)(self._open)
 
     def _read_info(self) -> DatasetInfo:
         description = self.folder / DESCRIPTION
@@ -169,12 +169,7 @@ class Dataset:
 
     def part(self, split: str, index: int) -> Part:
         """Return a part's columns, memory-mapped."""
-        key = (split, index)
-        part = self._opened.pop(key, None) or self._open(self.info.splits[split][index])
-        self._opened[key] = part  # moved to the end: the first is the one that was used longest ago
-        if len(self._opened) > OPEN_PARTS:
-            del self._opened[next(iter(self._opened))]
-        return part
+        return self._open_part(split, index)
 
     def column(self, split: str, name: str, rows: IntArray) -> Array:
         """Return values of one column (label, a feature with one id per row, or a further one) at `rows` of a split."""
@@ -206,7 +201,8 @@ class Dataset:
         single = [feature.name for feature in self.info.features if not feature.is_list]
         return "columns: " + ", ".join([*single, *self.info.extra])
 
-    def _open(self, info: PartInfo) -> Part:
+    def _open(self, split: str, index: int) -> Part:
+        info = self.info.splits[split][index]
         path = self.folder / info.file
         try:
             batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
