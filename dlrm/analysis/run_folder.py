@@ -24,6 +24,7 @@ class Run:
         training: records of the train loss, in the order of samples.
         validation: records of measurements on the valid split, likewise.
         summary: None while the run is not finished.
+        stopped: what stopped it, a guard or an interruption, if it has not been continued since.
         tables: one object per table; empty while the run is not finished.
         written_at: seconds since 1970 of the last sign of life.
     """
@@ -33,6 +34,7 @@ class Run:
     training: list[Record]
     validation: list[Record]
     summary: Record | None
+    stopped: str | None
     tables: list[Record]
     written_at: float
 
@@ -94,6 +96,7 @@ def read_run(folder: Path) -> Run:
         training=[record for record in records if record["kind"] == "train" and "loss" in record],
         validation=[record for record in records if record["kind"] == "valid" and "seconds" in record],
         summary=summary,
+        stopped=records[-1]["why"] if records and records[-1]["kind"] == "stopped" else None,
         tables=(_read_object(folder / TABLES) or {}).get("tables", []) if summary else [],
         written_at=max(path.stat().st_mtime for path in files),
     )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
 from dlrm.analysis.quantities import format_bytes, format_count, format_duration, format_number, format_share
 from dlrm.analysis.run_folder import Record, Run
+from dlrm.training.metrics import is_at_chance
 
 CALIBRATION_TOLERANCE = 0.1
-CHANCE_STANDARD_ERRORS = 3.0
 OTHER_STAGE = "rest of the loop"
 OUTSIDE_TRAINING = ("evaluation", "checkpoint")  # what a run's `seconds` leave out
 # Which settings act on a stage, for the reader whose run spends most of its time there.
@@ -66,9 +65,11 @@ def describe_unfinished(run: Run) -> str | None:
     """Say what is known of a run without a summary; None for a finished one."""
     if run.summary is not None:
         return None
+    if run.stopped is not None:
+        return f"This run stopped: {run.stopped}. The command that started it continues it from its last checkpoint."
     moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(run.written_at))
     return (
-        f"This run is not finished: it is still going, or it was stopped by a guard, interrupted or killed. Its last "
+        f"This run is not finished: it is still going, or it was killed. Its last "
         f"sign of life is of {moment}. The command that started it continues it from its last checkpoint."
     )
 
@@ -86,7 +87,7 @@ def list_complaints(run: Run) -> list[str]:
         complaints.append(f"Some metrics of the {run.measured_split} split are not defined: {record['undefined']}.")
     if record.get("prediction_std") == 0:
         complaints.append("Every prediction is the same; the model cannot tell samples apart.")
-    elif _is_at_chance(record):
+    elif is_at_chance(record["auc"], record["positives"], record["split_samples"]):
         complaints.append(f"An AUC of {record['auc']:.4f} on so few rows cannot be told from chance.")
     calibration = record.get("calibration")
     if calibration is not None and abs(calibration - 1) > CALIBRATION_TOLERANCE:
@@ -117,12 +118,12 @@ def describe_calibration(record: Record) -> list[str]:
 
 def share_out_time(run: Run) -> list[tuple[str, float]]:
     """Return stages and their seconds, largest first, with what the stopwatch did not see as a stage of its own."""
-    if run.summary is None or not run.summary.get("stage_seconds"):
+    record = run.last_measured or {}
+    stages: dict[str, float] = dict(record.get("stage_seconds") or {})
+    if not stages:
         return []
-    stages: dict[str, float] = dict(run.summary["stage_seconds"])
     outside = sum(stages.get(name, 0.0) for name in OUTSIDE_TRAINING)
-    # Lookups during an evaluation count as lookups, so that there may be nothing left.
-    if (other := run.seconds + outside - sum(stages.values())) > 0:
+    if (other := (record.get("seconds") or 0.0) + outside - sum(stages.values())) > 0:
         stages[OTHER_STAGE] = other
     return sorted(stages.items(), key=lambda stage: stage[1], reverse=True)
 
@@ -165,12 +166,3 @@ def list_figures(run: Run) -> list[dict[str, Any]]:
             "note": "of the process" if run.summary else "known at the end",
         },
     ]
-
-
-def _is_at_chance(record: Record) -> bool:
-    """Whether an AUC lies within three standard errors of .5 (its variance under chance: (P + N + 1) / (12 P N))."""
-    if record["auc"] is None:
-        return False
-    rows, positives = record["split_samples"], record["positives"]
-    standard_error = math.sqrt((rows + 1) / (12 * positives * (rows - positives)))
-    return bool(abs(record["auc"] - 0.5) < CHANCE_STANDARD_ERRORS * standard_error)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
@@ -16,7 +16,6 @@ from dlrm.data.dataset import Dataset
 from dlrm.training.metrics import MetricValues
 from embeddings.interface import Tables
 
-CHANCE_STANDARD_ERRORS = 3.0
 IN_THE_DATA = "the data"
 
 
@@ -56,6 +55,21 @@ def check_model_fits(model: nn.Module, dataset: Dataset) -> None:
                         f"table '{table.name}': feature '{name}' of {dataset.folder} has ids up to "
                         f"{known[name].num_rows - 1}, expected less than num_rows = {table.num_rows}; raise num_rows"
                     )
+
+
+def check_segments(dataset: Dataset, name: str | None) -> None:
+    """Check that evaluations can be divided by the column `name`, before anything is trained.
+
+    Raises:
+        ValueError: naming the flag, and the columns that there are.
+    """
+    split = next((split for split in dataset.info.splits if dataset.rows(split)), None)
+    if name is None or split is None:
+        return
+    try:
+        dataset.column(split, name, np.zeros(1, dtype=np.int64))
+    except ValueError as error:
+        raise ValueError(f"--evaluation.segment-by: {error}") from error
 
 
 def check_batch(batch: Batch, split: str) -> None:
@@ -152,12 +166,3 @@ class LearningGuard:
                 "rates (--dense.learning-rate, --tables.learning-rate) are off; --guards.chance-evaluations 0 goes on"
             )
         return None
-
-
-def is_at_chance(values: MetricValues) -> bool:
-    """Whether an AUC lies within three standard errors of .5 (its variance under chance: (P + N + 1) / (12 P N))."""
-    positives, negatives = values.positives, values.samples - values.positives
-    if not positives or not negatives or math.isnan(values.auc):
-        return False
-    standard_error = math.sqrt((positives + negatives + 1) / (12 * positives * negatives))
-    return abs(values.auc - 0.5) < CHANCE_STANDARD_ERRORS * standard_error

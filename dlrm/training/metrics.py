@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+CHANCE_STANDARD_ERRORS = 3.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class SegmentValues:
     """Metrics within one value of the segmenting feature; NaN where its labels do not allow one."""
@@ -243,3 +246,14 @@ def _check(holds: NDArray[np.bool_], values: NDArray[Any], name: str, expected: 
     if not holds.all():
         row = int(np.argmin(holds))
         raise ValueError(f"{name}: expected {expected}, got {values[row]} at row {row} of this batch")
+
+
+def is_at_chance(auc: float | None, positives: int, samples: int) -> bool:
+    """Whether an AUC cannot be told from .5: it lies within three standard errors of it.
+
+    The variance under chance is (P + N + 1) / (12 P N) for P positives and N negatives (Mann and Whitney 1947).
+    """
+    negatives = samples - positives
+    if auc is None or math.isnan(auc) or not positives or not negatives:
+        return False
+    return abs(auc - 0.5) < CHANCE_STANDARD_ERRORS * math.sqrt((samples + 1) / (12 * positives * negatives))

@@ -119,11 +119,13 @@ def _time_calls(module: nn.Module, stopwatch: Stopwatch, stage: str) -> None:
     opened: list[AbstractContextManager[None]] = []
 
     def start(*_: Any) -> None:
-        opened.append(stopwatch.stage(stage))
-        opened[-1].__enter__()
+        if module.training:  # in an evaluation it is part of that
+            opened.append(stopwatch.stage(stage))
+            opened[-1].__enter__()
 
     def stop(*_: Any) -> None:
-        opened.pop().__exit__(None, None, None)
+        if opened:
+            opened.pop().__exit__(None, None, None)
 
     module.register_forward_pre_hook(start)
     module.register_forward_hook(stop, always_call=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from dlrm.data.reader import Reader
 from dlrm.optim.dense import build_dense_optimizer
 from dlrm.training.checkpoint import CheckpointStore
 from dlrm.training.evaluate import evaluate, evaluate_true_probability
-from dlrm.training.guards import LearningGuard, check_model_fits, find_tables, is_at_chance
+from dlrm.training.guards import LearningGuard, check_model_fits, check_segments, find_tables
 from dlrm.training.interrupt import StopRequest
-from dlrm.training.metrics import MetricValues, relative_auc
+from dlrm.training.metrics import MetricValues, is_at_chance, relative_auc
 from dlrm.training.run_log import RunLog, write_json
 from dlrm.training.stopwatch import Stopwatch
 from dlrm.training.table_statistics import describe_rows
@@ -64,6 +64,7 @@ class Trainer:
 
     def __init__(self, model: nn.Module, dataset: Dataset, config: TrainingConfig, output: Path | str) -> None:
         check_model_fits(model, dataset)
+        check_segments(dataset, config.evaluation.segment_by)
         self.model, self.dataset, self.config, self.folder = model, dataset, config, Path(output)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.reader = Reader(dataset, "train", shuffle=config.shuffle, seed=config.seed)
@@ -108,6 +109,10 @@ class Trainer:
                         f"and saved after {self.progress.samples} samples; the same command continues"
                     )
             return self._finish(log, why)
+        except (ValueError, OSError, KeyboardInterrupt) as error:
+            with contextlib.suppress(OSError):  # a full disk may be what stopped it
+                log.record("stopped", self.progress.samples, {"why": str(error) or "interrupted"})
+            raise
         finally:
             log.close()
 
@@ -202,10 +207,12 @@ class Trainer:
         progress.evaluated_samples = progress.samples
         progress.evaluations_without_gain = 0 if is_best else progress.evaluations_without_gain + 1
         if progress.samples >= self.first_judged_sample:
-            progress.evaluations_at_chance = progress.evaluations_at_chance + 1 if is_at_chance(values) else 0
+            at_chance = is_at_chance(values.auc, values.positives, values.samples)
+            progress.evaluations_at_chance = progress.evaluations_at_chance + 1 if at_chance else 0
         if is_best:
             progress.best, progress.best_samples = value, progress.samples
-        log.record("valid", progress.samples, {**_describe(values), "seconds": progress.seconds})
+        measured = {"seconds": progress.seconds, "stage_seconds": dict(self.stopwatch.seconds)}
+        log.record("valid", progress.samples, _describe(values) | measured)
         log.say(
             f"after {progress.samples:,} samples: auc {values.auc:.4f}, logloss {values.logloss:.4f}, "
             f"calibration {values.calibration:.3f} on {values.samples:,} valid rows" + (" (best)" if is_best else "")
@@ -279,12 +286,13 @@ class Trainer:
             summary |= {"bayes_auc": truth.auc, "recovered_auc": relative_auc(values.auc, truth.auc)}
         write_json(self.folder / TABLES, {"tables": describe_rows(find_tables(self.model))})
         write_json(self.folder / SUMMARY, summary)
-        chances = progress.evaluations_at_chance + 1 if is_at_chance(values) else 0
+        at_chance = is_at_chance(values.auc, values.positives, values.samples)
+        chances = progress.evaluations_at_chance + 1 if at_chance else 0
         if (complaint := self.guard.complaint(values, chances, last=True)) is not None:
             raise ValueError(complaint)
         return summary
 
-    @contextmanager
+    @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:
         start = time.perf_counter()
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dlrm.analysis.run_folder import read_run
+from dlrm.analysis.verdict import describe_unfinished, share_out_time
 from dlrm.batch import Batch
 from dlrm.cli import main
 from dlrm.config import CheckpointConfig, EvaluationConfig, StepConfig, TrainingConfig
@@ -145,6 +148,21 @@ def test_logits_of_another_shape_are_refused(tmp_path: Path, click_log: Dataset)
 
     with pytest.raises(ValueError, match=r"expected logits of shape \(100,\), got \(100, 1\)"):
         fit(Wrong(), click_log, tmp_path / "run")
+
+
+def test_what_stopped_a_run_stands_in_its_log_and_report(tmp_path: Path, click_log: Dataset) -> None:
+    with pytest.raises(ValueError, match="every one of") as caught:
+        fit(Deaf(), click_log, tmp_path / "run")
+    run = read_run(tmp_path / "run")
+    assert run.stopped == str(caught.value)
+    assert str(caught.value) in (describe_unfinished(run) or "")
+    assert dict(share_out_time(run)).keys() >= {"dense forward", "evaluation"}
+
+
+def test_an_unknown_segment_column_is_named_before_training(tmp_path: Path, click_log: Dataset) -> None:
+    config = replace(SMALL, evaluation=EvaluationConfig(segment_by="nobody"))
+    with pytest.raises(ValueError, match=r"--evaluation.segment-by: .*'nobody'; columns: "):
+        Trainer(Deaf(), click_log, config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
