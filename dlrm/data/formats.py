@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from dlrm.data.criteo import find_criteo
 from dlrm.data.movielens import MovieLensFiles, find_movielens, join_attributes
 from dlrm.data.schema import DataSchema, SourceFormat
-from dlrm.data.source import Block, TextBlocks, TextForm, find_files, read_header
+from dlrm.data.source import Block, TextBlocks, TextForm, find_files, one_line, read_header
 from dlrm.data.tabular import Wanted, parse_text, plan_parquet, read_parquet
 
 CSV_DELIMITERS = (",", ";", "|", "\t")
@@ -116,7 +116,10 @@ def _parquet_columns(file: Path) -> tuple[str, ...]:
     try:
         return tuple(pq.read_schema(file).names)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file} cannot be read as parquet ({error}); fetch it again, or correct `format`") from error
+        problem = one_line(error)
+        raise ValueError(
+            f"{file} cannot be read as parquet ({problem}); fetch it again, or correct `format`"
+        ) from error
 
 
 def read_text_form(file: Path, kind: str) -> TextForm:

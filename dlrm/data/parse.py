@@ -14,7 +14,7 @@ from dlrm.data.cells import BadCell, to_ids, to_labels, to_numbers, to_times
 from dlrm.data.chunk import Chunk, read_facts, write_chunk
 from dlrm.data.formats import BlockParser
 from dlrm.data.schema import DataSchema
-from dlrm.data.source import Block
+from dlrm.data.source import Block, one_line
 from dlrm.data.tabular import find_line
 
 
@@ -65,7 +65,7 @@ def _parse(task: ParseTask, outputs: Sequence[Path]) -> None:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise ValueError(f"{block.source} is damaged or cut short ({error}); fetch it again") from error
+        raise ValueError(f"{block.source} is damaged or cut short ({one_line(error)}); fetch it again") from error
     if block.path != block.source:
         Path(block.path).unlink(missing_ok=True)
 

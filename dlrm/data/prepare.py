@@ -27,10 +27,11 @@ from dlrm.data.leakage import check_leakage
 from dlrm.data.progress import ProgressBar
 from dlrm.data.schema import DataSchema
 from dlrm.data.splits import SPLITS
-from dlrm.data.work import Progress, Workers, named_full_disk, remove_scratch, whole_file
+from dlrm.data.vocabulary import VOCABULARY
+from dlrm.data.work import Progress, WorkerDied, Workers, named_full_disk, remove_scratch, whole_file
 
 BLOCK_BYTES = 16 << 20
-ORIGIN, WORK = "prepared_from.json", ".work"
+ORIGIN, WORK, FAULT = "prepared_from.json", ".work", "fault"
 
 
 def prepare(
@@ -72,8 +73,9 @@ def prepare(
         with whole_file(out / ORIGIN) as scratch:
             scratch.write_text(json.dumps(origin, indent=1) + "\n")
         remove_scratch(out)
-        ingested = ingest(schema, source, out / WORK, block_bytes, workers)
-        fitted = fit(schema, ingested, out / WORK, out, workers)
+        with _marked_faults(out / WORK / FAULT):
+            ingested = ingest(schema, source, out / WORK, block_bytes, workers)
+            fitted = fit(schema, ingested, out / WORK, out, workers)
         info = _describe(schema, source, ingested, fitted, _encode(schema, ingested, fitted, out, workers))
         check = check_leakage(Dataset(out, info), workers)
         found = check["time_ranges"] or ingested.cuts.row_ranges
@@ -111,7 +113,11 @@ def _is_finished(out: Path, origin: dict[str, Any]) -> bool:
         except ValueError:
             former = {}
         changed = [name for name in origin if former.get(name) != origin[name]]
-        if changed:
+        if changed and (out / WORK / FAULT).is_file():
+            for name in (WORK, VOCABULARY, *SPLITS):
+                shutil.rmtree(out / name, ignore_errors=True)
+            path.unlink()
+        elif changed:
             raise ValueError(
                 f"{out} holds a dataset that was prepared from other input (differs in {', '.join(changed)}); "
                 "delete it, or choose another folder"
@@ -120,6 +126,17 @@ def _is_finished(out: Path, origin: dict[str, Any]) -> bool:
     if out.is_dir() and any(entry.name != WORK for entry in out.iterdir()):
         raise ValueError(f"expected an empty or new folder for the dataset, {out} holds other files; choose another")
     return False
+
+
+@contextmanager
+def _marked_faults(mark: Path) -> Iterator[None]:
+    """Leave a mark if the source or the schema is at fault: they will be changed, and then the work is of no use."""
+    try:
+        yield
+    except ValueError as error:
+        if not isinstance(error, WorkerDied):
+            mark.touch()
+        raise
 
 
 @contextmanager

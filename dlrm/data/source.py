@@ -118,6 +118,11 @@ def read_header(path: Path, delimiter: str, quoted: bool) -> tuple[str, ...]:
     return tuple(next(csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE), ()))
 
 
+def one_line(error: Exception) -> str:
+    """Return an error's message on one line."""
+    return " ".join(str(error).split())
+
+
 @contextmanager
 def open_text(path: Path | str) -> Iterator[tuple[Any, Callable[[], int]]]:
     """Open a text file, plain, gz or zst; gives its stream, and a function that says how many of its bytes were read.
@@ -137,7 +142,7 @@ def open_text(path: Path | str) -> Iterator[tuple[Any, Callable[[], int]]]:
         except OSError as error:
             if error.errno is not None:
                 raise
-            raise ValueError(f"{path} is damaged or cut short ({error}); fetch it again") from error
+            raise ValueError(f"{path} is damaged or cut short ({one_line(error)}); fetch it again") from error
 
 
 class TextBlocks:

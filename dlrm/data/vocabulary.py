@@ -23,7 +23,7 @@ from dlrm.data.work import whole_file, whole_folder
 ENTRIES_PER_RANGE = 1 << 20
 COUNTS_SCHEMA = pa.schema([("key", pa.uint64()), ("count", pa.int64()), ("value", pa.large_string())])
 LOOKUP_SCHEMA = pa.schema([("key", pa.uint64()), ("row", pa.int64())])
-SAMPLES = "samples.npy"
+VOCABULARY, SAMPLES = "vocabulary", "samples.npy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ class DictionaryTask:
 
 def vocabulary_file(folder: Path, name: str) -> Path:
     """Return where a dataset keeps a feature's dictionary: value and count of row 2, 3, ... of its table."""
-    return folder / "vocabulary" / f"{quote(name, safe=' ')}.arrow"
+    return folder / VOCABULARY / f"{quote(name, safe=' ')}.arrow"
 
 
 def build_dictionary(task: DictionaryTask) -> tuple[int, int]:

@@ -27,6 +27,11 @@ Result = TypeVar("Result")
 
 SCRATCH_SUFFIX = ".tmp"
 
+
+class WorkerDied(ValueError):
+    """A worker process ended before its task did."""
+
+
 Progress = Callable[[str, float, int], None]
 """Is told the stage, the share of it that is done, and how many rows it has done."""
 
@@ -104,7 +109,7 @@ class Workers:
         """Yield each task with its result as they come; takes tasks only as fast as they are worked on.
 
         Raises:
-            ValueError: the disk is full, or a process died.
+            WorkerDied: a process was killed.
         """
         try:
             if self._pool is None:
@@ -113,9 +118,9 @@ class Workers:
             else:
                 yield from self._run_in_pool(self._pool, function, tasks)
         except BrokenProcessPool as error:
-            raise ValueError(
-                "a worker process was killed, as happens when memory runs out; what is done is kept: run the same "
-                "command again, with fewer --processes"
+            raise WorkerDied(
+                "a worker process was killed (out of memory?) or could not start (call `prepare` under "
+                "`if __name__ == '__main__':`); what is done is kept: run the same command again, with fewer --processes"
             ) from error
 
     def _run_in_pool(
