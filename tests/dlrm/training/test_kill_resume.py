@@ -1,0 +1,184 @@
+"""The proof of checkpoints: a run killed with SIGKILL again and again ends, bit for bit, as one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dlrm.data.dataset import Dataset
+from dlrm.training.checkpoint import CheckpointStore
+from dlrm.training.run_log import read_records
+
+# Imports once, and forks a process for every command line; says its id, and how it ended.
+COMMANDS = textwrap.dedent(
+    """
+    import json, os, sys
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    from dlrm.cli import main
+    import dlrm.training.command, dlrm.training.trainer, dlrm.data.provide, torch.utils.tensorboard
+    for line in sys.stdin:
+        argv, errors = json.loads(line)
+        child = os.fork()
+        if not child:
+            os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os._exit(main(argv))
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    """
+)
+SETTINGS = {
+    "epochs": 3,
+    "seed": 5,
+    "step.global-batch-size": 384,
+    "log-every-samples": 1,
+    "model.bottom": 96,
+    "model.top": 96,
+    "model.dropout": 0.3,
+    "dense.name": "lamb",
+    "dense.learning-rate": 0.01,
+    "dense-schedule.warmup-samples": 9000,
+    "dense-schedule.hold-samples": 6000,
+    "dense-schedule.decay-samples": 30_000,
+    "tables-schedule.warmup-samples": 3000,
+    "tables-schedule.decay-samples": 40_000,
+    "evaluation.every-samples": 7000,
+    "checkpoint.every-samples": 1500,
+    "guards.chance-evaluations": 0,
+}
+STEPS = 3 * 32  # 32 batches an epoch, the last one cut
+
+
+class Run:
+    """A training command that can be started again and again in one folder, and killed."""
+
+    def __init__(self, folder: Path, data: Path, threads: int, commands: subprocess.Popen[str]) -> None:
+        self.folder, self.commands = folder, commands
+        self.errors = folder.with_suffix(".err")
+        settings = SETTINGS | {"data": data, "output": folder, "step.threads": threads}
+        self.argv = ["train", "synthetic", *(word for name in settings for word in (f"--{name}", str(settings[name])))]
+
+    def start(self) -> int:
+        assert self.commands.stdin is not None
+        print(json.dumps([self.argv, str(self.errors)]), file=self.commands.stdin, flush=True)
+        return self._answer()
+
+    def finish(self) -> int:
+        self.start()
+        return self._answer()
+
+    def kill_when(self, ready: Callable[[], bool]) -> bool:
+        """Start, kill as soon as `ready`, and say whether the run was still alive then."""
+        process = self.start()
+        deadline = time.monotonic() + 60
+        while not ready() and not (self.folder / "summary.json").exists():
+            assert time.monotonic() < deadline, self.errors.read_text()
+            time.sleep(0.004)
+        os.kill(process, signal.SIGKILL)
+        return self._answer() == -signal.SIGKILL
+
+    def steps(self) -> list[dict[str, Any]]:
+        return [record for record in read_records(self.folder) if record["kind"] == "train"]
+
+    def is_writing(self) -> bool:
+        return any(self.folder.glob("checkpoints/.writing-*/*"))
+
+    def saved_samples(self) -> list[int]:
+        return [info.samples for info in CheckpointStore(self.folder / "checkpoints").list()]
+
+    def _answer(self) -> int:
+        assert self.commands.stdout is not None
+        line = self.commands.stdout.readline()
+        assert line, "the process that starts the runs has died"
+        return int(line)
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", COMMANDS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+
+
+def without_times(value: Any) -> Any:
+    """Leave out times, memory and place; tensors become their bytes."""
+    if isinstance(value, torch.Tensor):
+        return (str(value.dtype), tuple(value.shape), value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    if isinstance(value, dict):
+        other = {"seconds", "samples_per_second", "stage_seconds", "peak_rss_bytes", "folder"}
+        return {key: without_times(item) for key, item in value.items() if key not in other}
+    if isinstance(value, list | tuple):
+        return [without_times(item) for item in value]
+    return value
+
+
+def assert_same(killed: Run, whole: Run) -> None:
+    ours, theirs = (without_times(list(read_records(run.folder))) for run in (killed, whole))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == other
+    left, right = (CheckpointStore(run.folder / "checkpoints") for run in (killed, whole))
+    for restore in (CheckpointStore.restore_latest, CheckpointStore.restore_best):
+        mine_at, other_at = restore(left), restore(right)
+        assert mine_at is not None
+        assert other_at is not None
+        assert mine_at.info.samples == other_at.info.samples
+        mine_state, other_state = without_times(mine_at.state), without_times(other_at.state)
+        assert list(mine_state) == list(other_state)
+        for part in mine_state:
+            assert mine_state[part] == other_state[part], part
+    summaries = [without_times(json.loads((run.folder / "summary.json").read_text())) for run in (killed, whole)]
+    assert summaries[0] == summaries[1]
+
+
+def flip_a_byte(checkpoints: Path, dice: random.Random) -> str:
+    newest = CheckpointStore(checkpoints).list()[0].folder
+    path = dice.choice(sorted(newest.glob("*.safetensors")))
+    content = bytearray(path.read_bytes())
+    content[dice.randrange(len(content))] ^= 1
+    path.write_bytes(content)
+    return newest.name
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_run_killed_again_and_again_ends_as_one_left_alone(
+    threads: int, tmp_path: Path, click_log: Dataset, commands: subprocess.Popen[str]
+) -> None:
+    dice = random.Random(threads)
+    whole = Run(tmp_path / "whole", click_log.folder, threads, commands)
+    assert whole.finish() == 0, whole.errors.read_text()
+    assert len(whole.steps()) == STEPS
+
+    run = Run(tmp_path / "killed", click_log.folder, threads, commands)
+    kills = kills_inside_a_write = 0
+    resumed_at = set()
+    damaged = ""
+    for number, step in enumerate(sorted(dice.sample(range(1, STEPS - 6), 7))):
+
+        def is_far_enough(step: int = step, inside_a_write: bool = number % 2 == 1) -> bool:
+            return len(run.steps()) >= step and (run.is_writing() or not inside_a_write)
+
+        kills += run.kill_when(is_far_enough)
+        kills_inside_a_write += run.is_writing()
+        resumed_at |= set(run.saved_samples()[:1])
+        if not damaged and len(run.saved_samples()) > 1 and number > 2:
+            damaged = flip_a_byte(run.folder / "checkpoints", dice)
+    assert run.finish() == 0, run.errors.read_text()
+    assert kills >= 4
+    assert kills_inside_a_write >= 1, "no kill fell into the write of a checkpoint"
+    assert len({samples // 12_000 for samples in resumed_at}) >= 2, f"resumed in too few epochs: {resumed_at}"
+    said = run.errors.read_text()
+    assert damaged in next(line for line in said.splitlines() if "is damaged (checksum)" in line)
+    assert "Traceback" not in said
+    assert_same(run, whole)
