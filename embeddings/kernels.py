@@ -28,7 +28,7 @@ Keys = NDArray[np.uint64]
 
 _MAX_DIGIT_BITS = 11  # 2,048 counters fit beside the keys in the first-level cache
 _BLOCK = 32  # rows that are asked for while their gradients are summed, and then updated from the nearest cache
-_AHEAD = 12  # how many ids ahead to ask for what an id needs
+_AHEAD = 8  # how many ids ahead to ask for what an id needs
 _SLOT_BITS = np.uint64(32)
 _SLOT_MASK = np.uint64(0xFFFFFFFF)
 

@@ -1,0 +1,1 @@
+"""Measurements, one file per question; each prints one JSON object as its last line."""

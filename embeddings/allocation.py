@@ -1,0 +1,31 @@
+"""Tells the C library to keep the memory of a training step for the next one."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+# glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NEVER = 2**31 - 1
+_LARGEST_KEPT_BYTES = 1 << 30
+
+
+def keep_freed_memory() -> bool:
+    """Makes this process keep what it frees, up to 1 GiB apiece, instead of handing it back to the system.
+
+    A step allocates and frees the same large tensors over and over. Depending on how they come to lie, glibc hands
+    them back each time and every page of them has to be mapped and zeroed again: with 4,096 samples x 26 features x
+    64 numbers 13,800 page faults, 20 to 40 of 140 ms. Call it once, before the first step; it holds for the whole
+    process, whose memory then stays at its peak.
+
+    Returns:
+        Whether the C library understood: on Linux with glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = ((_M_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES), (_M_TRIM_THRESHOLD, _NEVER))
+    return all(mallopt(name, value) == 1 for name, value in settings)
