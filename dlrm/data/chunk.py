@@ -72,8 +72,8 @@ def take_codes(codes: IntArray | Bags, rows: IntArray | slice) -> IntArray | Bag
         return Bags(offsets=offsets - offsets[0], values=codes.values[offsets[0] : offsets[-1]])
     counts = np.diff(codes.offsets)[rows]
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
-    return Bags(offsets=offsets, values=codes.values[np.repeat(codes.offsets[rows], counts) + within])
+    places = np.arange(offsets[-1]) + np.repeat(codes.offsets[rows] - offsets[:-1], counts)
+    return Bags(offsets=offsets, values=codes.values[places])
 
 
 def encode_values(column: pa.Array) -> Ids:

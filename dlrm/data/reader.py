@@ -125,5 +125,5 @@ def _gather_bags(bags: Bags, where: IntArray | slice) -> tuple[IntArray, IntArra
         return bags.values[offsets[0] : offsets[-1]], np.diff(offsets)
     firsts, counts = bags.offsets[where], bags.offsets[where + 1] - bags.offsets[where]
     ends = np.cumsum(counts)
-    within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
-    return bags.values[np.repeat(firsts, counts) + within], counts
+    places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(firsts - ends + counts, counts)
+    return bags.values[places], counts

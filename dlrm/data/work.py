@@ -120,7 +120,7 @@ class Workers:
         except BrokenProcessPool as error:
             raise WorkerDied(
                 "a worker process was killed (out of memory?) or could not start (call `prepare` under "
-                "`if __name__ == '__main__':`); what is done is kept: run the same command again, with fewer --processes"
+                "`if __name__ == '__main__':`); what is done is kept: run the command again, with fewer --processes"
             ) from error
 
     def _run_in_pool(
