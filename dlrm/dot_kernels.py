@@ -10,20 +10,19 @@ with zeros to whole registers, so that no loop has a remainder.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from embeddings.compiled import compiled
 from embeddings.vectors import LANES, load, multiply_add, splat, store, total
 
 Floats = NDArray[np.float32]
 
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
 _PAIR_TILE = 3  # 3 x 3 products at a time: 9 sums and 6 operands fit the registers
 _ROW_TILE = 4  # 4 rows x 2 registers of gradients at a time
 
 
-@_compiled
+@compiled
 def pairwise_dots(dense: Floats, pooled: Floats, out: Floats, first: int, last: int) -> None:
     """Writes ``out[first:last]``: ``dense``, then the products of vectors ``i > j``, row by row of the triangle.
 
@@ -54,7 +53,7 @@ def pairwise_dots(dense: Floats, pooled: Floats, out: Floats, first: int, last: 
             products[pair] = triangle[pair]
 
 
-@_compiled
+@compiled
 def _load_vectors(dense: Floats, pooled: Floats, width: int, x: Floats) -> None:
     dim = dense.size
     for d in range(dim):
@@ -66,7 +65,7 @@ def _load_vectors(dense: Floats, pooled: Floats, width: int, x: Floats) -> None:
             target[d] = source[d]
 
 
-@_compiled
+@compiled
 def _multiply_tile(x: Floats, width: int, i: int, j: int, triangle: Floats) -> None:
     zero = splat(np.float32(0))
     a0, a1, a2 = zero, zero, zero
@@ -90,7 +89,7 @@ def _multiply_tile(x: Floats, width: int, i: int, j: int, triangle: Floats) -> N
         triangle[b + 1], triangle[b + 2], triangle[c + 2] = total(b1), total(b2), total(c2)
 
 
-@_compiled
+@compiled
 def pairwise_dots_gradient(
     dense: Floats,
     pooled: Floats,
@@ -125,7 +124,7 @@ def pairwise_dots_gradient(
                 target[d] = source[d]
 
 
-@_compiled
+@compiled
 def _unfold(triangle: Floats, symmetric: Floats) -> None:
     at = 0
     for i in range(1, symmetric.shape[1]):
@@ -137,7 +136,7 @@ def _unfold(triangle: Floats, symmetric: Floats) -> None:
         at += i
 
 
-@_compiled
+@compiled
 def _multiply_symmetric(symmetric: Floats, x: Floats, width: int, y: Floats) -> None:
     num_vectors = x.size // width
     zero = splat(np.float32(0))

@@ -1,24 +1,20 @@
 """The loops over rows, compiled by Numba: look up and pool, group a batch's ids by row, update each row once.
 
 Each function works on one table, or a part of one, in the calling thread and without the interpreter's lock;
-``local_tables`` spreads the calls over threads. None of them uses Numba's own threads, so that there is one pool of
-threads beside torch's, and the result does not depend on their number.
+``local_tables`` spreads the calls over threads, so that the result does not depend on their number.
 
 Two habits keep the inner loops vectorised: a row is sliced before it is walked (a signed ``column + d`` would have to
 be checked for being negative, number by number), and ids are unsigned, which makes one comparison of two.
-
-Compiled code is cached on disk. Signatures are left to the first call: listing them would load or compile every
-kernel at import, 0.3 s against nothing.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from embeddings.compiled import compiled, reordering
 from embeddings.prefetch import prefetch
 
 Floats = NDArray[np.float32]
@@ -33,13 +29,7 @@ _SLOT_BITS = np.uint64(32)
 _SLOT_MASK = np.uint64(0xFFFFFFFF)
 
 
-# NaN and infinity keep their meaning everywhere: the guards look for them. Only a sum over a row may be reordered,
-# which lets it be vectorised; elsewhere that would draw a division into a loop.
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
-_reducing = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
-
-
-@_compiled
+@compiled
 def look_up(
     weight: Floats,  # [num_rows, dim]
     ids: Ids,  # [num_ids], int32 or int64
@@ -86,7 +76,7 @@ def look_up(
     return -1
 
 
-@_compiled
+@compiled
 def _group_by_row(
     ids: Ids, offsets: Longs, positions: Longs, batch_size: int, num_rows: int, part: int, parts: int
 ) -> Keys:
@@ -135,7 +125,7 @@ def _group_by_row(
     return keys
 
 
-@_compiled
+@compiled
 def _sum_gradients(
     keys: Keys,
     first: int,
@@ -186,7 +176,7 @@ def _sum_gradients(
     return used, at
 
 
-@_compiled
+@compiled
 def update_rows_sgd(
     weight: Floats,
     ids: Ids,
@@ -214,7 +204,7 @@ def update_rows_sgd(
                 row[d] -= rate * (total[d] + decay * row[d])
 
 
-@_compiled
+@compiled
 def update_rows_row_wise_adagrad(
     weight: Floats,
     sum_of_squares: Floats,  # [num_rows]
@@ -250,7 +240,7 @@ def update_rows_row_wise_adagrad(
                 row[d] -= step * total[d]
 
 
-@_reducing
+@reordering
 def _sum_of_squares(vector: Floats) -> np.float32:
     total = np.float32(0)
     for d in range(vector.size):

@@ -1,4 +1,7 @@
-"""A small pool of threads for the row kernels, which give up the interpreter's lock, as wide as torch's own."""
+"""A small pool of threads for kernels, which give up the interpreter's lock, as wide as torch's own.
+
+Numba has threads as well, with a runtime of their own, which would compete with torch's for the cores.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,34 @@
+"""How kernels are compiled: without the interpreter's lock, once per machine, with the arithmetic as written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compiles a function at its first call; products and sums may be fused, and nothing else reordered.
+
+    NaN and infinity keep their meaning: the guards look for them. Numba's own threads are not used, see ``threads``.
+    """
+    return _compile(function, {"contract"})
+
+
+def reordering(function: Callable[..., Any]) -> Any:
+    """Compiles a sum whose order does not matter, which lets it be vectorised.
+
+    Only for a loop that sums: elsewhere it would draw a division into a loop.
+    """
+    return _compile(function, {"contract", "reassoc", "nsz"})
+
+
+def _compile(function: Callable[..., Any], fast_math: set[str]) -> Any:
+    settings: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fast_math}
+    try:
+        # Signatures are left to the first call: listing them would load every kernel at import.
+        return numba.njit(cache=True, **settings)(function)
+    except RuntimeError:
+        # Neither the package's folder nor the user's can be written to: compiled anew in each process.
+        return numba.njit(**settings)(function)

@@ -1,0 +1,40 @@
+"""Large tensors that are freed and made again cost no page faults once the process keeps its memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, torch
+from embeddings.allocation import keep_freed_memory
+assert keep_freed_memory()
+def work():
+    for _ in range(3):
+        tensors = [torch.ones(10_000_000) for _ in range(2)]
+for _ in range(4):  # until the heap has found its size
+    work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
+def test_freed_memory_is_used_again():
+    def count_faults(code):
+        return int(
+            subprocess.run(
+                [sys.executable, "-c", code],
+                check=True,
+                capture_output=True,
+                text=True,
+                env={"PYTHONPATH": ":".join(sys.path)},
+            ).stdout
+        )
+
+    assert count_faults(FAULTS) < 1000
+    # 3 x 2 x 40 MB in pages of 4 KiB, or a few large ones where the system gives such
+    assert count_faults(FAULTS.replace("assert keep_freed_memory()", "")) > 20
