@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from dlrm.data.tabular import MISSING_TEXTS, Wanted
 
 SAMPLE_BYTES = 32 << 20
 SAMPLE_ROWS = 200_000  # of a parquet file
+LOOK_AT_TIMES, DATE = 100, r"\d{4}-\d{2}-\d{2}"
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,13 @@ class ColumnSample:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
-    @property
+    @cached_property
     def is_time(self) -> bool:
-        """Whether the values are dates or timestamps."""
-        return bool(pa.types.is_timestamp(self.values.type) or pa.types.is_date(self.values.type))
+        """Whether the values are dates or timestamps, or the first ones can be read as such."""
+        if pa.types.is_timestamp(self.values.type) or pa.types.is_date(self.values.type):
+            return True
+        head = self.there[:LOOK_AT_TIMES]
+        return self.is_text and len(head) > 0 and all(re.match(DATE, str(text)) for text in head.to_pylist())
 
     @cached_property
     def numbers(self) -> Array | None:

@@ -86,8 +86,8 @@ def load_config(path: Path | str) -> ConfigFile:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from error
     unknown = sorted(content.keys() - {"data", "train"})
-    if unknown or not isinstance(content.get("data"), dict):
-        found = ", ".join(f"[{name}]" for name in content) or "nothing"
+    if unknown or not isinstance(content.get("data"), dict) or not isinstance(content.get("train", {}), dict):
+        found = ", ".join(f"[{name}]" if isinstance(content[name], dict) else name for name in content) or "nothing"
         raise ValueError(f"{path}: expected the tables [data] and, if need be, [train], found {found}; correct it")
     data = dict(content["data"])
     sources = data.pop("source", None)
