@@ -56,6 +56,7 @@ def train(name: str, recipe: Recipe, config: RunConfig) -> dict[str, Any]:
     from dlrm.data.provide import provide_dataset
     from dlrm.model import build_dlrm
     from dlrm.training.run_log import write_json
+    from dlrm.training.run_state import seed_generators
     from dlrm.training.train_step import choose_device, compile_dense, describe_step
     from dlrm.training.trainer import Trainer
 
@@ -67,7 +68,7 @@ def train(name: str, recipe: Recipe, config: RunConfig) -> dict[str, Any]:
     for line in [f"run {output}", *describe_step(config.step, device, torch.get_num_threads())]:
         print(f"recforge: {line}", file=sys.stderr)
     dataset = provide_dataset(recipe.source, config.data)
-    torch.manual_seed(config.seed)
+    seed_generators(config.seed)
     model = build_dlrm(dataset.info, config.model, config.tables, seed=config.seed, device=str(device))
     if config.step.compile:
         compile_dense(model, device)

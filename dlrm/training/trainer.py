@@ -23,6 +23,7 @@ from dlrm.training.guards import LearningGuard, check_model_fits, check_segments
 from dlrm.training.interrupt import StopRequest
 from dlrm.training.metrics import MetricValues, is_at_chance, relative_auc
 from dlrm.training.run_log import RunLog, write_json
+from dlrm.training.run_state import load_model, load_random_state, take_model, take_random_state
 from dlrm.training.stopwatch import Stopwatch
 from dlrm.training.table_statistics import describe_rows
 from dlrm.training.train_step import ClickTask, TrainStep
@@ -235,11 +236,11 @@ class Trainer:
     def _save(self, *, is_best: bool) -> None:
         with self.stopwatch.stage("checkpoint"):
             state = {
-                "model": self.model.state_dict(),
+                **take_model(self.model),
                 "dense_optimizer": self.optimizer.state_dict(),
                 "progress": asdict(self.progress) | {"dataset": self.dataset.fingerprint},
                 "stage_seconds": dict(self.stopwatch.seconds),
-                "random": {"torch": torch.get_rng_state()},
+                "random": take_random_state(self.device),
             }
             self.checkpoints.save(state, samples=self.progress.samples, metric=self.progress.best, is_best=is_best)
 
@@ -253,17 +254,17 @@ class Trainer:
             raise ValueError(
                 f"{self.folder} was trained on other data than {self.dataset.folder}; choose another --output"
             )
-        self.model.load_state_dict(state["model"])
+        load_model(self.model, state)
         self.optimizer.load_state_dict(state["dense_optimizer"])
         self.progress = Progress(**state["progress"])
         self.stopwatch.seconds.update(state["stage_seconds"])
-        torch.set_rng_state(state["random"]["torch"])
+        load_random_state(state["random"], self.device)
         return [*restored.skipped, f"continuing after {self.progress.samples:,} samples"]
 
     def _finish(self, log: RunLog, why: str) -> dict[str, Any]:
         """Measure the test split with the best weights, and write `summary.json` and `tables.json`."""
         if self.config.evaluation.test_best and (best := self.checkpoints.restore_best()) is not None:
-            self.model.load_state_dict(best.state["model"])
+            load_model(self.model, best.state)
         split = next((name for name in ("test", "valid", "train") if self.dataset.rows(name)), "train")
         reader = Reader(self.dataset, split)
         values = self._measure(reader)
