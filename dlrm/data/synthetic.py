@@ -42,7 +42,7 @@ class SyntheticConfig:
         num_train: rows of the training part, the oldest.
         num_valid: rows that follow it in time.
         num_test: rows that follow these.
-        seed: of everything; equal configurations give equal bytes.
+        seed: of everything; equal configurations give equal bytes, with the same numpy.
         max_ids: of one feature.
         rows_per_part: rows of one file; what is in memory at a time is a small multiple of it.
     """
