@@ -288,7 +288,7 @@ def _mean_label(sample: ColumnSample, threshold: float | None) -> float:
 def _remark(sample: ColumnSample, separator: str | None) -> str:
     missing = f", {sample.missing_share:.0%} missing" if sample.missing_share >= 0.005 else ""
     if sample.numbers is not None and not IDENTITY.search(sample.name):
-        return f"{sample.numbers.min():g} ... {sample.numbers.max():g}{missing}"
+        return f"{sample.numbers.min():.12g} ... {sample.numbers.max():.12g}{missing}"
     if separator is not None:
         _, _, pieces = find_shared_values(sample.there.unique().to_pylist(), separator)
         return f"{pieces:,} values in lists{missing}"
