@@ -99,11 +99,14 @@ def generate(
     done, total = 0, sum(config.rows.values())
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="synthetic") as pool:
         parts = pool.map(lambda place: write_part(out, place[0], place[1], log.draw_part(*place)), places)
-        for (split, _), info in zip(places, parts, strict=True):
-            splits[split] += (info,)
-            done += info.rows
-            if progress:
-                progress(done, total)
+        try:
+            for (split, _), info in zip(places, parts, strict=True):
+                splits[split] += (info,)
+                done += info.rows
+                if progress:
+                    progress(done, total)
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interrupted run does not draw what is still queued
     log.describe(splits, origin).write(out)
     return Dataset(out)
 

@@ -253,7 +253,8 @@ def test_an_interrupted_generation_leaves_no_dataset_and_can_be_repeated(tmp_pat
 
     config = SyntheticConfig(num_train=3_000, num_valid=1_000, num_test=1_000, rows_per_part=1_000)
     with pytest.raises(Interrupted):
-        generate(config, tmp_path / "data", progress=stop)
+        generate(config, tmp_path / "data", progress=stop, threads=1)
+    assert len(list(tmp_path.rglob("*.arrow"))) < 5, "what was queued is not drawn"
     assert not (tmp_path / "data" / "dataset.json").exists()
     calls: list[tuple[int, int]] = []
     again = generate(config, tmp_path / "data", progress=lambda *call: calls.append(call))
