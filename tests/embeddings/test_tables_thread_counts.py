@@ -23,7 +23,7 @@ def set_threads():
 
 def test_rows_are_the_same_for_any_number_of_threads(set_threads, draw_bags, keyed_jagged):
     configs = [
-        TableConfig(name="hot", num_rows=50, dim=20, features=("x", "y"), pooling="mean"),
+        TableConfig(name="hot", num_rows=50, dim=20, features=("x", "y", "z", "w"), pooling="mean"),
         TableConfig(name="b", num_rows=3000, dim=8, optimizer=RowSGD(learning_rate=0.1, weight_decay=0.1)),
     ]
     trained = {}
