@@ -69,8 +69,10 @@ def write_checkpoint(folder: Path, state: FlatState, *, samples: int, metric: fl
         save_file(tensors, folder / names[group])
     content = {"files": names, "state": state.skeleton}
     (folder / STATE).write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+    mode = (folder / STATE).stat().st_mode
     files = {}
     for name in (*names.values(), STATE):
+        (folder / name).chmod(mode)  # safetensors makes files that nobody else may read
         sync(folder / name)
         files[name] = FileInfo(bytes=(folder / name).stat().st_size, xxh3_128=checksum(folder / name))
     manifest = Manifest(

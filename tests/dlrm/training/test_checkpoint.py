@@ -138,6 +138,8 @@ def test_rows_are_addressable_by_table_with_the_library_alone(tmp_path: Path) ->
         "manifest.json",
     }
     assert torch.equal(load_file(folder / "tables.safetensors")["user.weight"], weight)
+    (tmp_path / "ordinary").touch()  # whoever may read what this user makes may read checkpoints
+    assert {path.stat().st_mode for path in folder.iterdir()} == {(tmp_path / "ordinary").stat().st_mode}
 
 
 def test_a_top_level_key_that_is_no_file_name_is_kept_apart(tmp_path: Path) -> None:
