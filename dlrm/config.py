@@ -55,6 +55,11 @@ class TablesConfig:
     """How rows are updated, inside backward."""
     learning_rate: float = 0.05
     """Peak learning rate of the rows; `--tables-schedule` scales it."""
+    eps: float = 1e-8
+    """rowwise_adagrad: added to the root of a row's mean squared gradients. Where it is small beside them, a row's
+    first step has the length of the learning rate however little it has learned from; where it is large, rows move in
+    proportion to what they have learned from, which rare ids need. Gradients are those of the mean over the batch:
+    double the batch, halve eps."""
     weight_decay: float = 0.0
     """L2 decay, of the rows that a batch touches only."""
     pooling: Literal["sum", "mean"] = "sum"

@@ -36,9 +36,10 @@ RECIPES: dict[str, Recipe] = {
         source="synthetic",
         config=RunConfig(
             model=ModelConfig(dim=16, bottom=(64,), top=(64, 32)),
-            tables=TablesConfig(learning_rate=0.05),
-            dense=DenseOptimizerConfig(name="lamb", learning_rate=0.005),
-            dense_schedule=Schedule(warmup_samples=50_000),
+            tables=TablesConfig(learning_rate=1.0, eps=0.01),
+            tables_schedule=Schedule(decay_samples=1_500_000),
+            dense=DenseOptimizerConfig(name="lamb", learning_rate=0.01),
+            dense_schedule=Schedule(warmup_samples=50_000, decay_samples=1_450_000),
             step=StepConfig(global_batch_size=2048),
             evaluation=EvaluationConfig(every_samples=500_000),
         ),
