@@ -69,6 +69,21 @@ def test_twenty_steps_equal_plain_tables(case, dtype, kernel, device, plain_tabl
             torch.testing.assert_close(state.cpu().double(), plain_state, rtol=1e-4, atol=1e-5, msg=config.name)
 
 
+@pytest.mark.parametrize("kernel", ["numba", "fbgemm"])
+def test_features_come_in_any_order_and_among_others(kernel, plain_tables, draw_bags, keyed_jagged):
+    configs = CASES["several features share a table"]
+    tables = build_tables(configs, kernel=kernel)
+    plain = plain_tables(tables)
+    bags = draw_bags(configs, batch_size=6, longest=4, random=np.random.default_rng(0))
+    others = {"other": [[99]] * 6}
+    shuffled = {name: (bags | others)[name] for name in ("y", "u", "other", "a", "x", "v", "z")}
+    tables(keyed_jagged(shuffled)).values().sin().sum().backward()
+    plain.look_up(bags).sin().sum().backward()
+    plain.update(bags)
+    for row, plain_weight in zip(tables.rows(), plain.weights, strict=True):
+        torch.testing.assert_close(row.weight.double(), plain_weight.detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_sgd_decays_the_rows_of_the_batch_and_no_others(plain_tables, keyed_jagged):
     # fbgemm has no weight decay under SGD to compare with.
     configs = [TableConfig(name="a", num_rows=5, dim=3, optimizer=RowSGD(learning_rate=0.1, weight_decay=0.5))]
