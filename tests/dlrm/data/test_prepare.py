@@ -58,7 +58,7 @@ def draw_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
             "when": str(1_700_000_000 + 10 * number),
             "plain": cell(draw.gauss(0, 1)),
             "logarithm": cell(draw.randint(-20, 1000)),
-            "scaled": cell(draw.gauss(100, 25)),
+            "scaled": cell(1_700_000_000 + draw.randint(-99, 99)),  # more digits than a float32 has
             "both": cell(draw.randint(0, 5000)),
             "rank": cell(draw.randint(0, 30)),
             "user": cell(f"u{draw.randint(0, 40)}"),

@@ -118,7 +118,7 @@ def test_seeds_give_different_orders(dataset: Dataset) -> None:
 def test_shuffling_mixes_within_parts_and_moves_parts(dataset: Dataset) -> None:
     """Rows of a part stay together in an epoch, so that reads stay within its pages."""
     bounds = np.cumsum((0, *PART_ROWS))
-    first_parts = set()
+    first_parts, orders = set(), set()
     for epoch in range(20):
         rows = np.concatenate(
             [
@@ -129,7 +129,9 @@ def test_shuffling_mixes_within_parts_and_moves_parts(dataset: Dataset) -> None:
         parts = np.searchsorted(bounds, rows, side="right")
         assert len(np.flatnonzero(np.diff(parts))) == len(PART_ROWS) - 1
         first_parts.add(int(parts[0]))
+        orders.add(tuple(rows[parts == 1]))
     assert len(first_parts) > 1
+    assert len(orders) == 20  # a part's rows are in another order in each epoch
 
 
 def test_ids_are_as_wide_as_the_tables_ask(dataset: Dataset) -> None:

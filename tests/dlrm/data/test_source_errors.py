@@ -134,6 +134,11 @@ def test_absent_column_in_the_second_file(tmp_path: Path) -> None:
         prepare(schema(), [tmp_path / "*.csv"], tmp_path / "out")
 
 
+def test_column_that_is_there_twice(tmp_path: Path) -> None:
+    text = HEADER.replace("x,user", "user,user") + ROWS
+    fail(tmp_path, text, "expected one column 'user', found 2; rename one", numeric=(NumericColumn(name="n"),))
+
+
 def test_columns_may_stand_in_another_order_in_each_file(tmp_path: Path) -> None:
     (tmp_path / "1.csv").write_text("click,user,other\n" + "1,a,x\n0,b,y\n" * 10)
     (tmp_path / "2.csv").write_text("user,click\n" + "a,1\nb,0\n" * 10)
