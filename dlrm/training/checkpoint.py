@@ -179,8 +179,10 @@ class CheckpointStore:
             )
             return Restored(state=read_state(folder), info=_describe(folder, manifest), skipped=lines)
         if skipped:
-            kind = "best checkpoint" if best else "checkpoint"
-            raise ValueError(f"expected an intact {kind} in {self.folder}, got none; {'; '.join(skipped)}")
+            kind, remedy = ("checkpoint", "begin anew with another --output")
+            if best:
+                kind, remedy = ("best checkpoint", "measure the last weights with --evaluation.no-test-best")
+            raise ValueError(f"expected an intact {kind} in {self.folder}, got none ({'; '.join(skipped)}); {remedy}")
         return None
 
     def _remove_old(self) -> None:

@@ -143,7 +143,7 @@ def test_rows_are_addressable_by_table_with_the_library_alone(tmp_path: Path) ->
 
 
 def test_a_top_level_key_that_is_no_file_name_is_kept_apart(tmp_path: Path) -> None:
-    state = {key: torch.full((2,), float(i)) for i, key in enumerate(["../up", "..-up", "A", "a", "", "x" * 300])}
+    state = {key: torch.full((2,), float(i)) for i, key in enumerate(["../up", "..-up", "a", "A", "", "x" * 300])}
     store = CheckpointStore(tmp_path / "checkpoints")
     store.save(state, samples=1)
     restored = store.restore_latest()
@@ -198,10 +198,11 @@ def test_names_that_meet_are_kept_apart(tmp_path: Path) -> None:
 
 
 def test_saving_returns_while_the_write_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on = threading.Event()
+    has_begun, go_on = threading.Event(), threading.Event()
     write = checkpoint_folder.write_checkpoint
 
     def write_later(*args: Any, **kwargs: Any) -> None:
+        has_begun.set()
         assert go_on.wait(timeout=30)
         write(*args, **kwargs)
 
@@ -209,6 +210,9 @@ def test_saving_returns_while_the_write_goes_on(tmp_path: Path, monkeypatch: pyt
     store = CheckpointStore(tmp_path)
     store.save({"a": torch.ones(1)}, samples=1)
     assert store.list() == ()
+    while not has_begun.wait(timeout=0.1):
+        assert store._pending is not None
+        assert not store._pending.done()
     CheckpointStore(tmp_path)  # a second process that starts removes nothing that is being written
     threading.Timer(0.2, go_on.set).start()
     store.save({"a": torch.ones(1)}, samples=2)  # waits for the first
@@ -317,9 +321,11 @@ def test_every_checkpoint_damaged_is_an_error(tmp_path: Path) -> None:
     fill(tmp_path)
     (tmp_path / "samples-000000000100" / "state.json").unlink()
     (tmp_path / "samples-000000000200" / "manifest.json").write_text("[]")
-    for restore in (CheckpointStore(tmp_path).restore_latest, CheckpointStore(tmp_path).restore_best):
-        with pytest.raises(ValueError, match=r"intact.*samples-000000000200: manifest.*samples-000000000100: state"):
-            restore()
+    reasons = r"intact.*samples-000000000200: manifest.*samples-000000000100: state.*"
+    with pytest.raises(ValueError, match=reasons + "another --output$"):
+        CheckpointStore(tmp_path).restore_latest()
+    with pytest.raises(ValueError, match=reasons + "--evaluation.no-test-best$"):
+        CheckpointStore(tmp_path).restore_best()
 
 
 def test_a_newer_format_is_an_error_and_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
