@@ -71,7 +71,7 @@ def test_an_id_outside_its_table_is_named_and_nothing_changes(kernel, wrong, dty
     tables = build_tables(configs, kernel=kernel)
     before = {name: rows.clone() for name, rows in tables.state_dict().items()}
     # in another order than the tables', with a feature between that nobody looks up, and 8 outside `b` but not `a`
-    bags = {"y": [[0], [5, wrong], []], "other": [[99], [99], [99]], "a": [[8], [], [1]], "x": [[1], [2], [3]]}
+    bags = {"y": [[], [wrong, 5], []], "other": [[99], [99], [99]], "a": [[8], [], [1]], "x": [[1], [2], [3]]}
     with pytest.raises(IdOutOfRangeError) as caught:
         tables(keyed_jagged(bags, dtype)).values().sum().backward()
     error = caught.value
