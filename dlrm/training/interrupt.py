@@ -1,11 +1,16 @@
-"""Lets a run end between two steps when it is asked to stop, so that its state can be saved."""
+"""A run among other processes: it ends between two steps when it is asked to stop, and has its folder to itself."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 
 class StopRequest:
@@ -29,3 +34,17 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in `folder`; the lock goes with the process, however that ends.
+
+    Raises:
+        ValueError: another process trains there.
+    """
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"another process is training in {folder}; wait for it or choose another --output") from None

@@ -96,7 +96,9 @@ def finite(value: Any) -> Any:
 def _keep_up_to(path: Path, samples: int) -> None:
     if not path.is_file():
         return
-    kept = [record for record in read_records(path.parent) if record["samples"] <= samples]
+    # What was written at an end is written again at the next one.
+    lasting = ("train", "valid")
+    kept = [r for r in read_records(path.parent) if r["samples"] <= samples and r["kind"] in lasting]
     scratch = path.with_suffix(".tmp")
     scratch.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
     os.replace(scratch, path)

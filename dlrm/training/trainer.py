@@ -20,7 +20,7 @@ from dlrm.optim.dense import build_dense_optimizer
 from dlrm.training.checkpoint import CheckpointStore
 from dlrm.training.evaluate import evaluate, evaluate_true_probability
 from dlrm.training.guards import LearningGuard, check_model_fits, check_segments, find_tables
-from dlrm.training.interrupt import StopRequest
+from dlrm.training.interrupt import StopRequest, only_run_in
 from dlrm.training.metrics import MetricValues, is_at_chance, relative_auc
 from dlrm.training.run_log import RunLog, write_json
 from dlrm.training.run_state import load_model, load_random_state, take_model, take_random_state
@@ -94,9 +94,13 @@ class Trainer:
         """Train to the end, or until a limit or a target is reached, and return what `summary.json` holds.
 
         Raises:
-            ValueError: a guard stopped the run; what was saved before is kept.
+            ValueError: a guard stopped the run, and what was saved before is kept; or another process trains here.
             KeyboardInterrupt: the run was asked to stop; its state is saved, and the same command continues it.
         """
+        with only_run_in(self.folder):
+            return self._fit()
+
+    def _fit(self) -> dict[str, Any]:
         notes = self._restore()
         log = RunLog(self.folder, samples=self.progress.samples, total=self.total_samples)
         for note in notes:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from dlrm.analysis.run_folder import read_run
@@ -157,6 +158,13 @@ def test_what_stopped_a_run_stands_in_its_log_and_report(tmp_path: Path, click_l
     assert run.stopped == str(caught.value)
     assert str(caught.value) in (describe_unfinished(run) or "")
     assert dict(share_out_time(run)).keys() >= {"dense forward", "evaluation"}
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, click_log: Dataset, make_dlrm: Make) -> None:
+    trainer = Trainer(make_dlrm(click_log), click_log, SMALL, tmp_path / "run")
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(ValueError, match=r"another process is training in .*run"):
+        trainer.fit()
+    assert trainer.fit()["samples"] == 12_000
 
 
 def test_an_unknown_segment_column_is_named_before_training(tmp_path: Path, click_log: Dataset) -> None:
