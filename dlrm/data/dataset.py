@@ -22,7 +22,7 @@ import xxhash
 FORMAT_VERSION = 1
 DESCRIPTION = "dataset.json"
 LABEL, NUMERIC = "label", "numeric"
-OPEN_PARTS = 8  # each holds a file descriptor, and its pages count as memory of the process once they were read
+OPEN_PARTS = 8  # the pages of an open one count as memory of the process once they were read
 
 IntArray: TypeAlias = "np.ndarray[Any, np.dtype[np.integer[Any]]]"
 Array: TypeAlias = "np.ndarray[Any, Any]"

@@ -92,7 +92,7 @@ def _plan_parsing(schema: DataSchema, source: Source, work: Path, block_bytes: i
 
 
 def _gather_times(chunks: Sequence[Path], rows: Sequence[int], time_type: str, path: Path) -> ChunkTimes:
-    """Put the chunks' times into one memory-mapped file: a mapping per chunk would use up the open files."""
+    """Put the chunks' times into one memory-mapped file: a process may not map each chunk of a long log."""
     if not path.is_file():
         with whole_file(path) as scratch, scratch.open("wb") as file:
             for chunk in chunks:

@@ -14,8 +14,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlrm.data.chunk import FACTS, MISSING_CODE, VALUES, flat_codes, read_batches, read_chunk, read_facts, write_batches
+from dlrm.data.chunk import (
+    FACTS,
+    MISSING_CODE,
+    VALUES,
+    Ids,
+    flat_codes,
+    read_batches,
+    read_chunk,
+    read_facts,
+    write_batches,
+)
 from dlrm.data.dataset import IntArray
+from dlrm.data.exact_sum import Moments
 from dlrm.data.numeric import measure_column, sample_rows
 from dlrm.data.schema import FIRST_ID_ROW, OUT_OF_VOCABULARY_ROW, CategoricalColumn, DataSchema
 from dlrm.data.work import whole_file, whole_folder
@@ -28,40 +39,73 @@ VOCABULARY, SAMPLES = "vocabulary", "samples.npy"
 
 @dataclass(frozen=True, kw_only=True)
 class CountTask:
-    """Count the first `rows` rows of a chunk: those that belong to the training part."""
+    """Count training rows of a few chunks: the first `rows` of each, which begin at number `first_row` of all.
 
-    chunk: Path
+    Attributes:
+        chunks: (folder, rows, first_row) of each.
+        out: folder for the counts.
+        training_rows: of the whole training part.
+        schema: of the data.
+    """
+
+    chunks: tuple[tuple[Path, int, int], ...]
     out: Path
-    rows: int
-    first_row: int
     training_rows: int
     schema: DataSchema
 
+    @property
+    def rows(self) -> int:
+        """The rows that are counted."""
+        return sum(rows for _, rows, _ in self.chunks)
 
-def count_chunk(task: CountTask) -> dict[str, Any]:
-    """Count a chunk's values and measure its numbers; return the facts, which also lie in the task's folder."""
+
+def count_chunks(task: CountTask) -> dict[str, Any]:
+    """Count values and measure numbers; return the facts, which also lie in the task's folder."""
     if task.out.is_dir():
         return read_facts(task.out)
-    chunk = read_chunk(task.chunk).take(slice(0, task.rows))
-    batches, entries, present = [], [], []
-    for config, ids in zip(task.schema.categorical, chunk.ids, strict=True):
-        codes = flat_codes(ids.codes)
-        counts = np.bincount(codes[codes != MISSING_CODE], minlength=len(ids.keys))
-        seen = np.flatnonzero(counts) if config.ids == "dictionary" else np.empty(0, dtype=np.int64)
-        found = [pa.array(ids.keys[seen]), pa.array(counts[seen]), ids.values.take(pa.array(seen))]
-        batches.append(pa.record_batch(found, schema=COUNTS_SCHEMA))
-        entries.append(len(seen))
-        present.append(int(counts.sum()))
-    columns = zip(task.schema.numeric, chunk.numeric, strict=True)
-    moments = [measure_column(config, numbers).to_json() for config, numbers in columns]
-    sampled = sample_rows(task.first_row, task.rows, task.training_rows)
-    facts = {"rows": task.rows, "entries": entries, "present": present, "moments": moments}
+    counts: list[list[pa.RecordBatch]] = [[] for _ in task.schema.categorical]
+    moments = [Moments() for _ in task.schema.numeric]
+    samples = []
+    for folder, rows, first_row in task.chunks:
+        chunk = read_chunk(folder).take(slice(0, rows))
+        for found, ids in zip(counts, chunk.ids, strict=True):
+            found.append(_count_ids(ids))
+        columns = zip(task.schema.numeric, chunk.numeric, moments, strict=True)
+        moments = [before + measure_column(config, numbers) for config, numbers, before in columns]
+        sampled = sample_rows(first_row, rows, task.training_rows)
+        numbers = [column[sampled].astype(np.float64) for column in chunk.numeric]
+        samples.append(np.stack(numbers) if numbers else np.empty((0, 0)))
+    present = [int(sum(pc.sum(batch.column(1)).as_py() or 0 for batch in found)) for found in counts]
+    batches = [
+        _add_up(found if config.ids == "dictionary" else [])[0]
+        for config, found in zip(task.schema.categorical, counts, strict=True)
+    ]
+    entries = [len(batch) for batch in batches]
+    facts = {"rows": task.rows, "entries": entries, "present": present, "moments": [each.to_json() for each in moments]}
     with whole_folder(task.out) as scratch:
         write_batches(scratch / VALUES, batches)
-        samples = [numbers[sampled].astype(np.float64) for numbers in chunk.numeric]
-        np.save(scratch / SAMPLES, np.stack(samples) if samples else np.empty((0, len(sampled))))
+        np.save(scratch / SAMPLES, np.concatenate(samples, axis=1))
         (scratch / FACTS).write_text(json.dumps(facts))
     return facts
+
+
+def _count_ids(ids: Ids) -> pa.RecordBatch:
+    codes = flat_codes(ids.codes)
+    counts = np.bincount(codes[codes != MISSING_CODE], minlength=len(ids.keys))
+    seen = np.flatnonzero(counts)
+    columns = [pa.array(ids.keys[seen]), pa.array(counts[seen]), ids.values.take(pa.array(seen))]
+    return pa.record_batch(columns, schema=COUNTS_SCHEMA)
+
+
+def _add_up(batches: Sequence[pa.RecordBatch], min_count: int = 1) -> tuple[pa.RecordBatch, int]:
+    """Return each key once, ascending, with the sum of its counts if that is at least `min_count`; and how many keys."""
+    table = pa.Table.from_batches(batches, schema=COUNTS_SCHEMA)
+    keys, first, inverse = np.unique(table.column("key").to_numpy(), return_index=True, return_inverse=True)
+    counts = np.bincount(inverse, weights=table.column("count").to_numpy(), minlength=len(keys)).astype(np.int64)
+    kept = np.flatnonzero(counts >= min_count)
+    values = table.column("value").take(pa.array(first[kept])).combine_chunks()
+    columns = [pa.array(keys[kept]), pa.array(counts[kept]), values]
+    return pa.record_batch(columns, schema=COUNTS_SCHEMA), len(keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,23 +156,13 @@ def add_range(task: RangeTask) -> int:
         start = int(np.searchsorted(keys, np.uint64(task.first), side="left"))
         stop = int(np.searchsorted(keys, np.uint64(task.last), side="right"))
         if start < stop:
-            pieces.append(
-                pa.RecordBatch.from_arrays(
-                    [column.slice(start, stop - start) for column in batch.columns], schema=COUNTS_SCHEMA
-                )
-            )
-    table = pa.Table.from_batches(pieces, schema=COUNTS_SCHEMA)
-    keys, first, inverse = np.unique(table.column("key").to_numpy(), return_index=True, return_inverse=True)
-    counts = np.bincount(inverse, weights=table.column("count").to_numpy(), minlength=len(keys)).astype(np.int64)
-    kept = np.flatnonzero(counts >= task.min_count)
-    values = table.column("value").take(pa.array(first[kept])).combine_chunks()
+            pieces.append(batch.slice(start, stop - start))
+    sums, distinct = _add_up(pieces, task.min_count)
     with whole_file(task.out) as scratch:
-        write_batches(
-            scratch, [pa.record_batch([pa.array(keys[kept]), pa.array(counts[kept]), values], schema=COUNTS_SCHEMA)]
-        )
+        write_batches(scratch, [sums])
     with whole_file(facts) as scratch:
-        scratch.write_text(json.dumps({"distinct": len(keys)}))
-    return len(keys)
+        scratch.write_text(json.dumps({"distinct": distinct}))
+    return distinct
 
 
 @dataclass(frozen=True, kw_only=True)

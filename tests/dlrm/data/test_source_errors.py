@@ -290,16 +290,3 @@ def test_full_disk_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.Monkey
 
     prepare(schema(), [tmp_path / "rows.csv"], tmp_path / "out", processes=1, block_bytes=500, progress=look)
     assert seen[0] == seen[-1] == kept
-
-
-def test_worker_that_dies_is_named(tmp_path: Path) -> None:
-    """A worker killed for memory leaves a broken pool."""
-    with work.Workers(2, lambda *_: None) as workers, pytest.raises(ValueError, match="a worker process was killed"):
-        list(workers.run(kill_self, [1, 2, 3]))
-
-
-def kill_self(task: int) -> None:
-    import os
-    import signal
-
-    os.kill(os.getpid(), signal.SIGKILL)
