@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 # Distinct ids of C1 ... C26, and the shares of missing values, in the Criteo Kaggle log.
-CARDINALITIES = (1_460, 583, 10_131_227, 2_202_608, 305, 24, 12_517, 633, 3, 93_145, 5_683, 8_351_593, 3_194, 27)
-CARDINALITIES += (14_992, 5_461_306, 10, 5_652, 2_173, 4, 7_046_547, 18, 15, 286_181, 105, 142_572)
+CARDINALITIES = (
+    *(1_460, 583, 10_131_227, 2_202_608, 305, 24, 12_517, 633, 3, 93_145, 5_683, 8_351_593, 3_194),
+    *(27, 14_992, 5_461_306, 10, 5_652, 2_173, 4, 7_046_547, 18, 15, 286_181, 105, 142_572),
+)
 MISSING_COUNTS = (0.45, 0.0, 0.21, 0.22, 0.03, 0.22, 0.04, 0.0, 0.04, 0.45, 0.04, 0.77, 0.22)
 MISSING_IDS = 0.11
 ZIPF_EXPONENT = 1.1
@@ -36,8 +38,8 @@ def _draw_lines(rng: np.random.Generator, rows: int) -> pa.Array:
         cells.append(pa.array(counts, mask=rng.random(rows) < missing).cast(pa.string()).fill_null(""))
     for place, cardinality in enumerate(CARDINALITIES):
         ids = pa.FixedSizeBinaryArray.from_buffers(pa.binary(8), rows, [None, _draw_ids(rng, rows, place, cardinality)])
-        missing = rng.random(rows) < (MISSING_IDS if cardinality > 100 else 0.0)
-        cells.append(pc.if_else(pa.array(missing), "", ids.cast(pa.binary()).cast(pa.string())))
+        absent = rng.random(rows) < (MISSING_IDS if cardinality > 100 else 0.0)
+        cells.append(pc.if_else(pa.array(absent), "", ids.cast(pa.binary()).cast(pa.string())))
     return pc.binary_join_element_wise(*cells, "\t")
 
 

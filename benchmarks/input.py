@@ -17,8 +17,12 @@ import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from dlrm.data.dataset import Bags, Dataset, IntArray
 
 PARTS, ROWS_PER_PART = 6, 1 << 16
 BATCHES_PER_TURN = 8
@@ -70,14 +74,14 @@ def _compare(folder: Path, multi_hot: bool, threads: int, rounds: int) -> tuple[
     return read * 1e3, statistics.median(seconds["step"]) * 1e3
 
 
-def _write_dataset(folder: Path, multi_hot: bool):  # type: ignore[no-untyped-def]
+def _write_dataset(folder: Path, multi_hot: bool) -> Dataset:
     from benchmarks.click_networks import BAG_END_PROBABILITY, LONGEST_BAG, NAMES, NUM_NUMERIC, NUM_ROWS
     from dlrm.data.dataset import Bags, Dataset, DatasetInfo, FeatureInfo, Part, write_part
 
     rng = np.random.default_rng(0)
     parts = []
     for index in range(PARTS):
-        features = {}
+        features: dict[str, IntArray | Bags] = {}
         for name in NAMES:
             lengths = np.minimum(rng.geometric(BAG_END_PROBABILITY, ROWS_PER_PART), LONGEST_BAG)
             ids = rng.integers(0, NUM_ROWS, lengths.sum() if multi_hot else ROWS_PER_PART, dtype=np.int32)
