@@ -127,9 +127,7 @@ def describe_tables(info: DatasetInfo, dim: int, config: TablesConfig) -> list[T
     if config.optimizer == "sgd":
         optimizer = RowSGD(learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     else:
-        optimizer = RowWiseAdagrad(
-            learning_rate=config.learning_rate, eps=config.eps, weight_decay=config.weight_decay
-        )
+        optimizer = RowWiseAdagrad(learning_rate=config.learning_rate, eps=config.eps, weight_decay=config.weight_decay)
     return [
         TableConfig(
             name=feature.name,
