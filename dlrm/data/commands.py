@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +27,7 @@ class PrepareArguments:
     """Files, folders or globs in chronological order, then the folder to write; or a configuration file, then that
     folder; or, with --verify, a dataset."""
     schema: Path | None = None
-    """A configuration file (see `recforge init`) whose [data] describes the columns."""
+    """A configuration file (see `recforge init`) whose [data] describes the columns; without it they are inferred."""
     recipe: KnownSource | None = None
     """The columns of a known data set."""
     processes: int | None = None
@@ -68,6 +69,7 @@ def run_prepare(argv: list[str]) -> int:
 
 
 def _find_schema(arguments: PrepareArguments) -> tuple[DataSchema, tuple[Path, ...], Path]:
+    """Return schema, files and folder; without a configuration or a recipe, the schema is inferred, and shown."""
     *sources, out = arguments.paths or (Path(),)
     if not sources:
         raise ValueError("expected SOURCE... OUT, got fewer than two paths; see `recforge prepare --help`")
@@ -80,9 +82,12 @@ def _find_schema(arguments: PrepareArguments) -> tuple[DataSchema, tuple[Path, .
     if len(sources) == 1 and sources[0].suffix == ".toml":
         config = load_config(sources[0])
         return config.schema, config.sources, out
-    raise ValueError(
-        "expected --schema CONFIG.toml (`recforge init DATA` writes one) or --recipe NAME beside the files, got neither"
-    )
+    from dlrm.data.config_text import format_config
+    from dlrm.data.infer import infer_schema
+
+    inference = infer_schema(sources)
+    print(format_config(inference, sources, Path("recforge.toml")))
+    return inference.schema, tuple(sources), out
 
 
 def _verify(arguments: PrepareArguments) -> int:
@@ -131,6 +136,9 @@ def describe_dataset(dataset: Dataset) -> str:
     for split in dataset.info.splits:
         first, last = dataset.info.time_ranges.get(split, (0, 0))
         lines.append(f"  {split:6} {dataset.rows(split):>12,} rows   {first:.15g} ... {last:.15g}")
+    times = dataset.info.origin.get("leakage_check", {}).get("time_ranges", {})
+    if any(before[1] > after[0] for before, after in pairwise(times.values())):
+        lines.append('  note: the times of these splits overlap; split = {by = "time"} sorts the rows first')
     width = max(len(feature.name) for feature in dataset.info.features)
     facts = {fact["feature"]: fact for fact in dataset.info.origin.get("vocabulary", ())}
     lines += [f"  {len(dataset.info.numeric)} numeric columns, {len(dataset.info.features)} features:"]

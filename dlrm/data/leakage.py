@@ -55,17 +55,24 @@ def check_feature(task: FeatureCheck) -> None:
         )
 
 
-def check_times(dataset: Dataset) -> dict[str, tuple[float, float]]:
-    """Return the first and last time of each split, read from the parts.
-
-    Raises:
-        ValueError: a split does not begin after the one before it has ended.
-    """
+def read_times(dataset: Dataset) -> dict[str, tuple[float, float]]:
+    """Return the first and last time of each split, read from the parts; nothing if there are no times."""
+    if "time" not in dataset.info.extra:
+        return {}
     ranges: dict[str, tuple[float, float]] = {}
     for split in SPLITS:
         times = [dataset.part(split, index).extra["time"] for index in range(len(dataset.info.splits.get(split, ())))]
         if times:  # compared as what they are: a float cannot tell nanoseconds apart
             ranges[split] = (min(part.min().item() for part in times), max(part.max().item() for part in times))
+    return ranges
+
+
+def check_times(dataset: Dataset, ranges: dict[str, tuple[float, float]]) -> None:
+    """Compare the times of the splits.
+
+    Raises:
+        ValueError: a split does not begin after the one before it has ended.
+    """
     previous: tuple[str, float] | None = None
     for split, (first, last) in ranges.items():
         if previous and first <= previous[1]:
@@ -74,7 +81,6 @@ def check_times(dataset: Dataset) -> dict[str, tuple[float, float]]:
                 f"'{previous[0]}' ends, got {first}; prepare the data again"
             )
         previous = (split, last)
-    return ranges
 
 
 def check_numbers(dataset: Dataset) -> None:
@@ -102,8 +108,9 @@ def check_leakage(dataset: Dataset, workers: Workers) -> dict[str, Any]:
     Raises:
         ValueError: something of validation or test rows went into training.
     """
-    by_time = dataset.info.origin["schema"]["split"]["by"] == "time"
-    ranges = check_times(dataset) if by_time else {}
+    ranges = read_times(dataset)
+    if dataset.info.origin["schema"]["split"]["by"] == "time":
+        check_times(dataset, ranges)
     rows = dataset.rows(TRAIN)
     if dataset.info.origin["fitted_rows"] != rows:
         raise ValueError(

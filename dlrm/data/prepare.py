@@ -78,7 +78,7 @@ def prepare(
             fitted = fit(schema, ingested, out / WORK, out, workers)
         info = _describe(schema, source, ingested, fitted, _encode(schema, ingested, fitted, out, workers))
         check = check_leakage(Dataset(out, info), workers)
-        found = check["time_ranges"] or ingested.cuts.row_ranges
+        found = check["time_ranges"] if schema.split.by == "time" else ingested.cuts.row_ranges
         ranges = {split: (float(first), float(last)) for split, (first, last) in found.items()}
         info = dataclasses.replace(info, time_ranges=ranges, origin=info.origin | {"leakage_check": check})
         info.write(out)

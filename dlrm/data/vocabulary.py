@@ -98,7 +98,7 @@ def _count_ids(ids: Ids) -> pa.RecordBatch:
 
 
 def _add_up(batches: Sequence[pa.RecordBatch], min_count: int = 1) -> tuple[pa.RecordBatch, int]:
-    """Return each key once, ascending, with the sum of its counts if that is at least `min_count`; and how many keys."""
+    """Return each key once, ascending, with its sum of counts if that is at least `min_count`; and how many keys."""
     table = pa.Table.from_batches(batches, schema=COUNTS_SCHEMA)
     keys, first, inverse = np.unique(table.column("key").to_numpy(), return_index=True, return_inverse=True)
     counts = np.bincount(inverse, weights=table.column("count").to_numpy(), minlength=len(keys)).astype(np.int64)

@@ -200,7 +200,7 @@ def test_empty_and_unknown_sources(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["only"], "expected SOURCE... OUT, got fewer than two paths"),
-        (["a.csv", "out"], "expected --schema CONFIG.toml .* or --recipe NAME beside the files, got neither"),
+        (["a.csv", "out"], "expected a file, a folder or a pattern, found no files at a.csv"),
         (["--verify", "a", "b"], "--verify: expected one dataset, got 2 paths"),
         (["a.toml", "out"], "expected a configuration file at a.toml, found none"),
     ],
@@ -208,6 +208,28 @@ def test_empty_and_unknown_sources(tmp_path: Path) -> None:
 def test_prepare_arguments(arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run_prepare(arguments)
+
+
+def test_prepare_alone_infers_the_schema_and_shows_it(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_prepare([str(log / "log.csv"), str(tmp_path / "out")]) == 0
+    text, _, _ = capsys.readouterr().out.partition(str(tmp_path / "out"))
+    (tmp_path / "shown.toml").write_text(text)
+    assert load_config(tmp_path / "shown.toml").schema == infer_schema([log / "log.csv"]).schema
+    assert Dataset(tmp_path / "out").rows("train") == 2400
+
+
+def test_overlapping_times_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_columns(tmp_path / "a.csv", y=[0, 1] * 50, user=["a", "b"] * 50, t=list(range(100))[::-1])
+    for by, said in (("order", True), ("time", False)):
+        config = tmp_path / f"{by}.toml"
+        config.write_text(
+            f'[data]\nsource = "{source.name}"\nformat = "csv"\nlabel = "y"\ntime = "t"\nsplit = {{by = "{by}"}}\n'
+            '[data.categorical]\nuser = "dictionary"\n'
+        )
+        assert run_prepare([str(config), str(tmp_path / by)]) == 0
+        assert ("the times of these splits overlap" in capsys.readouterr().out) == said
 
 
 def test_prepare_with_schema_and_recipe(log: Path, tmp_path: Path, shared_data: Path) -> None:
