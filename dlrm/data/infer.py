@@ -11,10 +11,11 @@ import numpy as np
 
 from dlrm.data import criteo
 from dlrm.data.cells import to_labels
-from dlrm.data.column_sample import ColumnSample, find_shared_values, sample_columns
+from dlrm.data.column_roles import describe_ids, describe_number, describe_sample, find_fault, find_words, is_quantity
+from dlrm.data.column_sample import ColumnSample, sample_columns
 from dlrm.data.formats import PATTERNS, find_source
 from dlrm.data.known import criteo_schema
-from dlrm.data.schema import CategoricalColumn, DataSchema, NumericColumn, SourceFormat, SplitConfig
+from dlrm.data.schema import DataSchema, SourceFormat, SplitConfig
 from dlrm.data.source import find_files, read_header
 
 LABELS = (
@@ -30,25 +31,8 @@ LABELS = (
     "converted",
     "like",
 )
-RATING = re.compile(r"rating|stars|score", re.IGNORECASE)
-TIME = re.compile(r"(^|_)(time|timestamp|datetime|date|ts|unixtime|hour|day|created|created_at)($|_)", re.IGNORECASE)
-IDENTITY = re.compile(
-    r"(^|_)(ids?|code|zip\w*|post\w*|type|category|cat|class|gender|sex|country|city|region|state|site|app|device|user|"
-    r"item|ad|campaign|brand|shop|store|seller|page|domain|os|browser|lang\w*|weekday|dow|hour|month|day|week|year|slot|"
-    r"position|group|cluster|segment|flag|is|has)($|_|\d)",
-    re.IGNORECASE,
-)
-QUANTITY = re.compile(
-    r"count|num|price|cost|amount|(^|_)age($|_)|score|rate|ratio|average|avg|mean|sum|total|duration|length|size|width|"
-    r"height|weight|distance|latitude|longitude|income|salary|views|visits|percent|share",
-    re.IGNORECASE,
-)
-LIST_NAME = re.compile(r"genres?|tags?|categories|keywords?|topics?|list|ids$|history|interests?", re.IGNORECASE)
-SEPARATORS = ("|", ",", ";", " ")
-LOOK_AT_TEXTS = 10_000
-FEW = 10  # whole numbers with so few values are taken for ids
-HASH_ABOVE, HASH_ROWS = 1_000_000, 1_000_000
-SKEWED = 5.0  # a range so many times as wide as the middle half asks for a logarithm
+RATING = frozenset(["rating", "star", "score"])
+TIME = frozenset(["time", "timestamp", "datetime", "date", "ts", "unixtime", "hour", "day", "created", "at"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,20 +93,20 @@ def _assign(
 ) -> Inference:
     numeric, categorical, dropped = [], [], {}
     for sample in features:
-        reason = _useless(sample)
+        reason = find_fault(sample)
         if reason:
             dropped[sample.name] = reason
-        elif _is_quantity(sample):
-            numeric.append(_describe_number(sample))
+        elif is_quantity(sample):
+            numeric.append(describe_number(sample))
         else:
-            categorical.append(_describe_ids(sample))
+            categorical.append(describe_ids(sample))
     if not categorical:
         raise ValueError(
             f"expected at least one column of ids, got the numbers {', '.join(column.name for column in numeric)} and "
             f"left out {', '.join(dropped) or 'none'}; write the schema by hand"
         )
     separators = {column.name: column.separator for column in categorical}
-    notes = {sample.name: _remark(sample, separators.get(sample.name)) for sample in samples.values()}
+    notes = {sample.name: describe_sample(sample, separators.get(sample.name)) for sample in samples.values()}
     notes[label] = f"{_mean_label(samples[label], threshold):.1%} of the rows are clicks"
     schema = DataSchema(
         format=kind,
@@ -173,7 +157,7 @@ def _find_label(samples: list[ColumnSample], *, named: bool) -> tuple[str, float
             if sample.name.lower() == wanted:
                 return sample.name, None
     for sample in samples:
-        if (RATING.search(sample.name) or named) and (threshold := _rating_threshold(sample)) is not None:
+        if (RATING & find_words(sample.name) or named) and (threshold := _rating_threshold(sample)) is not None:
             return sample.name, threshold
     if len(binary) == 1:
         return binary[0].name, None
@@ -202,7 +186,9 @@ def _rating_threshold(sample: ColumnSample) -> float | None:
 
 
 def _find_time(samples: list[ColumnSample]) -> str | None:
-    whole = [sample for sample in samples if not sample.missing_share and (sample.is_time or TIME.search(sample.name))]
+    whole = [
+        sample for sample in samples if not sample.missing_share and (sample.is_time or TIME & find_words(sample.name))
+    ]
     for sample in whole:
         if sample.is_time:
             return sample.name
@@ -216,80 +202,5 @@ def _find_time(samples: list[ColumnSample]) -> str | None:
     return None
 
 
-def _useless(sample: ColumnSample) -> str | None:
-    if not len(sample.there):
-        return "it has no values"
-    if sample.is_time:
-        return "it is a second column of time"
-    if sample.distinct == 1:
-        return "it has one value only"
-    numbers = sample.numbers is not None and not sample.is_whole
-    if sample.is_unique and not sample.is_list and not numbers and not QUANTITY.search(sample.name):
-        return "every row has another value"
-    return None
-
-
-def _is_quantity(sample: ColumnSample) -> bool:
-    if sample.declared:
-        return sample.declared == "float"
-    if sample.numbers is None:
-        return False
-    if not sample.is_whole:
-        return True
-    if sample.distinct <= 2 or IDENTITY.search(sample.name):
-        return False
-    return bool(QUANTITY.search(sample.name)) or (sample.distinct > FEW and float(sample.numbers.min()) <= FEW)
-
-
-def _describe_number(sample: ColumnSample) -> NumericColumn:
-    numbers = sample.numbers
-    skewed = True
-    if numbers is not None:
-        low, quarter, three_quarters, high = np.quantile(numbers, (0, 0.25, 0.75, 1))
-        skewed = high - low > SKEWED * max(three_quarters - quarter, 1e-12)
-    return NumericColumn(
-        name=sample.name,
-        transform="log1p_standardise" if skewed else "standardise",
-        missing_indicator=sample.missing_share > 0.01,
-    )
-
-
-def _describe_ids(sample: ColumnSample) -> CategoricalColumn:
-    separator = _find_separator(sample)
-    many = sample.estimate_distinct() > HASH_ABOVE
-    return CategoricalColumn(
-        name=sample.name,
-        ids="hash" if many else "dictionary",
-        num_rows=HASH_ROWS if many else None,
-        is_list=sample.is_list or separator is not None,
-        separator=separator,
-    )
-
-
-def _find_separator(sample: ColumnSample) -> str | None:
-    if sample.declared == "token_seq":
-        return " "
-    if not sample.is_text or sample.declared:
-        return None
-    texts = [text for text in sample.there[:LOOK_AT_TEXTS].to_pylist() if text]
-    for separator in SEPARATORS:
-        share, distinct, pieces = find_shared_values(texts, separator)
-        by_name = bool(LIST_NAME.search(sample.name)) and share > 0.05
-        by_shape = separator != " " and share > 0.2 and pieces < distinct / 2
-        if by_name or by_shape:
-            return separator
-    return None
-
-
 def _mean_label(sample: ColumnSample, threshold: float | None) -> float:
     return float(to_labels(sample.there, sample.name, threshold).mean())
-
-
-def _remark(sample: ColumnSample, separator: str | None) -> str:
-    missing = f", {sample.missing_share:.0%} missing" if sample.missing_share >= 0.005 else ""
-    if sample.numbers is not None and not IDENTITY.search(sample.name):
-        return f"{sample.numbers.min():.12g} ... {sample.numbers.max():.12g}{missing}"
-    if separator is not None:
-        _, _, pieces = find_shared_values(sample.there.unique().to_pylist(), separator)
-        return f"{pieces:,} values in lists{missing}"
-    return f"{sample.estimate_distinct():,} values{missing}"

@@ -73,17 +73,20 @@ def prepare(
         with whole_file(out / ORIGIN) as scratch:
             scratch.write_text(json.dumps(origin, indent=1) + "\n")
         remove_scratch(out)
-        with _marked_faults(out / WORK / FAULT):
-            ingested = ingest(schema, source, out / WORK, block_bytes, workers)
-            fitted = fit(schema, ingested, out / WORK, out, workers)
-        info = _describe(schema, source, ingested, fitted, _encode(schema, ingested, fitted, out, workers))
-        check = check_leakage(Dataset(out, info), workers)
-        found = check["time_ranges"] if schema.split.by == "time" else ingested.cuts.row_ranges
-        ranges = {split: (float(first), float(last)) for split, (first, last) in found.items()}
-        info = dataclasses.replace(info, time_ranges=ranges, origin=info.origin | {"leakage_check": check})
-        info.write(out)
+        _run_stages(schema, source, out, block_bytes, workers).write(out)
     shutil.rmtree(out / WORK, ignore_errors=True)
     return Dataset(out)
+
+
+def _run_stages(schema: DataSchema, source: Source, out: Path, block_bytes: int, workers: Workers) -> DatasetInfo:
+    with _marked_faults(out / WORK / FAULT):
+        ingested = ingest(schema, source, out / WORK, block_bytes, workers)
+        fitted = fit(schema, ingested, out / WORK, out, workers)
+    info = _describe(schema, source, ingested, fitted, _encode(schema, ingested, fitted, out, workers))
+    check = check_leakage(Dataset(out, info), workers)
+    found = check["time_ranges"] if schema.split.by == "time" else ingested.cuts.row_ranges
+    ranges = {split: (float(first), float(last)) for split, (first, last) in found.items()}
+    return dataclasses.replace(info, time_ranges=ranges, origin=info.origin | {"leakage_check": check})
 
 
 def _describe_origin(schema: DataSchema, source: Source, block_bytes: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from dlrm.data.column_roles import find_words
 from dlrm.data.commands import run_init, run_prepare
 from dlrm.data.config_file import load_config
 from dlrm.data.config_text import write_config
@@ -132,7 +133,7 @@ def test_label_that_cannot_be_told(tmp_path: Path) -> None:
 def test_many_ids_are_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a part of the file is looked at: ids that keep coming there are taken to go on."""
     monkeypatch.setattr("dlrm.data.column_sample.SAMPLE_BYTES", 30_000)
-    monkeypatch.setattr("dlrm.data.infer.HASH_ABOVE", 5000)
+    monkeypatch.setattr("dlrm.data.column_roles.HASH_ABOVE", 5000)
     draw = random.Random(0)
     cookies = [draw.randint(0, 10**7) for _ in range(20_000)]
     with (tmp_path / "a.csv").open("w") as file:
@@ -239,3 +240,10 @@ def test_prepare_with_schema_and_recipe(log: Path, tmp_path: Path, shared_data: 
     sample = shared_data / "criteo_kaggle"
     assert run_prepare([str(sample), str(tmp_path / "criteo"), "--recipe", "criteo-kaggle-sample"]) == 0
     assert Dataset(tmp_path / "criteo").rows("train") == 8000
+
+
+def test_words_of_names() -> None:
+    assert find_words("user_ids") == {"user", "ids", "id"}
+    assert find_words("clickCount30D") == {"click", "count", "d"}
+    assert find_words("OSVersion") >= {"os", "version"}
+    assert "count" not in find_words("account") | find_words("country")
