@@ -10,9 +10,9 @@ from dlrm.data.column_sample import ColumnSample, find_shared_values
 from dlrm.data.schema import CategoricalColumn, NumericColumn
 
 OF_IDENTITY = """
-id code zip zipcode post postal postcode type category cat class gender sex country city region state site app device user
-item ad campaign brand shop store seller page domain os browser lang language weekday dow hour month day week year slot
-position group cluster segment flag is has
+id code zip zipcode post postal postcode type category cat class gender sex country city region state site app device
+user item ad campaign brand shop store seller page domain os browser lang language weekday dow hour month day week
+year slot position group cluster segment flag is has
 """
 OF_QUANTITY = """
 count cnt num number price cost amount age score rate ratio average avg mean sum total duration length size width height
