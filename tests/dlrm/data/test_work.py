@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +56,12 @@ def test_a_killed_worker_is_named() -> None:
     """As the kernel does when memory runs out."""
     with Workers(2, lambda *_: None) as workers, pytest.raises(WorkerDied, match="a worker process was killed"):
         list(workers.run(kill_self, [1, 2, 3]))
+
+
+def test_workers_do_without_torch() -> None:
+    """Each would load 200 MB of it."""
+    code = "import sys, dlrm.data.prepare, dlrm.data.commands, dlrm.data.infer; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False).returncode == 0
 
 
 def test_outputs_are_whole_or_absent(tmp_path: Path) -> None:
