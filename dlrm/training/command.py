@@ -47,8 +47,6 @@ def train(name: str, recipe: Recipe, config: RunConfig) -> dict[str, Any]:
     Raises:
         ValueError: see `Trainer`; or `config.output` holds a run of another configuration.
     """
-    # Spinning OpenMP threads starve each other as soon as a neighbour is busy; torch reads this when it is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # torchrec asks torch.fx, at every start, something that torch.fx warns about; nothing follows from it.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     import torch
