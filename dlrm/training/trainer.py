@@ -27,6 +27,7 @@ from dlrm.training.run_state import load_model, load_random_state, take_model, t
 from dlrm.training.stopwatch import Stopwatch
 from dlrm.training.table_statistics import describe_rows
 from dlrm.training.train_step import ClickTask, TrainStep
+from embeddings.allocation import keep_freed_memory
 
 SUMMARY, TABLES = "summary.json", "tables.json"
 HIGHER_IS_BETTER = {"auc": True, "logloss": False, "normalized_entropy": False}
@@ -82,6 +83,8 @@ class Trainer:
             stopwatch=self.stopwatch,
             numeric_names=dataset.info.numeric,
         )
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.guard = LearningGuard(config.guards)
         # A model that has only begun to learn may still guess.
         warmup = max(config.dense_schedule.warmup_samples, config.tables_schedule.warmup_samples)
