@@ -82,8 +82,14 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-        words = re.sub("[\u2500-\u257f]", " ", complaint.getvalue()).split()  # without the box that tyro draws
-        raise ValueError(" ".join(words)) from None
+        raise ValueError(_unbox(complaint.getvalue())) from None
+
+
+def _unbox(complaint: str) -> str:
+    """Return what tyro says within the box that it draws, of lines or of dashes, as one line without the box's title."""
+    _, *lines = complaint.strip().splitlines()
+    words = " ".join(re.sub("[\u2500-\u257f]|-{4,}", " ", " ".join(lines)).split())
+    return re.sub(r"^Error parsing \w+: ", "", words)
 
 
 def _complain(message: str, status: int) -> int:

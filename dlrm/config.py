@@ -153,7 +153,7 @@ class TrainingConfig:
     shuffle: bool = True
     """Draw a new order of the training rows for every epoch; otherwise the order of time."""
     seed: int = 0
-    """Of initial weights, shuffling and dropout."""
+    """Of shuffling and dropout, and in recipes of the initial weights."""
     log_every_samples: int = 65536
     """Write the loss to metrics.jsonl and TensorBoard after so many samples."""
     dense: DenseOptimizerConfig = field(default_factory=DenseOptimizerConfig)
@@ -167,6 +167,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if not self.epochs > 0:
             raise ValueError(f"--epochs: expected a number above 0, got {self.epochs}")
+        _at_least(0, self.seed, "--seed")
         _at_least(1, self.log_every_samples, "--log-every-samples")
 
 

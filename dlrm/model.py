@@ -61,6 +61,7 @@ class DLRM(nn.Module):
         kernel: Kernel = "auto",
     ) -> None:
         super().__init__()
+        self.num_numeric = num_numeric
         dims = {feature: table.dim for table in tables for feature in table.features}
         if interaction != "dcn":
             _check_dims(dims, dim, interaction)
@@ -73,7 +74,15 @@ class DLRM(nn.Module):
         ).to(device)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return logits [B]."""
+        """Return logits [B].
+
+        Raises:
+            ValueError: the batch has another number of numeric columns than the model.
+        """
+        if batch.dense.shape[1] != self.num_numeric:
+            raise ValueError(
+                f"model: expected num_numeric = {batch.dense.shape[1]} as in the data, got {self.num_numeric}"
+            )
         logits: Tensor = self.dense(batch.dense, self.tables(batch.sparse).values())
         return logits
 

@@ -28,7 +28,9 @@ def provide_dataset(source: str | tuple[DataSchema, tuple[Path, ...]], data: Pat
     if data is not None and (data / DESCRIPTION).is_file():
         return Dataset(data)
     if source == "synthetic":
-        return _generate(data)
+        if data is not None:
+            raise ValueError(f"--data: expected a prepared dataset, got {data}; leave it out to have a log generated")
+        return _generate()
     if isinstance(source, str):
         if data is None:
             raise ValueError(f"--data: expected the files of recipe '{source}' or a prepared dataset, got nothing")
@@ -46,9 +48,9 @@ def provide_dataset(source: str | tuple[DataSchema, tuple[Path, ...]], data: Pat
     return prepare(schema, files, folder)
 
 
-def _generate(out: Path | None) -> Dataset:
+def _generate() -> Dataset:
     config = SyntheticConfig()
-    folder = out or FOLDER / f"synthetic-{_digest(str(config))}"
+    folder = FOLDER / f"synthetic-{_digest(str(config))}"
     if (folder / DESCRIPTION).is_file():
         return Dataset(folder)
     with tqdm(desc=f"generating {folder}", unit=" rows", unit_scale=True) as bar:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import os
 import sys
 import time
@@ -13,19 +11,6 @@ from typing import Any
 from dlrm.cli import parse
 from dlrm.config import RunConfig
 from dlrm.recipes import RECIPES, Recipe
-
-CONFIG = "config.json"
-# What a run may be continued with in another form: none of it bends the path that was already taken.
-MAY_CHANGE = (
-    "epochs",
-    "time_limit_seconds",
-    "log_every_samples",
-    "evaluation",
-    "checkpoint",
-    "guards",
-    "data",
-    "output",
-)
 
 
 def run_train(argv: list[str]) -> int:
@@ -47,20 +32,15 @@ def train(name: str, recipe: Recipe, config: RunConfig) -> dict[str, Any]:
     Raises:
         ValueError: see `Trainer`; or `config.output` holds a run of another configuration.
     """
-    # torchrec asks torch.fx, at every start, something that torch.fx warns about; nothing follows from it.
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     import torch
 
     from dlrm.data.provide import provide_dataset
     from dlrm.model import build_dlrm
-    from dlrm.training.run_log import write_json
     from dlrm.training.run_state import seed_generators
     from dlrm.training.train_step import choose_device, compile_dense, describe_step
     from dlrm.training.trainer import Trainer
 
     output = config.output or Path("runs") / f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    settings = {"recipe": name, **dataclasses.asdict(config), "output": output}
-    _check_same_run(output, settings)
     torch.set_num_threads(config.step.threads or len(os.sched_getaffinity(0)))
     device = choose_device(config.step.device)
     for line in [f"run {output}", *describe_step(config.step, device, torch.get_num_threads())]:
@@ -70,9 +50,7 @@ def train(name: str, recipe: Recipe, config: RunConfig) -> dict[str, Any]:
     model = build_dlrm(dataset.info, config.model, config.tables, seed=config.seed, device=str(device))
     if config.step.compile:
         compile_dense(model, device)
-    trainer = Trainer(model, dataset, config, output)
-    write_json(output / CONFIG, settings | {"dataset": str(dataset.folder), "torch": torch.__version__})
-    return trainer.fit()
+    return Trainer(model, dataset, config, output, recipe=name).fit()
 
 
 def _find_recipe(name: str) -> Recipe:
@@ -83,22 +61,6 @@ def _find_recipe(name: str) -> Recipe:
 
         return load_config(Path(name)).recipe()
     raise ValueError(f"expected a recipe ({', '.join(RECIPES)}) or a configuration file (*.toml), got '{name}'")
-
-
-def _check_same_run(output: Path, settings: dict[str, Any]) -> None:
-    import json
-
-    path = output / CONFIG
-    if not path.is_file():
-        return
-    former = json.loads(path.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(settings, default=str))
-    for name, value in now.items():
-        if name not in MAY_CHANGE and former.get(name) != value:
-            raise ValueError(
-                f"{output} holds a run with {name} = {former.get(name)}, got {value}; choose another --output, "
-                "or repeat that run's flags to continue it"
-            )
 
 
 def _usage() -> str:

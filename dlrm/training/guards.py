@@ -20,9 +20,9 @@ IN_THE_DATA = "the data"
 
 
 class NonFiniteLossError(ValueError):
-    """The loss is NaN or infinite; `part` names where the first such number came from."""
+    """The loss is NaN or infinite; `part` names where the first such number came from, `kept` what is saved."""
 
-    def __init__(self, *, loss: float, samples: int, part: str) -> None:
+    def __init__(self, *, loss: float, samples: int, part: str, kept: str = "") -> None:
         cure = (
             "correct the source and prepare it again"
             if part.startswith(IN_THE_DATA)
@@ -30,9 +30,13 @@ class NonFiniteLossError(ValueError):
         )
         super().__init__(
             f"expected a finite loss, got {loss} after {samples} samples; first in {part}; "
-            f"the last good checkpoint is kept; {cure}"
+            f"{kept + '; ' if kept else ''}{cure}"
         )
         self.loss, self.samples, self.part = loss, samples, part
+
+    def with_what_is_kept(self, kept: str) -> NonFiniteLossError:
+        """Return the same error, which also says what is saved of the run."""
+        return NonFiniteLossError(loss=self.loss, samples=self.samples, part=self.part, kept=kept)
 
 
 def check_model_fits(model: nn.Module, dataset: Dataset) -> None:

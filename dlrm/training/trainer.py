@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import resource
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,17 +19,23 @@ from dlrm.data.reader import Reader
 from dlrm.optim.dense import build_dense_optimizer
 from dlrm.training.checkpoint import CheckpointStore
 from dlrm.training.evaluate import evaluate, evaluate_true_probability
-from dlrm.training.guards import LearningGuard, check_model_fits, check_segments, find_tables
+from dlrm.training.guards import LearningGuard, NonFiniteLossError, check_model_fits, check_segments
 from dlrm.training.interrupt import StopRequest, only_run_in
-from dlrm.training.metrics import MetricValues, is_at_chance, relative_auc
+from dlrm.training.metrics import MetricValues, is_at_chance
+from dlrm.training.run_config import CONFIG, check_same_run, describe_run
 from dlrm.training.run_log import RunLog, write_json
-from dlrm.training.run_state import load_model, load_random_state, take_model, take_random_state
+from dlrm.training.run_state import (
+    load_model,
+    load_random_state,
+    seed_generators,
+    take_model,
+    take_random_state,
+)
 from dlrm.training.stopwatch import Stopwatch
-from dlrm.training.table_statistics import describe_rows
+from dlrm.training.summary import describe_values, write_summary
 from dlrm.training.train_step import ClickTask, TrainStep
 from embeddings.allocation import keep_freed_memory
 
-SUMMARY, TABLES = "summary.json", "tables.json"
 HIGHER_IS_BETTER = {"auc": True, "logloss": False, "normalized_entropy": False}
 
 
@@ -59,14 +65,19 @@ class Trainer:
         dataset: its train split is learned, its valid split steers, its test split is measured at the end.
         config: of the loop.
         output: the run's folder.
+        recipe: a name for the run.
 
     Raises:
-        ValueError: the model's tables do not suit the data, or the training split is empty.
+        ValueError: the model's tables do not suit the data, the training split is empty, or `output` holds another run.
     """
 
-    def __init__(self, model: nn.Module, dataset: Dataset, config: TrainingConfig, output: Path | str) -> None:
+    def __init__(
+        self, model: nn.Module, dataset: Dataset, config: TrainingConfig, output: Path | str, *, recipe: str = ""
+    ) -> None:
         check_model_fits(model, dataset)
         check_segments(dataset, config.evaluation.segment_by)
+        self.settings = describe_run(config, model, recipe)
+        check_same_run(Path(output), self.settings)
         self.model, self.dataset, self.config, self.folder = model, dataset, config, Path(output)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.reader = Reader(dataset, "train", shuffle=config.shuffle, seed=config.seed)
@@ -104,7 +115,10 @@ class Trainer:
             return self._fit()
 
     def _fit(self) -> dict[str, Any]:
+        seed_generators(self.config.seed)  # of dropout; a checkpoint brings its own state
         notes = self._restore()
+        versions = {"dataset": str(self.dataset.folder), "torch": torch.__version__}
+        write_json(self.folder / CONFIG, self.settings | versions)
         log = RunLog(self.folder, samples=self.progress.samples, total=self.total_samples)
         for note in notes:
             log.say(note)
@@ -117,6 +131,10 @@ class Trainer:
                         f"and saved after {self.progress.samples} samples; the same command continues"
                     )
             return self._finish(log, why)
+        except NonFiniteLossError as error:
+            told = error.with_what_is_kept(self._what_is_kept())
+            log.record("stopped", self.progress.samples, {"why": str(told)})
+            raise told from error
         except (ValueError, OSError, KeyboardInterrupt) as error:
             with contextlib.suppress(OSError):  # a full disk may be what stopped it
                 log.record("stopped", self.progress.samples, {"why": str(error) or "interrupted"})
@@ -211,20 +229,23 @@ class Trainer:
         values = self._measure(self.valid_reader)
         progress, metric = self.progress, self.config.evaluation.metric
         value = float(getattr(values, metric))
-        is_best = progress.best is None or self._is_better(value, progress.best)
+        defined = not math.isnan(value)
+        is_best = defined and (progress.best is None or self._is_better(value, progress.best))
         progress.evaluated_samples = progress.samples
-        progress.evaluations_without_gain = 0 if is_best else progress.evaluations_without_gain + 1
+        progress.evaluations_without_gain = 0 if is_best else progress.evaluations_without_gain + defined
         if progress.samples >= self.first_judged_sample:
             at_chance = is_at_chance(values.auc, values.positives, values.samples)
             progress.evaluations_at_chance = progress.evaluations_at_chance + 1 if at_chance else 0
         if is_best:
             progress.best, progress.best_samples = value, progress.samples
         measured = {"seconds": progress.seconds, "stage_seconds": dict(self.stopwatch.seconds)}
-        log.record("valid", progress.samples, _describe(values) | measured)
+        log.record("valid", progress.samples, describe_values(values) | measured)
         log.say(
             f"after {progress.samples:,} samples: auc {values.auc:.4f}, logloss {values.logloss:.4f}, "
             f"calibration {values.calibration:.3f} on {values.samples:,} valid rows" + (" (best)" if is_best else "")
         )
+        if values.undefined is not None:
+            log.say(f"not every metric of the valid split is defined: {values.undefined}")
         return self.guard.complaint(values, progress.evaluations_at_chance), is_best
 
     def _measure(self, reader: Reader) -> MetricValues:
@@ -250,6 +271,12 @@ class Trainer:
                 "random": take_random_state(self.device),
             }
             self.checkpoints.save(state, samples=self.progress.samples, metric=self.progress.best, is_best=is_best)
+
+    def _what_is_kept(self) -> str:
+        with contextlib.suppress(ValueError):  # one that could not be written is not kept
+            self.checkpoints.wait()
+        saved = self.checkpoints.list()
+        return f"the checkpoint after {saved[0].samples:,} samples is kept" if saved else "nothing was saved before"
 
     def _restore(self) -> list[str]:
         restored = self.checkpoints.restore_latest()
@@ -277,23 +304,16 @@ class Trainer:
         values = self._measure(reader)
         truth = evaluate_true_probability(reader, directory=self.folder)
         progress = self.progress
-        log.record(split, progress.samples, _describe(values))
-        summary = {
-            **_describe(values),
-            "folder": str(self.folder),
+        log.record(split, progress.samples, describe_values(values))
+        course = {
             "split": split,
             "samples": progress.samples,
             "seconds": progress.seconds,
-            "samples_per_second": progress.samples / max(progress.seconds, 1e-9),
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "stopped": why,
             "best_samples": progress.best_samples,
             "stage_seconds": dict(self.stopwatch.seconds),
         }
-        if truth is not None:
-            summary |= {"bayes_auc": truth.auc, "recovered_auc": relative_auc(values.auc, truth.auc)}
-        write_json(self.folder / TABLES, {"tables": describe_rows(find_tables(self.model))})
-        write_json(self.folder / SUMMARY, summary)
+        summary = write_summary(self.folder, self.model, values, truth, course)
         at_chance = is_at_chance(values.auc, values.positives, values.samples)
         chances = progress.evaluations_at_chance + 1 if at_chance else 0
         if (complaint := self.guard.complaint(values, chances, last=True)) is not None:
@@ -305,9 +325,3 @@ class Trainer:
         start = time.perf_counter()
         yield
         self.progress.seconds += time.perf_counter() - start
-
-
-def _describe(values: MetricValues) -> dict[str, Any]:
-    described = asdict(values)
-    described["split_samples"] = described.pop("samples")  # beside the samples trained, which everything is drawn over
-    return described

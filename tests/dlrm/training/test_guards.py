@@ -88,7 +88,7 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(
         step=StepConfig(global_batch_size=100),
         checkpoint=CheckpointConfig(every_samples=100),
     )
-    with pytest.raises(ValueError, match=r"(nan|inf|finite)"):
+    with pytest.raises(ValueError, match=r"(checkpoint after [\d,]+ samples is kept|nothing was saved before)"):
         fit(make_dlrm(click_log), click_log, tmp_path / "run", config)
     restored = CheckpointStore(tmp_path / "run" / "checkpoints").restore_latest()
     if restored is not None:
@@ -140,6 +140,13 @@ def test_tables_and_data_must_fit(tmp_path: Path, make_dataset: MakeDataset) -> 
     ):
         with pytest.raises(ValueError, match=message):
             Trainer(DLRM(num_numeric=1, tables=[table], dim=4), dataset, SMALL, tmp_path / "run")
+
+
+def test_a_model_for_other_numbers_is_refused(tmp_path: Path, make_dataset: MakeDataset) -> None:
+    dataset = make_dataset(*noise(100))
+    model = DLRM(num_numeric=4, tables=[TableConfig(name="a", num_rows=10, dim=4)], dim=4)
+    with pytest.raises(ValueError, match="expected num_numeric = 1 as in the data, got 4"):
+        fit(model, dataset, tmp_path / "run")
 
 
 def test_logits_of_another_shape_are_refused(tmp_path: Path, click_log: Dataset) -> None:
@@ -227,6 +234,9 @@ def test_an_empty_split_is_one_line(tmp_path: Path, make_dlrm: Make, make_datase
             "--step.global-batch-size: expected at least 1, got 0",
         ),
         (["train", "synthetic", "--dense.learning-rate", "-1"], "--dense.learning-rate"),
+        (["train", "synthetic", "--seed", "-1"], "--seed: expected at least 0, got -1"),
+        (["train", "synthetic", "--nobody", "1"], "error: Unrecognized options: --nobody"),
+        (["train", "synthetic", "--data", "nowhere"], "--data: expected a prepared dataset, got nowhere"),
     ],
 )
 def test_the_command_line_says_one_line_and_fails(

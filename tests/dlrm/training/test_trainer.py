@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dlrm.cli import main
 from dlrm.config import EvaluationConfig, GuardConfig, StepConfig, TrainingConfig
-from dlrm.data.dataset import Dataset
+from dlrm.data.dataset import Dataset, Part, write_part
 from dlrm.data.reader import Reader
 from dlrm.model import DLRM
 from dlrm.optim.lr_schedules import Schedule
@@ -149,7 +150,45 @@ def test_another_configuration_is_not_mixed_into_a_run(
     assert main(command(tmp_path / "run", click_log.folder, *flags)) == 0
     assert "AUC" in capsys.readouterr().out.upper()
     assert main(command(tmp_path / "run", click_log.folder, *flags, "--model.dim", "8")) == 2
-    assert "holds a run with model = " in capsys.readouterr().err
+    assert "holds a run with model.dim = 16, got 8" in capsys.readouterr().err
+
+
+def test_another_configuration_is_not_mixed_into_a_run_of_the_python_api(
+    tmp_path: Path, make_dlrm: Make, click_log: Dataset
+) -> None:
+    summary = Trainer(make_dlrm(click_log), click_log, BASE, tmp_path / "run").fit()
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["step"]["global_batch_size"] == 100
+    assert Trainer(make_dlrm(click_log), click_log, BASE, tmp_path / "run").fit()["auc"] == summary["auc"]
+    for model, config, message in (
+        (
+            make_dlrm(click_log),
+            replace(BASE, step=StepConfig(global_batch_size=64)),
+            r"global_batch_size = 100, got 64",
+        ),
+        (make_dlrm(click_log, learning_rate=0.001), BASE, r"optimizer.learning_rate = 0.05, got 0.001"),
+        (make_dlrm(click_log, interaction="fm"), BASE, r"network.parameters.*top.0.weight"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Trainer(model, click_log, config, tmp_path / "run")
+
+
+def test_a_metric_that_is_not_defined_is_never_the_best(
+    tmp_path: Path, make_dlrm: Make, make_dataset: Callable[..., Dataset]
+) -> None:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(2, 10, 2000)
+    dataset = make_dataset((ids % 2).astype(np.uint8), ids)
+    only_zeros = Part(
+        label=np.zeros(10), numeric=np.zeros((10, 1)), features={"a": ids[:10].astype(np.int32)}, extra={}
+    )
+    part = write_part(dataset.folder, "valid", 0, only_zeros)
+    replace(dataset.info, splits={**dataset.info.splits, "valid": (part,)}).write(dataset.folder)
+    dataset = Dataset(dataset.folder)
+    config = replace(BASE, epochs=5, evaluation=EvaluationConfig(every_samples=500, patience=2))
+    summary = Trainer(make_dlrm(dataset, interaction="fm"), dataset, config, tmp_path / "run").fit()
+    assert summary["samples"] == 10_000
+    assert summary["best_samples"] == 0
+    assert summary["auc"] == 1.0  # of the last weights
 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="needs Linux's limits on file sizes")

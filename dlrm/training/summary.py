@@ -1,0 +1,51 @@
+"""What is left of a run when it has ended: `summary.json` and `tables.json`."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dlrm.training.guards import find_tables
+from dlrm.training.metrics import MetricValues, relative_auc
+from dlrm.training.run_log import write_json
+from dlrm.training.table_statistics import describe_rows
+
+SUMMARY, TABLES = "summary.json", "tables.json"
+
+
+def write_summary(
+    folder: Path, model: nn.Module, values: MetricValues, truth: MetricValues | None, course: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write both files and return the summary.
+
+    Args:
+        folder: the run's folder.
+        model: whose tables are described.
+        values: measured at the end.
+        truth: the same of the probability that the labels were drawn from, where it is known.
+        course: of the run: samples, seconds, why it stopped and so on.
+    """
+    summary = {
+        **describe_values(values),
+        "folder": str(folder),
+        "samples_per_second": course["samples"] / max(course["seconds"], 1e-9),
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **course,
+    }
+    if truth is not None:
+        summary |= {"bayes_auc": truth.auc, "recovered_auc": relative_auc(values.auc, truth.auc)}
+    write_json(folder / TABLES, {"tables": describe_rows(find_tables(model))})
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def describe_values(values: MetricValues) -> dict[str, Any]:
+    """Return metrics by name; the samples measured are `split_samples`, beside the `samples` trained."""
+    described = asdict(values)
+    described["split_samples"] = described.pop("samples")
+    return described
