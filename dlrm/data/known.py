@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Literal, get_args
 
 from dlrm.data import criteo
@@ -48,23 +49,27 @@ def criteo_schema(
     )
 
 
-def movielens_schema(*, min_count: int = 1, valid: float = 0.0, test: float = 0.2) -> DataSchema:
+def movielens_schema(
+    *, leave_out: Container[str] = (), item_min_count: int = 1, valid: float = 0.0, test: float = 0.2
+) -> DataSchema:
     """Return the schema of MovieLens-100K with user and item attributes: a click is a rating of 4 or 5.
 
     Args:
-        min_count: ids seen less often in the training part share a row.
+        leave_out: columns that are not to become features.
+        item_min_count: items rated less often in the training part share a row.
         valid: share of all rows, in time between training and test part.
         test: share of all rows, the latest.
     """
     names = ("user_id", "item_id", "age", "gender", "occupation", "zip_code", "release_year")
-    single = tuple(CategoricalColumn(name=name, min_count=min_count) for name in names)
-    genres = CategoricalColumn(name="class", min_count=min_count, is_list=True, separator=" ")
+    min_counts = {"item_id": item_min_count}
+    single = [CategoricalColumn(name=name, min_count=min_counts.get(name, 1)) for name in names]
+    genres = CategoricalColumn(name="class", min_count=1, is_list=True, separator=" ")
     return DataSchema(
         format="movielens",
         label="rating",
         label_threshold=4.0,
         time="timestamp",
-        categorical=(*single, genres),
+        categorical=tuple(column for column in (*single, genres) if column.name not in leave_out),
         split=SplitConfig(by="time", valid=valid, test=test),
     )
 
@@ -88,5 +93,6 @@ def known_schema(source: str) -> DataSchema:
         half_day = 0.5 / TERABYTE_DAYS
         return criteo_schema(min_count=8, num_rows=TERABYTE_MAX_ROWS, valid=half_day, test=half_day)
     if source == "criteo-kaggle-sample":
-        return criteo_schema()
-    return movielens_schema()
+        return criteo_schema(min_count=8, missing_indicator=True, buckets=8)
+    # On later users, most of them new, what is left out costs AUC, and items that are rarely rated are rated alike.
+    return movielens_schema(leave_out=("age", "zip_code", "release_year"), item_min_count=5)
