@@ -86,7 +86,7 @@ def parse(
 
 
 def _unbox(complaint: str) -> str:
-    """Return what tyro says within the box that it draws, of lines or of dashes, as one line without the box's title."""
+    """Return what tyro says in a box, drawn with lines or with dashes, as one line without the title."""
     _, *lines = complaint.strip().splitlines()
     words = " ".join(re.sub("[\u2500-\u257f]|-{4,}", " ", " ".join(lines)).split())
     return re.sub(r"^Error parsing \w+: ", "", words)
