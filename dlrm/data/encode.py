@@ -53,7 +53,8 @@ def encode_chunk(task: EncodeTask) -> list[dict[str, Any]]:
             extra=extra,
         )
         info = write_part(task.dataset, piece.split, piece.part, part)
-        facts.append({"split": piece.split, "part": piece.part, "info": asdict(info)})
+        clicks = int(part.label.sum())
+        facts.append({"split": piece.split, "part": piece.part, "clicks": clicks, "info": asdict(info)})
     with whole_file(task.out) as scratch:
         scratch.write_text(json.dumps(facts))
     return facts

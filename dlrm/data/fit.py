@@ -57,7 +57,7 @@ def fit(schema: DataSchema, ingested: Ingested, work: Path, out: Path, workers: 
     """Count the training rows and fit dictionaries (written to `out`) and transforms to them.
 
     Raises:
-        ValueError: a column has no value in the training part.
+        ValueError: a column has no value in the training part, or the label one value only.
     """
     tasks = _plan_counting(schema, ingested, work / "counts")
     found = dict(
@@ -66,6 +66,7 @@ def fit(schema: DataSchema, ingested: Ingested, work: Path, out: Path, workers: 
         )
     )
     counts = [found[task] for task in tasks]
+    _check_labels(schema, counts)
     _check_present(schema, counts)
     transforms = _fit_transforms(schema, [task.out for task in tasks], counts)
     lookups = tuple(work / "lookups" / f"{feature:04d}.arrow" for feature in range(len(schema.categorical)))
@@ -102,6 +103,17 @@ def _plan_counting(schema: DataSchema, ingested: Ingested, folder: Path) -> list
         CountTask(chunks=group, out=chunk_folder(folder, index), training_rows=ingested.cuts.train, schema=schema)
         for index, group in enumerate(groups)
     ]
+
+
+def _check_labels(schema: DataSchema, counts: Sequence[dict[str, Any]]) -> None:
+    clicks, rows = (sum(count[name] for count in counts) for name in ("clicks", "rows"))
+    if clicks in (0, rows):
+        limit = schema.label_threshold
+        setting = "label, or set label_threshold" if limit is None else f"label and label_threshold = {limit:g}"
+        raise ValueError(
+            f"column '{schema.label}': expected labels 0 and 1 among the training rows, got {int(clicks > 0)} in all "
+            f"{rows:,}; check {setting}"
+        )
 
 
 def _check_present(schema: DataSchema, counts: Sequence[dict[str, Any]]) -> None:

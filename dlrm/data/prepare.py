@@ -13,12 +13,14 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dlrm.data.dataset import DESCRIPTION, FORMAT_VERSION, Dataset, DatasetInfo, PartInfo
+from dlrm.data.doubts import find_warnings
 from dlrm.data.encode import EncodeTask, encode_chunk
 from dlrm.data.fit import Fitted, fit
 from dlrm.data.formats import Source, open_source
@@ -73,7 +75,10 @@ def prepare(
         with whole_file(out / ORIGIN) as scratch:
             scratch.write_text(json.dumps(origin, indent=1) + "\n")
         remove_scratch(out)
-        _run_stages(schema, source, out, block_bytes, workers).write(out)
+        info = _run_stages(schema, source, out, block_bytes, workers)
+        info.write(out)
+    for warning in info.origin["warnings"]:
+        print(f"recforge: warning: {warning}", file=sys.stderr)
     shutil.rmtree(out / WORK, ignore_errors=True)
     return Dataset(out)
 
@@ -82,7 +87,8 @@ def _run_stages(schema: DataSchema, source: Source, out: Path, block_bytes: int,
     with _marked_faults(out / WORK / FAULT):
         ingested = ingest(schema, source, out / WORK, block_bytes, workers)
         fitted = fit(schema, ingested, out / WORK, out, workers)
-    info = _describe(schema, source, ingested, fitted, _encode(schema, ingested, fitted, out, workers))
+    parts = _encode(schema, ingested, fitted, out, workers)
+    info = _describe(schema, source, ingested, fitted, parts)
     check = check_leakage(Dataset(out, info), workers)
     found = check["time_ranges"] if schema.split.by == "time" else ingested.cuts.row_ranges
     ranges = {split: (float(first), float(last)) for split, (first, last) in found.items()}
@@ -156,7 +162,8 @@ def _locked(out: Path) -> Iterator[None]:
 
 def _encode(
     schema: DataSchema, ingested: Ingested, fitted: Fitted, out: Path, workers: Workers
-) -> dict[str, tuple[PartInfo, ...]]:
+) -> list[dict[str, Any]]:
+    """Write the parts and return what is known of each, in their order."""
     pieces = ingested.cuts.pieces(ingested.rows)
     tasks = [
         EncodeTask(
@@ -179,17 +186,18 @@ def _encode(
         total_rows=ingested.cuts.rows,
         count_rows=lambda task: sum(piece.stop - piece.start for piece in task.pieces),
     )
-    facts = sorted((fact for _, facts in done for fact in facts), key=lambda fact: int(fact["part"]))
-    return {
-        split: tuple(PartInfo(**fact["info"]) for fact in facts if fact["split"] == split)
-        for split in SPLITS
-        if any(fact["split"] == split for fact in facts)
-    }
+    return sorted((fact for _, facts in done for fact in facts), key=lambda fact: int(fact["part"]))
 
 
 def _describe(
-    schema: DataSchema, source: Source, ingested: Ingested, fitted: Fitted, splits: dict[str, tuple[PartInfo, ...]]
+    schema: DataSchema, source: Source, ingested: Ingested, fitted: Fitted, parts: list[dict[str, Any]]
 ) -> DatasetInfo:
+    by_split = {split: [part for part in parts if part["split"] == split] for split in SPLITS}
+    splits = {split: tuple(PartInfo(**part["info"]) for part in found) for split, found in by_split.items() if found}
+    labels = {
+        split: (sum(part["clicks"] for part in by_split[split]), sum(info.rows for info in infos))
+        for split, infos in splits.items()
+    }
     return DatasetInfo(
         numeric=fitted.numeric,
         features=fitted.features,
@@ -199,6 +207,8 @@ def _describe(
             "schema": dataclasses.asdict(schema),
             "sources": [{"file": file.name, "bytes": file.stat().st_size} for file in source.all_files],
             "rows": ingested.cuts.rows,
+            "clicks": {split: clicks for split, (clicks, _) in labels.items()},
+            "warnings": find_warnings(schema, labels),
         }
         | fitted.origin,
     )

@@ -65,11 +65,12 @@ def count_chunks(task: CountTask) -> dict[str, Any]:
         return read_facts(task.out)
     counts: list[list[pa.RecordBatch]] = [[] for _ in task.schema.categorical]
     moments = [Moments() for _ in task.schema.numeric]
-    samples = []
+    samples, clicks = [], 0
     for folder, rows, first_row in task.chunks:
         chunk = read_chunk(folder).take(slice(0, rows))
         for found, ids in zip(counts, chunk.ids, strict=True):
             found.append(_count_ids(ids))
+        clicks += int(chunk.label.sum())
         columns = zip(task.schema.numeric, chunk.numeric, moments, strict=True)
         moments = [before + measure_column(config, numbers) for config, numbers, before in columns]
         sampled = sample_rows(first_row, rows, task.training_rows)
@@ -81,7 +82,8 @@ def count_chunks(task: CountTask) -> dict[str, Any]:
         for config, found in zip(task.schema.categorical, counts, strict=True)
     ]
     entries = [len(batch) for batch in batches]
-    facts = {"rows": task.rows, "entries": entries, "present": present, "moments": [each.to_json() for each in moments]}
+    facts = {"rows": task.rows, "clicks": clicks, "entries": entries, "present": present}
+    facts["moments"] = [each.to_json() for each in moments]
     with whole_folder(task.out) as scratch:
         write_batches(scratch / VALUES, batches)
         np.save(scratch / SAMPLES, np.concatenate(samples, axis=1))

@@ -62,7 +62,7 @@ def test_every_cell_survives(
         source.write_bytes((b"\xef\xbb\xbf" if bom else b"") + raw.encode())
         if any(map(all, missing)):
             schema = DataSchema(**{**schema.__dict__, "numeric": ()})
-        if all(missing[0]) or all(missing[2]):
+        if all(missing[0]) or all(missing[2]) or len({row[0] for row in expected}) < 2:
             return
         dataset = prepare(schema, [source], Path(name) / "out", processes=1, block_bytes=block_bytes)
         parts = [dataset.part("train", index) for index in range(len(dataset.info.splits["train"]))]

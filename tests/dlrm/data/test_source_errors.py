@@ -290,3 +290,24 @@ def test_full_disk_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.Monkey
 
     prepare(schema(), [tmp_path / "rows.csv"], tmp_path / "out", processes=1, block_bytes=500, progress=look)
     assert seen[0] == seen[-1] == kept
+
+
+@pytest.mark.parametrize(("wrong", "threshold"), [("0", None), ("1", None), ("3", 4.0)])
+def test_training_rows_of_one_class(wrong: str, threshold: float | None, tmp_path: Path) -> None:
+    """Both classes in the test part do not help: there is nothing to learn."""
+    lines = [f"{i % 2 * 5 if i >= 80 else wrong},{i},1,u,a,{i}\n" for i in range(100)]
+    text = HEADER + "".join(lines).replace("5,", "1,") if threshold is None else HEADER + "".join(lines)
+    message = rf"column 'click': expected labels 0 and 1 among the training rows, got {int(wrong == '1')} in all 80; "
+    fail(tmp_path, text, message + ("check label and label_threshold = 4" if threshold else "check label"),
+         label_threshold=threshold)  # fmt: skip
+
+
+def test_a_test_part_of_one_class_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "rows.csv"
+    source.write_text(HEADER + "".join(f"{i % 2 if i < 80 else 1},{i},{i},u,a,{i}\n" for i in range(100)))
+    settings = schema(split=SplitConfig(by="order", valid=0.2, test=0.2))
+    dataset = prepare(settings, [source], tmp_path / "out", processes=1, block_bytes=500)
+    (warning,) = dataset.info.origin["warnings"]
+    assert "test: column 'click' is 1 in all 20 rows, so AUC is not defined there" in warning
+    assert capsys.readouterr().err == f"recforge: warning: {warning}\n"
+    assert dataset.info.origin["clicks"] == {"train": 30, "valid": 10, "test": 20}
