@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv as pacsv
 
 from dlrm.data.dataset import Array
-from dlrm.data.formats import Source
+from dlrm.data.formats import Source, check_names
 from dlrm.data.movielens import join_attributes
 from dlrm.data.source import TextForm, last_row_end, read_head
 from dlrm.data.tabular import MISSING_TEXTS, Wanted
@@ -106,7 +106,12 @@ class ColumnSample:
 
 
 def sample_columns(source: Source) -> list[ColumnSample]:
-    """Return a sample of every column of a source."""
+    """Return a sample of every column of a source.
+
+    Raises:
+        ValueError: two columns have one name, or the rows are not like the header.
+    """
+    check_names(source, source.columns[0])
     file, form = source.files[0], source.forms[0]
     total = sum(path.stat().st_size for path in source.files) or 1
     if form is None:

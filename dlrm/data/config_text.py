@@ -18,12 +18,17 @@ def write_config(inference: Inference, sources: Sequence[Path | str], path: Path
     """Write a configuration file, which `recforge prepare` and `recforge train` take.
 
     Raises:
-        ValueError: the file exists.
+        ValueError: the file exists, or cannot be written.
     """
     path = Path(path)
     if path.exists():
         raise ValueError(f"--output: expected a new file, {path} exists; delete it, or choose another")
-    path.write_text(format_config(inference, sources, path), encoding="utf-8")
+    text = format_config(inference, sources, path)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        path.unlink(missing_ok=True)  # a part of it would stand in the way of the next attempt
+        raise ValueError(f"--output: {path} cannot be written ({error.strerror}); choose another place") from error
 
 
 def format_config(inference: Inference, sources: Sequence[Path | str], path: Path) -> str:

@@ -83,9 +83,20 @@ def open_source(schema: DataSchema, sources: Sequence[Path | str]) -> Source:
                 raise ValueError(
                     f"{file}: expected a column '{name}', found {', '.join(columns)}; correct the schema's `{name}`"
                 )
-            if columns.count(name) > 1:
-                raise ValueError(f"{file}: expected one column '{name}', found {columns.count(name)}; rename one")
+    check_names(source, tuple(Wanted.of(schema).types))
     return source
+
+
+def check_names(source: Source, wanted: Sequence[str]) -> None:
+    """Check that each column that will be read is there once.
+
+    Raises:
+        ValueError: a file has two columns of one name.
+    """
+    for file, columns in zip(source.files, source.columns, strict=True):
+        twice = next((name for name in wanted if columns.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{file}: expected one column '{twice}', found {columns.count(twice)}; rename one")
 
 
 def find_source(kind: SourceFormat, paths: Sequence[Path]) -> Source:

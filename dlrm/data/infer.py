@@ -124,12 +124,19 @@ def detect_format(paths: Sequence[Path]) -> SourceFormat:
     """Return the format of a source, by names and, where they do not tell, by the first row.
 
     Raises:
-        ValueError: it cannot be told.
+        ValueError: it cannot be told, or the files differ in it.
     """
     files = find_files(
         paths, ("*.inter", *PATTERNS["parquet"], *criteo.PATTERNS[:2], *PATTERNS["csv"], *PATTERNS["tsv"])
     )
-    file = files[0]
+    kinds = {_detect_file_format(file): file for file in reversed(files)}
+    if len(kinds) > 1:
+        found = " and ".join(f"{kind} ({file})" for kind, file in reversed(kinds.items()))
+        raise ValueError(f"expected files of one format, got {found}; give each format a configuration of its own")
+    return next(iter(kinds))
+
+
+def _detect_file_format(file: Path) -> SourceFormat:
     suffix = file.with_suffix("").suffix if file.suffix in (".gz", ".zst") else file.suffix
     if suffix in (".inter", ".user", ".item"):
         return "movielens"

@@ -151,7 +151,13 @@ def _marked_faults(mark: Path) -> Iterator[None]:
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Keep a second process out of the work folder; the lock ends with the process."""
-    (out / WORK).mkdir(parents=True, exist_ok=True)
+    try:
+        (out / WORK).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"expected a folder that can be written for the dataset, {out} cannot be made ({error.strerror}); "
+            "choose another"
+        ) from error
     with (out / WORK / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

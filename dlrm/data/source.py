@@ -19,6 +19,8 @@ MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 UNSUPPORTED = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 HEADER_BYTES = 1 << 20
 BOM = b"\xef\xbb\xbf"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+LOOK_AT_BYTES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +105,20 @@ def read_head(path: Path, size: int = HEADER_BYTES) -> bytes:
     """Return the first bytes of a file's text, decompressed.
 
     Raises:
-        ValueError: the file is damaged or packed in a way that is not supported.
+        ValueError: the file is empty, damaged, in another encoding or packed in a way that is not supported.
     """
     with open_text(path) as (stream, _):
-        return bytes(stream.read(size)).removeprefix(BOM)
+        text = bytes(stream.read(size)).removeprefix(BOM)
+    if not text:
+        raise ValueError(f"{path}: expected a header and rows, found an empty file; fetch it again, or leave it out")
+    if text.startswith(UTF_16) or b"\0" in text[:LOOK_AT_BYTES]:
+        what = "UTF-16" if text.startswith(UTF_16) else "zero bytes, as in UTF-16 or a binary file"
+        raise ValueError(f"{path}: expected text in UTF-8, got {what}; convert it to UTF-8, or correct `format`")
+    return text
 
 
 def read_header(path: Path, delimiter: str, quoted: bool) -> tuple[str, ...]:
-    """Return the cells of the first row of a text file; none if the file is empty."""
+    """Return the cells of the first row of a text file."""
     text = read_head(path).decode("utf-8", errors="replace")
     lines = io.StringIO(text, newline="")
     if quoted:

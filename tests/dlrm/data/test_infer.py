@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -247,3 +248,43 @@ def test_words_of_names() -> None:
     assert find_words("clickCount30D") == {"click", "count", "d"}
     assert find_words("OSVersion") >= {"os", "version"}
     assert "count" not in find_words("account") | find_words("country")
+
+
+def test_files_of_two_formats(log: Path, tmp_path: Path) -> None:
+    shutil.copy(log / "log.csv", tmp_path / "c.csv")
+    shutil.copy(log / "log.parquet", tmp_path / "c.parquet")
+    message = r"expected files of one format, got csv \(.*c\.csv\) and parquet \(.*c\.parquet\); "
+    with pytest.raises(ValueError, match=message):
+        infer_schema([tmp_path / "c.csv", tmp_path / "c.parquet"])
+    shutil.copy(log / "log.csv", tmp_path / "d.csv")
+    assert infer_schema([tmp_path / "c.csv", tmp_path / "d.csv"]).schema.format == "csv"
+
+
+def test_columns_of_one_name(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("y,n,n\n" + "0,1,a\n1,2,b\n" * 10)
+    pq.write_table(pa.Table.from_arrays([pa.array([0, 1])] * 3, names=["y", "n", "n"]), tmp_path / "a.parquet")
+    for source in (tmp_path / "a.csv", tmp_path / "a.parquet"):
+        with pytest.raises(ValueError, match=r"a\.\w+: expected one column 'n', found 2; rename one"):
+            infer_schema([source])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected a header and rows, found an empty file"),
+        ("y,user\n0,a\n".encode("utf-16"), "expected text in UTF-8, got UTF-16; convert it to UTF-8"),
+        ("y,user\n0,a\n".encode("utf-16-le"), "expected text in UTF-8, got zero bytes, .*; convert it to UTF-8"),
+    ],
+    ids=["empty", "UTF-16", "UTF-16 without a mark"],
+)
+def test_files_that_are_no_text(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.csv: {message}"):
+        infer_schema([tmp_path / "a.csv"])
+
+
+def test_a_configuration_that_cannot_be_written(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "full.toml").symlink_to("/dev/full")
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    with pytest.raises(ValueError, match=r"--output: .*full\.toml cannot be written \(No space left on device\)"):
+        write_config(infer_schema([log / "log.csv"]), [log / "log.csv"], tmp_path / "full.toml")

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from dlrm.data.dataset import Dataset
-from dlrm.data.known import criteo_schema
+from dlrm.data.known import known_schema
 from dlrm.data.prepare import WORK, prepare
 from dlrm.data.schema import CategoricalColumn, DataSchema, NumericColumn, SplitConfig
 
@@ -112,7 +112,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
             counts = [str(numbers.randint(0, 99)) for _ in range(13)]
             ids = [f"{int(numbers.paretovariate(0.5)) % 2**32:08x}" for _ in range(26)]
             file.write("\t".join([str(numbers.randint(0, 1)), *counts, *ids]) + "\n")
-    whole = prepare(criteo_schema(), [source], tmp_path / "whole", processes=1, block_bytes=60_000)
+    whole = prepare(known_schema("criteo-kaggle-sample"), [source], tmp_path / "whole", processes=1, block_bytes=60_000)
     out, kills, longest = tmp_path / "again", 0, 2.0
     while True:
         process = run_cli(source, out)

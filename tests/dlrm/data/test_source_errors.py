@@ -105,7 +105,7 @@ def test_unbalanced_quotes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected a column 'click'|found none"),
+        ("", "expected a header and rows, found an empty file"),
         (HEADER, r"expected rows in .*rows\.csv, found none"),
         (HEADER + "\n\n\n", r"expected rows in .*rows\.csv, found none"),
         (HEADER + "1,1,1,u,a,9\n", r"split: expected rows in every part, got train 1, valid 0, test 0 of 1 rows"),
@@ -311,3 +311,10 @@ def test_a_test_part_of_one_class_is_a_warning(tmp_path: Path, capsys: pytest.Ca
     assert "test: column 'click' is 1 in all 20 rows, so AUC is not defined there" in warning
     assert capsys.readouterr().err == f"recforge: warning: {warning}\n"
     assert dataset.info.origin["clicks"] == {"train": 30, "valid": 10, "test": 20}
+
+
+@pytest.mark.parametrize("folder", ["/proc/no/such", "rows.csv/out"])
+def test_a_folder_that_cannot_be_made(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(HEADER + ROWS)
+    with pytest.raises(ValueError, match=rf"expected a folder that can be written for the dataset, .*{folder} cannot"):
+        prepare(schema(), [tmp_path / "rows.csv"], tmp_path / folder, processes=1)
