@@ -74,7 +74,9 @@ def draw_segments(run: Run) -> Chart | None:
     segments = [segment for segment in record.get("segments") or [] if segment["auc"] is not None]
     if not segments:
         return None
-    names = [f"{segment['segment']} ({format_count(segment['samples'])} rows)" for segment in segments]
+    names = [
+        f"{segment.get('name', segment['segment'])} ({format_count(segment['samples'])} rows)" for segment in segments
+    ]
     dots = go.Scatter(
         name="AUC within the segment",
         x=[segment["auc"] for segment in segments],

@@ -35,7 +35,8 @@ def train(name: str, recipe: Recipe, config: RunConfig) -> dict[str, Any]:
     import torch
 
     from dlrm.data.provide import provide_dataset
-    from dlrm.model import build_dlrm
+    from dlrm.model import build_dlrm, describe_tables
+    from dlrm.training.guards import check_memory
     from dlrm.training.run_state import seed_generators
     from dlrm.training.train_step import choose_device, compile_dense, describe_step
     from dlrm.training.trainer import Trainer
@@ -46,6 +47,8 @@ def train(name: str, recipe: Recipe, config: RunConfig) -> dict[str, Any]:
     for line in [f"run {output}", *describe_step(config.step, device, torch.get_num_threads())]:
         print(f"recforge: {line}", file=sys.stderr)
     dataset = provide_dataset(recipe.source, config.data)
+    if device.type == "cpu":
+        check_memory(describe_tables(dataset.info, config.model.dim, config.tables))
     seed_generators(config.seed)
     model = build_dlrm(dataset.info, config.model, config.tables, seed=config.seed, device=str(device))
     if config.step.compile:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from dlrm.batch import Batch
 from dlrm.config import GuardConfig
 from dlrm.data.dataset import Dataset
 from dlrm.training.metrics import MetricValues
+from embeddings import TableConfig
 from embeddings.interface import Tables
 
 IN_THE_DATA = "the data"
+BYTES_PER_NUMBER = 4
 
 
 class NonFiniteLossError(ValueError):
@@ -59,6 +62,23 @@ def check_model_fits(model: nn.Module, dataset: Dataset) -> None:
                         f"table '{table.name}': feature '{name}' of {dataset.folder} has ids up to "
                         f"{known[name].num_rows - 1}, expected less than num_rows = {table.num_rows}; raise num_rows"
                     )
+
+
+def check_memory(tables: Sequence[TableConfig]) -> None:
+    """Check that the rows, and the copy of them that a checkpoint takes, fit into this machine's memory.
+
+    Raises:
+        ValueError: naming both sizes and the largest table.
+    """
+    sizes = {table.name: table.num_rows * (table.dim + 1) * BYTES_PER_NUMBER for table in tables}
+    needed, available = 2 * sum(sizes.values()), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > available:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise ValueError(
+            f"tables: expected rows and their copy in a checkpoint to fit into {available / 1e9:.1f} GB of memory, got "
+            f"{needed / 1e9:.1f} GB, most of it table '{largest}' ({2 * sizes[largest] / 1e9:.1f} GB); lower --model.dim, "
+            "or prepare the data with fewer rows (num_rows, min_count)"
+        )
 
 
 def check_segments(dataset: Dataset, name: str | None) -> None:

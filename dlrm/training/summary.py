@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from dlrm.data.dataset import Dataset
+from dlrm.data.value_names import name_values
 from dlrm.training.guards import find_tables
 from dlrm.training.metrics import MetricValues, relative_auc
 from dlrm.training.run_log import write_json
@@ -19,33 +21,37 @@ SUMMARY, TABLES = "summary.json", "tables.json"
 
 
 def write_summary(
-    folder: Path, model: nn.Module, values: MetricValues, truth: MetricValues | None, course: Mapping[str, Any]
+    folder: Path, model: nn.Module, values: Mapping[str, Any], truth: MetricValues | None, course: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write both files and return the summary.
 
     Args:
         folder: the run's folder.
         model: whose tables are described.
-        values: measured at the end.
+        values: measured at the end, as described by `describe_values`.
         truth: the same of the probability that the labels were drawn from, where it is known.
         course: of the run: samples, seconds, why it stopped and so on.
     """
     summary = {
-        **describe_values(values),
+        **values,
         "folder": str(folder),
         "samples_per_second": course["samples"] / max(course["seconds"], 1e-9),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         **course,
     }
     if truth is not None:
-        summary |= {"bayes_auc": truth.auc, "recovered_auc": relative_auc(values.auc, truth.auc)}
+        summary |= {"bayes_auc": truth.auc, "recovered_auc": relative_auc(values["auc"], truth.auc)}
     write_json(folder / TABLES, {"tables": describe_rows(find_tables(model))})
     write_json(folder / SUMMARY, summary)
     return summary
 
 
-def describe_values(values: MetricValues) -> dict[str, Any]:
+def describe_values(values: MetricValues, dataset: Dataset, segment_by: str | None) -> dict[str, Any]:
     """Return metrics by name; the samples measured are `split_samples`, beside the `samples` trained."""
     described = asdict(values)
     described["split_samples"] = described.pop("samples")
+    if segment_by is not None:
+        names = name_values(dataset, segment_by, [segment.segment for segment in values.segments])
+        for segment, name in zip(described["segments"], names, strict=True):
+            segment["name"] = name
     return described

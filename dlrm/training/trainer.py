@@ -239,7 +239,7 @@ class Trainer:
         if is_best:
             progress.best, progress.best_samples = value, progress.samples
         measured = {"seconds": progress.seconds, "stage_seconds": dict(self.stopwatch.seconds)}
-        log.record("valid", progress.samples, describe_values(values) | measured)
+        log.record("valid", progress.samples, self._describe(values) | measured)
         log.say(
             f"after {progress.samples:,} samples: auc {values.auc:.4f}, logloss {values.logloss:.4f}, "
             f"calibration {values.calibration:.3f} on {values.samples:,} valid rows" + (" (best)" if is_best else "")
@@ -260,6 +260,9 @@ class Trainer:
                 device=self.device,
                 directory=self.folder,
             )
+
+    def _describe(self, values: MetricValues) -> dict[str, Any]:
+        return describe_values(values, self.dataset, self.config.evaluation.segment_by)
 
     def _save(self, *, is_best: bool) -> None:
         with self.stopwatch.stage("checkpoint"):
@@ -304,7 +307,8 @@ class Trainer:
         values = self._measure(reader)
         truth = evaluate_true_probability(reader, directory=self.folder)
         progress = self.progress
-        log.record(split, progress.samples, describe_values(values))
+        described = self._describe(values)
+        log.record(split, progress.samples, described)
         course = {
             "split": split,
             "samples": progress.samples,
@@ -313,7 +317,7 @@ class Trainer:
             "best_samples": progress.best_samples,
             "stage_seconds": dict(self.stopwatch.seconds),
         }
-        summary = write_summary(self.folder, self.model, values, truth, course)
+        summary = write_summary(self.folder, self.model, described, truth, course)
         at_chance = is_at_chance(values.auc, values.positives, values.samples)
         chances = progress.evaluations_at_chance + 1 if at_chance else 0
         if (complaint := self.guard.complaint(values, chances, last=True)) is not None:

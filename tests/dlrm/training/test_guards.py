@@ -22,7 +22,7 @@ from dlrm.data.dataset import Dataset
 from dlrm.model import DLRM
 from dlrm.optim.config import DenseOptimizerConfig
 from dlrm.training.checkpoint import CheckpointStore
-from dlrm.training.guards import NonFiniteLossError
+from dlrm.training.guards import NonFiniteLossError, check_memory
 from dlrm.training.trainer import Trainer
 from embeddings import TableConfig
 
@@ -165,6 +165,13 @@ def test_what_stopped_a_run_stands_in_its_log_and_report(tmp_path: Path, click_l
     assert run.stopped == str(caught.value)
     assert str(caught.value) in (describe_unfinished(run) or "")
     assert dict(share_out_time(run)).keys() >= {"dense forward", "evaluation"}
+
+
+def test_tables_that_do_not_fit_into_memory_are_named_before_they_are_made() -> None:
+    small = TableConfig(name="small", num_rows=10, dim=4)
+    check_memory([small])
+    with pytest.raises(ValueError, match=r"GB of memory, got 10\d{5}\.\d GB, most of it table 'huge'"):
+        check_memory([small, TableConfig(name="huge", num_rows=10**12, dim=128)])
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, click_log: Dataset, make_dlrm: Make) -> None:

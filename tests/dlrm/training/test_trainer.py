@@ -20,7 +20,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dlrm.cli import main
 from dlrm.config import EvaluationConfig, GuardConfig, StepConfig, TrainingConfig
 from dlrm.data.dataset import Dataset, Part, write_part
+from dlrm.data.prepare import prepare
 from dlrm.data.reader import Reader
+from dlrm.data.schema import CategoricalColumn, DataSchema
+from dlrm.data.value_names import name_values
 from dlrm.model import DLRM
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.training.evaluate import evaluate
@@ -112,6 +115,19 @@ def test_auc_by_segment_covers_the_split(tmp_path: Path, make_dlrm: Make, click_
     config = replace(BASE, evaluation=EvaluationConfig(segment_by=single.name))
     summary = Trainer(make_dlrm(click_log), click_log, config, tmp_path / "run").fit()
     assert sum(segment["samples"] for segment in summary["segments"]) == click_log.rows("test")
+    assert [segment["name"] for segment in summary["segments"]] == [str(s["segment"]) for s in summary["segments"]]
+
+
+def test_segments_are_named_by_their_values(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    countries = rng.choice(["fr", "de", "", "li"], 900, p=[0.5, 0.3, 0.19, 0.01])
+    lines = [f"{label},{country}" for label, country in zip(rng.integers(0, 2, 900), countries, strict=True)]
+    (tmp_path / "clicks.csv").write_text("\n".join(["click,country", *lines]) + "\n")
+    column = CategoricalColumn(name="country", min_count=50)
+    dataset = prepare(
+        DataSchema(format="csv", label="click", categorical=(column,)), [tmp_path / "clicks.csv"], tmp_path / "data"
+    )
+    assert name_values(dataset, "country", [2, 3, 1, 0]) == ["fr", "de", "(missing)", "(rare or unseen)"]
 
 
 def test_bf16_and_compiled_training_come_close_to_plain(tmp_path: Path, make_dlrm: Make, click_log: Dataset) -> None:
