@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pyarrow as pa
 
 from dlrm.data.column_sample import ColumnSample, find_shared_values
 from dlrm.data.schema import CategoricalColumn, NumericColumn
@@ -41,9 +42,11 @@ def find_fault(sample: ColumnSample) -> str | None:
         return "it is a second column of time"
     if sample.distinct == 1:
         return "it has one value only"
+    if sample.is_list and pa.types.is_floating(sample.there.flatten().type):
+        return "it holds lists of decimal numbers, which are neither ids nor one number"
     numbers = sample.numbers is not None and not sample.is_whole
-    if sample.is_unique and not sample.is_list and not numbers and not (QUANTITY & find_words(sample.name)):
-        return "every row has another value"
+    if sample.is_unique and not numbers and not (QUANTITY & find_words(sample.name)):
+        return "no value comes twice in its lists" if sample.is_list else "every row has another value"
     return None
 
 

@@ -92,8 +92,9 @@ class ColumnSample:
 
     @property
     def is_unique(self) -> bool:
-        """Whether no two rows have the same value."""
-        return len(self.there) > 1 and self.distinct == len(self.there)
+        """Whether no value is there twice; of lists, none of the values in them."""
+        count = len(self.there.flatten() if self.is_list else self.there)
+        return count > 1 and self.distinct == count
 
     def estimate_distinct(self) -> int:
         """Return the number of distinct values in the whole source: new ones are taken to appear as often as lately."""

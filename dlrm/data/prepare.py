@@ -214,7 +214,7 @@ def _describe(
             "sources": [{"file": file.name, "bytes": file.stat().st_size} for file in source.all_files],
             "rows": ingested.cuts.rows,
             "clicks": {split: clicks for split, (clicks, _) in labels.items()},
-            "warnings": find_warnings(schema, labels),
+            "warnings": find_warnings(schema, labels, fitted.origin["vocabulary"]),
         }
         | fitted.origin,
     )

@@ -288,3 +288,20 @@ def test_a_configuration_that_cannot_be_written(log: Path, tmp_path: Path, monke
     monkeypatch.setattr(Path, "exists", lambda _: False)
     with pytest.raises(ValueError, match=r"--output: .*full\.toml cannot be written \(No space left on device\)"):
         write_config(infer_schema([log / "log.csv"]), [log / "log.csv"], tmp_path / "full.toml")
+
+
+def test_lists_of_which_nothing_can_be_learned_are_left_out(tmp_path: Path) -> None:
+    columns = {
+        "y": [0, 1] * 50,
+        "user": ["a", "b"] * 50,
+        "embedding": [[0.5, i / 7, -1.0] for i in range(100)],
+        "words": [[f"w{2 * i}", f"w{2 * i + 1}"] for i in range(100)],
+        "tags": [[f"t{i % 3}", f"w{i}"] for i in range(100)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    found = infer_schema([tmp_path / "a.parquet"])
+    assert [column.name for column in found.schema.categorical] == ["user", "tags"]
+    assert found.dropped == {
+        "embedding": "it holds lists of decimal numbers, which are neither ids nor one number",
+        "words": "no value comes twice in its lists",
+    }

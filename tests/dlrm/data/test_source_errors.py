@@ -318,3 +318,12 @@ def test_a_folder_that_cannot_be_made(folder: str, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(HEADER + ROWS)
     with pytest.raises(ValueError, match=rf"expected a folder that can be written for the dataset, .*{folder} cannot"):
         prepare(schema(), [tmp_path / "rows.csv"], tmp_path / folder, processes=1)
+
+
+def test_a_dictionary_that_keeps_nothing_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "rows.csv"
+    source.write_text(HEADER + "".join(f"{i % 2},1,{i},u{i},a,{i}\n" for i in range(100)))
+    dataset = prepare(schema(), [source], tmp_path / "out", processes=1)
+    (warning,) = dataset.info.origin["warnings"]
+    assert warning.startswith("column 'user': none of its 80 values is there 2 times in the training part")
+    assert warning in capsys.readouterr().err
