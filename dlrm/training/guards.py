@@ -76,8 +76,8 @@ def check_memory(tables: Sequence[TableConfig]) -> None:
         largest = max(sizes, key=lambda name: sizes[name])
         raise ValueError(
             f"tables: expected rows and their copy in a checkpoint to fit into {available / 1e9:.1f} GB of memory, got "
-            f"{needed / 1e9:.1f} GB, most of it table '{largest}' ({2 * sizes[largest] / 1e9:.1f} GB); lower --model.dim, "
-            "or prepare the data with fewer rows (num_rows, min_count)"
+            f"{needed / 1e9:.1f} GB, most of it table '{largest}' ({2 * sizes[largest] / 1e9:.1f} GB); lower "
+            "--model.dim, or prepare the data with fewer rows (num_rows, min_count)"
         )
 
 
