@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait as wait_for_process
 from pathlib import Path
 from types import TracebackType
@@ -128,7 +129,9 @@ class Workers:
     ) -> Iterator[tuple[Task, Result]]:
         running: dict[Future[Result], Task] = {}
         for task in tasks:
-            running[pool.submit(function, task)] = task
+            with _hold_interrupts():  # the pool starts its processes as tasks come
+                future = pool.submit(function, task)
+            running[future] = task
             if len(running) > 2 * self.processes:
                 yield from _collect(running)
         while running:
@@ -139,6 +142,17 @@ def _collect(running: dict[Future[Result], Task]) -> Iterator[tuple[Task, Result
     done, _ = wait(running, return_when=FIRST_COMPLETED)
     for future in done:
         yield running.pop(future), future.result()
+
+
+@contextmanager
+def _hold_interrupts() -> Iterator[None]:
+    """Let Ctrl-C wait until processes are started, which inherit that and stay silent before they reach our code."""
+    resource_tracker.ensure_running()  # it would let interrupts in again if it were started meanwhile
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker() -> None:

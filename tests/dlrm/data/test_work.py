@@ -81,3 +81,33 @@ def test_outputs_are_whole_or_absent(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
     remove_scratch(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+INTERRUPTED_EARLY = """
+import os, signal, sys, threading
+from dlrm.data.work import Workers
+
+if __name__ == "__main__":
+    with Workers(2, lambda *_: None) as workers:
+        threading.Timer(float(sys.argv[1]), os.killpg, (os.getpgid(0), signal.SIGINT)).start()
+        for _ in workers.run(abs, range(10**9)):
+            pass
+"""
+
+
+@pytest.mark.parametrize("delay_seconds", [0.03, 0.1, 0.3])
+def test_interrupted_while_workers_start(delay_seconds: float, tmp_path: Path) -> None:
+    """Ctrl-C goes to the whole group; workers that still import must not print tracebacks of their own."""
+    (tmp_path / "main.py").write_text(INTERRUPTED_EARLY)
+    result = subprocess.run(
+        [sys.executable, tmp_path / "main.py", str(delay_seconds)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == -signal.SIGINT
+    assert result.stderr.count("Traceback") == 1, result.stderr
+    assert result.stderr.endswith("KeyboardInterrupt\n")
