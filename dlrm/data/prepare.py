@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from dlrm.data.dataset import DESCRIPTION, FORMAT_VERSION, Dataset, DatasetInfo, PartInfo
 from dlrm.data.doubts import find_warnings
 from dlrm.data.encode import EncodeTask, encode_chunk
@@ -107,6 +109,16 @@ def _describe_origin(schema: DataSchema, source: Source, block_bytes: int) -> di
     }
     as_read: dict[str, Any] = json.loads(json.dumps(origin))
     return as_read
+
+
+def source_identity(schema: DataSchema, sources: Sequence[Path | str]) -> str:
+    """Return a digest of all that `prepare` takes for its input, for the name of a folder: it follows every change.
+
+    Raises:
+        ValueError: a file is absent or does not fit the schema.
+    """
+    origin = _describe_origin(schema, open_source(schema, sources), BLOCK_BYTES)
+    return xxhash.xxh3_64_hexdigest(json.dumps(origin).encode())
 
 
 def _is_finished(out: Path, origin: dict[str, Any]) -> bool:

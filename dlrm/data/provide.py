@@ -40,10 +40,10 @@ def provide_dataset(source: str | tuple[DataSchema, tuple[Path, ...]], data: Pat
         files: tuple[Path, ...] = (data,)
     else:
         schema, files, name = source[0], source[1] if data is None else (data,), "own"
-    from dlrm.data.prepare import prepare
+    from dlrm.data.prepare import prepare, source_identity
 
     places = "\n".join(str(file.resolve()) for file in files)
-    folder = FOLDER / f"{name}-{_digest(f'{schema}{places}')}"
+    folder = FOLDER / f"{name}-{_digest(f'{places}{source_identity(schema, files)}')}"
     print(f"recforge: preparing {', '.join(map(str, files))} into {folder}", file=sys.stderr)
     return prepare(schema, files, folder)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,8 @@ import pytest
 
 from dlrm.data.dataset import Dataset
 from dlrm.data.known import known_schema
-from dlrm.data.prepare import WORK, prepare
+from dlrm.data.prepare import WORK, prepare, source_identity
+from dlrm.data.provide import provide_dataset
 from dlrm.data.schema import CategoricalColumn, DataSchema, NumericColumn, SplitConfig
 
 SCHEMA = DataSchema(
@@ -113,7 +116,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
             ids = [f"{int(numbers.paretovariate(0.5)) % 2**32:08x}" for _ in range(26)]
             file.write("\t".join([str(numbers.randint(0, 1)), *counts, *ids]) + "\n")
     whole = prepare(known_schema("criteo-kaggle-sample"), [source], tmp_path / "whole", processes=1, block_bytes=60_000)
-    out, kills, longest = tmp_path / "again", 0, 2.0
+    out, kills, longest = tmp_path / "again", 0, 0.6
     while True:
         process = run_cli(source, out)
         try:
@@ -122,7 +125,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
             started = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGKILL)
             process.wait()
-            kills, longest = kills + 1, longest * 1.15  # grows, so that the end is reached on a slow machine too
+            kills, longest = kills + 1, longest * 1.25  # grows, so that the end is reached on a slow machine too
             _, alive = psutil.wait_procs(started, timeout=20)
             assert not alive, "a worker outlived its parent"
         else:
@@ -159,3 +162,30 @@ def test_a_changed_source_is_not_mixed_with_the_old_one(
     copy.write_bytes(source.read_bytes().replace(b"u1,", b"u2,"))
     with pytest.raises(ValueError, match="other input"):
         prepare(SCHEMA, [copy], tmp_path / "out", processes=1)
+
+
+def test_identity_follows_schema_and_files_but_not_where_they_lie(source: Path, tmp_path: Path) -> None:
+    known = {source_identity(SCHEMA, [source])}
+    moved = tmp_path / "elsewhere" / source.name
+    moved.parent.mkdir()
+    shutil.copy2(source, moved)
+    assert source_identity(SCHEMA, [moved]) in known
+    known.add(source_identity(dataclasses.replace(SCHEMA, split=SplitConfig(by="time", valid=0.1)), [moved]))
+    os.utime(moved)
+    known.add(source_identity(SCHEMA, [moved]))
+    moved.write_bytes(source.read_bytes() + b"\n")
+    known.add(source_identity(SCHEMA, [moved]))
+    assert len(known) == 4
+
+
+def test_touched_files_are_prepared_anew(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder has not been chosen by the user, who cannot be asked to choose another."""
+    monkeypatch.chdir(tmp_path)
+    copy = tmp_path / "rows.csv"
+    copy.write_bytes(source.read_bytes())
+    first = provide_dataset((SCHEMA, (copy,)), None)
+    assert provide_dataset((SCHEMA, (copy,)), None).folder == first.folder
+    os.utime(copy, ns=(1, 1))
+    again = provide_dataset((SCHEMA, (copy,)), None)
+    assert again.folder != first.folder
+    assert again.fingerprint == first.fingerprint
