@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from dlrm.data.first_settings import choose_settings
 from dlrm.data.infer import Inference
 from dlrm.data.schema import CategoricalColumn, NumericColumn
 
@@ -62,8 +63,19 @@ def format_config(inference: Inference, sources: Sequence[Path | str], path: Pat
     if inference.dropped:
         lines += ["", "# Left out:"]
         lines += [f"#     {name}: {reason}" for name, reason in inference.dropped.items()]
-    lines += ["", "[train]", "epochs = 1", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_train(inference.training_rows), ""])
+
+
+def _train(training_rows: int) -> list[str]:
+    settings = choose_settings(training_rows)
+    steps = max(training_rows // settings.batch_size, 1)
+    tables = f"{{learning_rate = {settings.learning_rate:g}, eps = {settings.eps:g}}}"
+    return [
+        f"[train]  # a start for about {training_rows:,} training rows; the best epoch on the valid rows is kept",
+        _line("epochs", f"{settings.epochs}", f"of {steps:,} steps"),
+        _line("step", f"{{global_batch_size = {settings.batch_size}}}", "samples"),
+        _line("tables", tables, "of row-wise Adagrad, which updates the rows"),
+    ]
 
 
 def _line(key: str, value: str, note: str) -> str:

@@ -44,12 +44,19 @@ class Inference:
         notes: a remark per column, for the reader of the configuration.
         dropped: columns that are left out, each with the reason.
         rows: that were looked at.
+        all_rows: of the whole source, roughly.
     """
 
     schema: DataSchema
     notes: dict[str, str]
     dropped: dict[str, str]
     rows: int
+    all_rows: int
+
+    @property
+    def training_rows(self) -> int:
+        """The rows of the training part, roughly."""
+        return round(self.all_rows * (1 - self.schema.split.valid - self.schema.split.test))
 
 
 def infer_schema(sources: Sequence[Path | str], *, label: str | None = None, time: str | None = None) -> Inference:
@@ -72,7 +79,8 @@ def infer_schema(sources: Sequence[Path | str], *, label: str | None = None, tim
         raise ValueError(f"expected rows in {', '.join(map(str, source.files))}, found none; check the source")
     if kind == "criteo":
         notes = {name: f"{sample.distinct:,} values" for name, sample in samples.items()}
-        return Inference(schema=criteo_schema(valid=0.1, test=0.1), notes=notes, dropped={}, rows=rows)
+        schema = criteo_schema(valid=0.1, test=0.1)
+        return Inference(schema=schema, notes=notes, dropped={}, rows=rows, all_rows=_estimate_rows(samples))
     for flag, name in (("--label", label), ("--time", time)):
         if name is not None and name not in samples:
             raise ValueError(f"{flag}: expected one of {', '.join(samples)}, got '{name}'")
@@ -117,7 +125,11 @@ def _assign(
         categorical=tuple(categorical),
         split=SplitConfig(by="time" if time else "order"),
     )
-    return Inference(schema=schema, notes=notes, dropped=dropped, rows=rows)
+    return Inference(schema=schema, notes=notes, dropped=dropped, rows=rows, all_rows=_estimate_rows(samples))
+
+
+def _estimate_rows(samples: dict[str, ColumnSample]) -> int:
+    return max(round(len(sample.values) / sample.share) for sample in samples.values())
 
 
 def detect_format(paths: Sequence[Path]) -> SourceFormat:
