@@ -69,10 +69,7 @@ def prepare(
     if _is_finished(out, origin):
         shutil.rmtree(out / WORK, ignore_errors=True)
         return Dataset(out)
-    if processes is not None and processes < 1:
-        raise ValueError(f"--processes: expected at least 1, got {processes}")
-    blocks = -(-origin["files_bytes"] // block_bytes)
-    processes = max(1, min(processes or len(os.sched_getaffinity(0)), blocks))
+    processes = _count_processes(processes, blocks=-(-origin["files_bytes"] // block_bytes))
     with named_full_disk(out), _locked(out), ProgressBar.unless(progress) as show, Workers(processes, show) as workers:
         with whole_file(out / ORIGIN) as scratch:
             scratch.write_text(json.dumps(origin, indent=1) + "\n")
@@ -83,6 +80,12 @@ def prepare(
         print(f"recforge: warning: {warning}", file=sys.stderr)
     shutil.rmtree(out / WORK, ignore_errors=True)
     return Dataset(out)
+
+
+def _count_processes(wanted: int | None, *, blocks: int) -> int:
+    if wanted is not None and wanted < 1:
+        raise ValueError(f"--processes: expected at least 1, got {wanted}")
+    return max(1, min(wanted or len(os.sched_getaffinity(0)), blocks))
 
 
 def _run_stages(schema: DataSchema, source: Source, out: Path, block_bytes: int, workers: Workers) -> DatasetInfo:
