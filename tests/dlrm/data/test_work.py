@@ -88,6 +88,7 @@ import os, signal, sys, threading
 from dlrm.data.work import Workers
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
     with Workers(2, lambda *_: None) as workers:
         threading.Timer(float(sys.argv[1]), os.killpg, (os.getpgid(0), signal.SIGINT)).start()
         for _ in workers.run(abs, range(10**9)):
