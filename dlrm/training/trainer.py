@@ -157,7 +157,8 @@ class Trainer:
             log.advance(len(batch), loss)
             if self._due(before, config.log_every_samples):
                 self._log_training(log)
-            stop_now = stop_request.requested or self._time_is_up()
+            asked_to_stop = stop_request.requested  # once, so that no request falls between saving and leaving
+            stop_now = asked_to_stop or self._time_is_up()
             complaint, is_best, evaluated = None, False, False
             if self._due(before, config.evaluation.every_samples or self.reader.num_rows):
                 complaint, is_best = self._evaluate(log)
@@ -168,7 +169,7 @@ class Trainer:
             if complaint:
                 self.checkpoints.wait()
                 raise ValueError(complaint)
-            if stop_request.requested:
+            if asked_to_stop:
                 return "interrupted"
             if (why := self._reason_to_stop()) is not None:
                 return why
