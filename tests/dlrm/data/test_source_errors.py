@@ -34,7 +34,7 @@ def schema(**settings: object) -> DataSchema:
     return DataSchema(**(defaults | settings))
 
 
-def fail(
+def expect_error(
     folder: Path, text: str | bytes, message: str, name: str = "rows.csv", processes: int = 1, **settings: object
 ) -> None:
     source = folder / name
@@ -46,7 +46,7 @@ def fail(
 
 
 def test_after_a_fault_the_corrected_source_is_prepared(tmp_path: Path) -> None:
-    fail(tmp_path, replace_line(77, "1,abc,1,u,a,9"), "line 77")
+    expect_error(tmp_path, replace_line(77, "1,abc,1,u,a,9"), "line 77")
     (tmp_path / "rows.csv").write_text(HEADER + ROWS)
     dataset = prepare(schema(), [tmp_path / "rows.csv"], tmp_path / "out", processes=1, block_bytes=500)
     whole = prepare(schema(), [tmp_path / "rows.csv"], tmp_path / "whole", processes=1, block_bytes=500)
@@ -77,11 +77,11 @@ CELLS = {
 
 @pytest.mark.parametrize(("line", "message"), CELLS.values(), ids=CELLS.keys())
 def test_bad_cell_is_named(line: str, message: str, tmp_path: Path) -> None:
-    fail(tmp_path, replace_line(77, line), message)
+    expect_error(tmp_path, replace_line(77, line), message)
 
 
 def test_bad_cell_is_named_from_another_process(tmp_path: Path) -> None:
-    fail(tmp_path, replace_line(77, CELLS["text"][0]), CELLS["text"][1], processes=2)
+    expect_error(tmp_path, replace_line(77, CELLS["text"][0]), CELLS["text"][1], processes=2)
 
 
 def test_lines_are_counted_through_quotes_blank_lines_and_compression(tmp_path: Path) -> None:
@@ -89,17 +89,17 @@ def test_lines_are_counted_through_quotes_blank_lines_and_compression(tmp_path: 
     lines[40] = lines[40] + "\n\n"
     text = "\n".join(lines).replace(",88,", ",eighty-eight,")
     line = text[: text.index("eighty-eight")].count("\n") + 1
-    fail(tmp_path, text, f"rows.csv, line {line}: column 'n'")
-    fail(tmp_path, gzip.compress(text.encode()), f"rows.csv.gz, line {line}: column 'n'", name="rows.csv.gz")
+    expect_error(tmp_path, text, f"rows.csv, line {line}: column 'n'")
+    expect_error(tmp_path, gzip.compress(text.encode()), f"rows.csv.gz, line {line}: column 'n'", name="rows.csv.gz")
 
 
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     text = replace_line(50, "1,1,1,M\xfcnchen,a,9").encode("latin-1")
-    fail(tmp_path, text, r"line 50: column 'user': expected UTF-8 text, got b'M\\xfcnchen'; convert the file")
+    expect_error(tmp_path, text, r"line 50: column 'user': expected UTF-8 text, got b'M\\xfcnchen'; convert the file")
 
 
 def test_unbalanced_quotes(tmp_path: Path) -> None:
-    fail(tmp_path, replace_line(30, '1,1,1,"u,a,9'), r"rows\.csv, line \d+: expected")
+    expect_error(tmp_path, replace_line(30, '1,1,1,"u,a,9'), r"rows\.csv, line \d+: expected")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_unbalanced_quotes(tmp_path: Path) -> None:
     ],
 )
 def test_empty_sources(text: str, message: str, tmp_path: Path) -> None:
-    fail(tmp_path, text, message)
+    expect_error(tmp_path, text, message)
 
 
 @pytest.mark.parametrize("role", ["label", "time", "numeric", "categorical"])
@@ -124,7 +124,9 @@ def test_absent_column(role: str, tmp_path: Path) -> None:
         "categorical": (CategoricalColumn(name="nope"),),
     }
     found = "click, n, x, user, tags, when"
-    fail(tmp_path, HEADER + ROWS, rf"rows\.csv: expected a column 'nope', found {found}", **{role: column[role]})
+    expect_error(
+        tmp_path, HEADER + ROWS, rf"rows\.csv: expected a column 'nope', found {found}", **{role: column[role]}
+    )
 
 
 def test_absent_column_in_the_second_file(tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_absent_column_in_the_second_file(tmp_path: Path) -> None:
 
 def test_column_that_is_there_twice(tmp_path: Path) -> None:
     text = HEADER.replace("x,user", "user,user") + ROWS
-    fail(tmp_path, text, "expected one column 'user', found 2; rename one", numeric=(NumericColumn(name="n"),))
+    expect_error(tmp_path, text, "expected one column 'user', found 2; rename one", numeric=(NumericColumn(name="n"),))
 
 
 def test_columns_may_stand_in_another_order_in_each_file(tmp_path: Path) -> None:
@@ -154,7 +156,7 @@ def test_column_that_is_always_missing(tmp_path: Path) -> None:
     """A value in a test row does not help: there is nothing to learn from."""
     lines = [f"{i % 2},,{i},{'u' if i >= 90 else ''},a,{i}" for i in range(100)]
     message = "expected values in every column, got none in any training row of user, n; remove it from the schema"
-    fail(tmp_path, HEADER + "\n".join(lines), message)
+    expect_error(tmp_path, HEADER + "\n".join(lines), message)
 
 
 def test_label_threshold(tmp_path: Path) -> None:
@@ -191,7 +193,7 @@ def test_damaged_files(kind: str, tmp_path: Path) -> None:
         "zst cut short": pa.compress((HEADER + ROWS).encode(), codec="zstd", asbytes=True)[:-9],
     }[kind]
     message = "got zip; unpack it first" if kind == "zip" else r"rows\.csv\.gz is damaged or cut short \(.*\); fetch"
-    fail(tmp_path, text, message, name="rows.csv.gz")
+    expect_error(tmp_path, text, message, name="rows.csv.gz")
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:
@@ -199,9 +201,9 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "whole.parquet", row_group_size=100)
     whole = (tmp_path / "whole.parquet").read_bytes()
     settings = {"format": "parquet", "time": None, "categorical": (CategoricalColumn(name="user"),)}
-    fail(tmp_path, whole[:-50], "cannot be read as parquet", name="a.parquet", **settings)
+    expect_error(tmp_path, whole[:-50], "cannot be read as parquet", name="a.parquet", **settings)
     corrupt = whole[:1000] + bytes(3000) + whole[4000:]
-    fail(tmp_path, corrupt, r"a\.parquet is damaged or cut short", name="a.parquet", **settings)
+    expect_error(tmp_path, corrupt, r"a\.parquet is damaged or cut short", name="a.parquet", **settings)
 
 
 def test_bad_cell_in_parquet_names_the_row(tmp_path: Path) -> None:
@@ -298,7 +300,7 @@ def test_training_rows_of_one_class(wrong: str, threshold: float | None, tmp_pat
     lines = [f"{i % 2 * 5 if i >= 80 else wrong},{i},1,u,a,{i}\n" for i in range(100)]
     text = HEADER + "".join(lines).replace("5,", "1,") if threshold is None else HEADER + "".join(lines)
     message = rf"column 'click': expected labels 0 and 1 among the training rows, got {int(wrong == '1')} in all 80; "
-    fail(tmp_path, text, message + ("check label and label_threshold = 4" if threshold else "check label"),
+    expect_error(tmp_path, text, message + ("check label and label_threshold = 4" if threshold else "check label"),
          label_threshold=threshold)  # fmt: skip
 
 

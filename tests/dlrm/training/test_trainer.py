@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from dlrm.model import DLRM
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.training.evaluate import evaluate
 from dlrm.training.run_log import read_records
+from dlrm.training.train_step import compile_dense
 from dlrm.training.trainer import Trainer
 
 Make = Callable[..., DLRM]
@@ -130,12 +132,26 @@ def test_segments_are_named_by_their_values(tmp_path: Path) -> None:
     assert name_values(dataset, "country", [2, 3, 1, 0]) == ["fr", "de", "(missing)", "(rare or unseen)"]
 
 
-def test_bf16_and_compiled_training_come_close_to_plain(tmp_path: Path, make_dlrm: Make, click_log: Dataset) -> None:
+def test_training_in_bf16_comes_close_to_plain(tmp_path: Path, make_dlrm: Make, click_log: Dataset) -> None:
     plain = Trainer(make_dlrm(click_log), click_log, BASE, tmp_path / "plain").fit()
     half = replace(BASE, step=replace(BASE.step, precision="bf16"))
     assert Trainer(make_dlrm(click_log), click_log, half, tmp_path / "bf16").fit()["auc"] == pytest.approx(
         plain["auc"], abs=0.02
     )
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch deprecates
+def test_compiled_training_comes_close_to_plain(tmp_path: Path, make_dlrm: Make, click_log: Dataset) -> None:
+    plain, compiled = make_dlrm(click_log), make_dlrm(click_log)
+    compile_dense(compiled, torch.device("cpu"))
+    aucs = [
+        Trainer(model, click_log, BASE, tmp_path / name).fit()["auc"]
+        for name, model in (("plain", plain), ("compiled", compiled))
+    ]
+    assert aucs[1] == pytest.approx(aucs[0], abs=1e-3)
+    assert plain.state_dict().keys() == compiled.state_dict().keys()  # a checkpoint serves both
 
 
 def command(output: Path, data: Path, *flags: str) -> list[str]:
