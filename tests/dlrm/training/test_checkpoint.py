@@ -8,7 +8,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,140 +17,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from dlrm.training import checkpoint_folder
 from dlrm.training.checkpoint import CheckpointStore
-
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
-
-
-def identical(left: Any, right: Any) -> bool:
-    """Equal in types, values and bits, at any depth."""
-    if isinstance(left, torch.Tensor):
-        return (
-            isinstance(right, torch.Tensor)
-            and left.shape == right.shape
-            and left.dtype == right.dtype
-            and left.contiguous().reshape(-1).view(torch.uint8).tolist()
-            == right.contiguous().reshape(-1).view(torch.uint8).tolist()
-        )
-    if type(left) is not type(right):
-        return False
-    if isinstance(left, dict):
-        return list(left) == list(right) and all(
-            type(a) is type(b) and identical(left[a], right[b]) for a, b in zip(left, right, strict=True)
-        )
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(map(identical, left, right))
-    return repr(left) == repr(right)  # tells 1.0 from 1, -0.0 from 0.0, and knows NaN
-
-
-@st.composite
-def tensors(draw: st.DrawFn) -> torch.Tensor:
-    shape = draw(st.lists(st.integers(0, 3), max_size=3))
-    dtype = draw(st.sampled_from(DTYPES))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
-    tensor = torch.randint(0, 100, shape, generator=generator).to(dtype)
-    if draw(st.booleans()) and tensor.ndim > 1:
-        tensor = tensor.transpose(0, 1)
-    return tensor
-
-
-SCALARS = st.none() | st.booleans() | st.integers(-(2**200), 2**200) | st.floats() | st.text(max_size=4)
-KEYS = st.text(alphabet="ab/~0\u00e9", max_size=3) | st.integers(-2, 12) | st.just("__metadata__")
-STATES = st.dictionaries(
-    KEYS,
-    st.recursive(
-        SCALARS | tensors(),
-        lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.lists(inner, max_size=3).map(tuple)
-            | st.dictionaries(KEYS, inner, max_size=4)
-        ),
-        max_leaves=12,
-    ),
-    max_size=4,
-)
-
-
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(state=STATES)
-def test_any_nested_state_comes_back_exactly(state: dict[Any, Any], tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    shutil.rmtree(folder, ignore_errors=True)
-    store = CheckpointStore(folder)
-    store.save(state, samples=1)
-    restored = store.restore_latest()
-    assert restored is not None
-    assert identical(restored.state, state)
-
-
-def test_optimizer_state_comes_back_with_integer_keys_and_tuples(tmp_path: Path) -> None:
-    model = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.Adam(model.parameters(), betas=(0.8, 0.9))
-    model(torch.ones(4, 3)).sum().backward()
-    optimizer.step()
-    store = CheckpointStore(tmp_path)
-    store.save({"optimizer": optimizer.state_dict(), "model": model.state_dict()}, samples=4)
-    restored = store.restore_latest()
-    assert restored is not None
-    assert identical(restored.state["optimizer"], optimizer.state_dict())
-    assert restored.state["optimizer"]["param_groups"][0]["betas"] == (0.8, 0.9)
-    assert set(restored.state["optimizer"]["state"]) == {0, 1}
-    torch.optim.Adam(model.parameters()).load_state_dict(restored.state["optimizer"])
-
-
-def test_views_of_one_storage_and_unusual_dtypes_come_back(tmp_path: Path) -> None:
-    storage = torch.arange(24, dtype=torch.float32)
-    state = {
-        "whole": storage,
-        "nested": {"same": storage, "overlap": storage[3:9], "column": storage.view(4, 6)[:, 2], "row": storage[:1]},
-        "expanded": torch.tensor([7.0]).expand(5),
-        "small": torch.tensor([0.5, -2.0]).to(torch.float8_e4m3fn),
-        "complex": torch.tensor([1 + 2j], dtype=torch.complex64).conj(),
-        "parameter": torch.nn.Parameter(torch.ones(2)),
-    }
-    store = CheckpointStore(tmp_path)
-    store.save(state, samples=0)
-    restored = store.restore_latest()
-    assert restored is not None
-    expected = {**state, "parameter": torch.ones(2), "complex": torch.tensor([1 - 2j], dtype=torch.complex64)}
-    assert identical(restored.state, expected)
-    assert all(tensor.data_ptr() % 64 == 0 for tensor in restored.state["nested"].values())
-    restored.state["whole"].zero_()  # memory of its own
-    assert restored.state["nested"]["same"].sum() == storage.sum()
-
-
-def test_rows_are_addressable_by_table_with_the_library_alone(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path)
-    weight = torch.randn(5, 4)
-    store.save({"tables": {"user.weight": weight}, "dense": {"w": torch.ones(1)}}, samples=12)
-    store.wait()
-    folder = tmp_path / "samples-000000000012"
-    assert {path.name for path in folder.iterdir()} == {
-        "tables.safetensors",
-        "dense.safetensors",
-        "state.json",
-        "manifest.json",
-    }
-    assert torch.equal(load_file(folder / "tables.safetensors")["user.weight"], weight)
-    (tmp_path / "ordinary").touch()  # whoever may read what this user makes may read checkpoints
-    assert {path.stat().st_mode for path in folder.iterdir()} == {(tmp_path / "ordinary").stat().st_mode}
-
-
-def test_a_top_level_key_that_is_no_file_name_is_kept_apart(tmp_path: Path) -> None:
-    state = {key: torch.full((2,), float(i)) for i, key in enumerate(["../up", "..-up", "a", "A", "", "x" * 300])}
-    store = CheckpointStore(tmp_path / "checkpoints")
-    store.save(state, samples=1)
-    restored = store.restore_latest()
-    assert restored is not None
-    assert identical(restored.state, state)
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints"}
-    files = [path.name.lower() for path in restored.info.folder.glob("*.safetensors")]
-    assert len(set(files)) == len(state)  # also where a file system takes A for a
 
 
 def test_a_checkpoint_holds_the_state_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
@@ -171,30 +40,6 @@ def test_a_checkpoint_holds_the_state_of_the_moment_it_was_asked_for(tmp_path: P
     restored = store.restore_latest()
     assert restored is not None
     assert restored.state["progress"] == {"seen": [3]}
-
-
-def test_shapes_types_and_names_may_change_between_saves(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path)
-    states: list[dict[str, Any]] = [
-        {"a": torch.ones(3)},
-        {"a": torch.full((3,), 2**40), "b": torch.ones(1)},
-        {"a": torch.zeros(2, 2)},
-    ]
-    for samples, state in enumerate(states):
-        store.save(state, samples=samples)
-        restored = store.restore_latest()
-        assert restored is not None
-        assert identical(restored.state, state)
-
-
-def test_names_that_meet_are_kept_apart(tmp_path: Path) -> None:
-    a, b, c, d, e = (torch.full((2,), float(i)) for i in range(5))
-    state = {"x": {"b/c": a, "b": {"c": b, "c~2": c}, 1: d, "1": e}, 7: a, "7": b}
-    store = CheckpointStore(tmp_path)
-    store.save(state, samples=1)  # type: ignore[arg-type]
-    restored = store.restore_latest()
-    assert restored is not None
-    assert identical(restored.state, state)
 
 
 def test_saving_returns_while_the_write_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +218,7 @@ def test_a_state_that_is_not_finite_is_not_written(bad: float, dtype: torch.dtyp
     unchecked.save({"tables": {"user.weight": rows}}, samples=4)
     restored = unchecked.restore_latest()
     assert restored is not None
-    assert identical(restored.state["tables"]["user.weight"], rows)
+    assert torch.equal(restored.state["tables"]["user.weight"].view(torch.uint8), rows.view(torch.uint8))
 
 
 @pytest.mark.parametrize("place", [0, 32_767, 32_768, 65_540])
@@ -463,6 +308,18 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         store.wait()
 
 
+def test_manifests_say_what_wrote_them(tmp_path: Path) -> None:
+    fill(tmp_path)
+    manifest = json.loads((tmp_path / "samples-000000000200" / "manifest.json").read_text())
+    assert manifest["format_version"] == 1
+    assert manifest["samples"] == 200
+    assert manifest["metric"] == 0.2
+    assert manifest["written_with"]["torch"] == torch.__version__
+    sizes = {name: info["bytes"] for name, info in manifest["files"].items()}
+    assert sizes == {p.name: p.stat().st_size for p in (tmp_path / "samples-000000000200").iterdir() if p.name in sizes}
+    assert CheckpointStore(tmp_path).list()[0].bytes == sum(sizes.values())
+
+
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
     fill(tmp_path)
     (tmp_path / ".writing-dead").mkdir()
@@ -482,126 +339,3 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -
     CheckpointStore(tmp_path)
     assert list(tmp_path.glob(".*")) == []
     assert [info.samples for info in CheckpointStore(tmp_path).list()] == [200, 100]
-
-
-# One process imports torch and forks a writer for each line it is told. "after 0.1": save until killed 0.1 s later.
-# "at 7": die before the seventh operation on the checkpoints' folder.
-WRITERS = textwrap.dedent(
-    """
-    import os, signal, sys, time, torch
-    from dlrm.training.checkpoint import CheckpointStore
-
-    def write(folder, pipe, saves):
-        store = CheckpointStore(folder, keep_last=2)
-        restored = store.restore_latest()
-        samples = restored.info.samples if restored else 0
-        for _ in range(saves):
-            samples += 1
-            value = float(samples)
-            state = {"tables": {"a.weight": torch.full((30_000, 4), value)}, "dense": torch.full((9,), value)}
-            store.save(state | {"progress": {"samples": samples}}, samples=samples, is_best=samples % 5 == 0)
-            store.wait()
-            os.write(pipe, b"%d\\n" % samples)
-
-    def die_at(operation, folder):
-        left = [operation]
-        def count(event, arguments):
-            if any(isinstance(a, (str, os.PathLike)) and os.fspath(a).startswith(folder) for a in arguments):
-                left[0] -= 1
-                if not left[0]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-        sys.addaudithook(count)
-
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        when, number = line.split()
-        reads, writes = os.pipe()
-        child = os.fork()
-        if not child:
-            if when == "at":
-                die_at(int(number), sys.argv[1])
-            write(sys.argv[1], writes, 10**9 if when == "after" else 1)
-            os._exit(0)
-        os.close(writes)
-        if when == "after":
-            time.sleep(float(number))
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        with os.fdopen(reads) as said:
-            print(os.WIFSIGNALED(status), max((int(number) for number in said), default=0), flush=True)
-    """
-)
-
-
-class Writers:
-    """Kills writers, and checks after each kill that a whole checkpoint is found."""
-
-    def __init__(self, folder: Path, process: subprocess.Popen[str]) -> None:
-        self.folder, self.process = folder, process
-        self.reached = self.inside_a_write = 0
-
-    def kill(self, when: str) -> bool:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(when, file=self.process.stdin, flush=True)
-        killed, said = self.process.stdout.readline().split()
-        self.inside_a_write += bool(list(self.folder.glob(".*")))
-        restored = CheckpointStore(self.folder, keep_last=2).restore_latest()
-        if restored is None:
-            assert self.reached == int(said) == 0
-            return killed == "True"
-        assert restored.skipped == ()
-        # What was said to be on disk is there; of the one after it, all or nothing.
-        assert restored.info.samples - max(int(said), self.reached) in (0, 1)
-        self.reached = restored.info.samples
-        assert restored.state["progress"]["samples"] == self.reached
-        assert restored.state["tables"]["a.weight"].unique().tolist() == [self.reached]
-        assert restored.state["dense"].unique().tolist() == [self.reached]
-        assert list(self.folder.glob(".*")) == []
-        return killed == "True"
-
-
-@pytest.fixture
-def writers(tmp_path: Path) -> Iterator[Writers]:
-    command = [sys.executable, "-c", WRITERS, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield Writers(tmp_path, process)
-
-
-def test_killed_at_any_moment_a_whole_checkpoint_is_found(writers: Writers) -> None:
-    dice = random.Random(11)
-    kills = 0
-    while kills < 12 or writers.inside_a_write < 3 or writers.reached < 3:
-        assert kills < 200, f"{writers.inside_a_write} kills fell into a write; {writers.reached} checkpoints were made"
-        assert writers.kill(f"after {dice.uniform(0.0, 0.25)}")
-        kills += 1
-
-
-def test_killed_before_any_operation_a_whole_checkpoint_is_found(writers: Writers, tmp_path_factory: Any) -> None:
-    start = tmp_path_factory.mktemp("start") / "checkpoints"
-    while writers.reached < 4:
-        assert not writers.kill("at 0")
-    shutil.copytree(writers.folder, start)
-    operation = 0
-    killed = True
-    while killed:
-        operation += 1
-        shutil.rmtree(writers.folder)
-        shutil.copytree(start, writers.folder)
-        writers.reached = 4
-        killed = writers.kill(f"at {operation}")
-    assert operation > 30
-    assert writers.inside_a_write > 12
-    assert [info.samples for info in CheckpointStore(writers.folder).list()] == [5, 4]
-
-
-def test_manifests_say_what_wrote_them(tmp_path: Path) -> None:
-    fill(tmp_path)
-    manifest = json.loads((tmp_path / "samples-000000000200" / "manifest.json").read_text())
-    assert manifest["format_version"] == 1
-    assert manifest["samples"] == 200
-    assert manifest["metric"] == 0.2
-    assert manifest["written_with"]["torch"] == torch.__version__
-    sizes = {name: info["bytes"] for name, info in manifest["files"].items()}
-    assert sizes == {p.name: p.stat().st_size for p in (tmp_path / "samples-000000000200").iterdir() if p.name in sizes}
-    assert CheckpointStore(tmp_path).list()[0].bytes == sum(sizes.values())
