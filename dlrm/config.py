@@ -143,6 +143,31 @@ class GuardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How a run is spread over ranks; nothing here has a say in what is learned but rounding."""
+
+    sharding: Literal["auto", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid", "replicated"] = "auto"
+    """How every table is cut over the ranks; auto plans by bytes, bandwidths and the data's statistics."""
+    tables: tuple[str, ...] = ()
+    """Tables with a sharding of their own, as NAME=KIND ..."""
+    replicate_below_rows: int = 2048
+    """auto: every rank holds the whole of a table with fewer rows than this."""
+    exchange: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Type in which rows and their gradients travel between ranks."""
+    memory: str | None = None
+    """Memory per rank that tables may take, as 80GB; None means what the machine has."""
+    hang_timeout_seconds: float = 600.0
+    """Stop when a rank makes no progress for so long, and name the rank and what it was doing."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, self.replicate_below_rows, "--parallel.replicate-below-rows")
+        if not self.hang_timeout_seconds > 0:
+            raise ValueError(
+                f"--parallel.hang-timeout-seconds: expected a number above 0, got {self.hang_timeout_seconds}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """A run of the loop, whatever the model."""
 
@@ -163,6 +188,7 @@ class TrainingConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         if not self.epochs > 0:

@@ -17,8 +17,8 @@ from dlrm.batch import Batch
 from dlrm.config import Interaction, ModelConfig, TablesConfig
 from dlrm.data.dataset import DatasetInfo
 from dlrm.interaction import CrossInteraction, DotInteraction, FactorizationMachine
-from embeddings import RowOptimizer, RowSGD, RowWiseAdagrad, TableConfig
-from embeddings.build import Kernel, build_tables
+from embeddings import RowOptimizer, RowSGD, RowWiseAdagrad, ShardingPlan, TableConfig
+from embeddings.build import Exchange, Kernel, build_tables
 
 
 class DLRM(nn.Module):
@@ -38,6 +38,8 @@ class DLRM(nn.Module):
         seed: of the tables' rows; the MLPs draw from torch's generator, as any module.
         device: where rows and weights live.
         kernel: whose kernels look rows up; see `embeddings.build`.
+        plan: which rank holds which rows; None holds all of them here.
+        exchange: type in which rows travel between ranks.
 
     Raises:
         ValueError: a table's dim does not suit the interaction, or a setting is out of range.
@@ -59,13 +61,15 @@ class DLRM(nn.Module):
         seed: int = 0,
         device: torch.device | str = "cpu",
         kernel: Kernel = "auto",
+        plan: ShardingPlan | None = None,
+        exchange: Exchange = "fp32",
     ) -> None:
         super().__init__()
         self.num_numeric = num_numeric
         dims = {feature: table.dim for table in tables for feature in table.features}
         if interaction != "dcn":
             _check_dims(dims, dim, interaction)
-        self.tables = build_tables(tables, seed=seed, device=device, kernel=kernel)
+        self.tables = build_tables(tables, seed=seed, device=device, kernel=kernel, plan=plan, exchange=exchange)
         self.dense = DenseNetwork(
             bottom=mlp([num_numeric, *bottom, dim]) if num_numeric else Constant(dim),
             interaction=_build_interaction(interaction, dims, dim, projection, cross_layers, cross_rank),
@@ -150,7 +154,16 @@ def describe_tables(info: DatasetInfo, dim: int, config: TablesConfig) -> list[T
     ]
 
 
-def build_dlrm(info: DatasetInfo, model: ModelConfig, tables: TablesConfig, *, seed: int, device: str) -> DLRM:
+def build_dlrm(
+    info: DatasetInfo,
+    model: ModelConfig,
+    tables: TablesConfig,
+    *,
+    seed: int,
+    device: str,
+    plan: ShardingPlan | None = None,
+    exchange: Exchange = "fp32",
+) -> DLRM:
     """Build the model that a recipe describes, for the columns of a dataset."""
     settings = {name: getattr(model, name) for name in ModelConfig.__dataclass_fields__}
     return DLRM(
@@ -159,6 +172,8 @@ def build_dlrm(info: DatasetInfo, model: ModelConfig, tables: TablesConfig, *, s
         seed=seed,
         device=device,
         kernel=tables.kernel,
+        plan=plan,
+        exchange=exchange,
         **settings,
     )
 

@@ -4,7 +4,21 @@ Only the torch-free descriptions are imported here, so that configuration and co
 ``embeddings.build.build_tables`` makes the tables themselves.
 """
 
-from embeddings.row_optimizers import RowOptimizer, RowSGD, RowWiseAdagrad
+from embeddings.row_optimizers import RowAdagrad, RowAdam, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad
+from embeddings.shards import Shard, Sharding, ShardingPlan, TablePlan
 from embeddings.tables import IdOutOfRangeError, TableConfig
 
-__all__ = ["IdOutOfRangeError", "RowOptimizer", "RowSGD", "RowWiseAdagrad", "TableConfig"]
+__all__ = [
+    "IdOutOfRangeError",
+    "RowAdagrad",
+    "RowAdam",
+    "RowLamb",
+    "RowOptimizer",
+    "RowSGD",
+    "RowWiseAdagrad",
+    "Shard",
+    "Sharding",
+    "ShardingPlan",
+    "TableConfig",
+    "TablePlan",
+]

@@ -8,15 +8,23 @@ from typing import Literal
 import torch
 
 from embeddings.interface import Tables
+from embeddings.shards import ShardingPlan
 from embeddings.tables import TableConfig
 
+Exchange = Literal["fp32", "fp16", "bf16"]
 Kernel = Literal["auto", "numba", "fbgemm"]
 
 
 def build_tables(
-    configs: Sequence[TableConfig], *, device: torch.device | str = "cpu", seed: int = 0, kernel: Kernel = "auto"
+    configs: Sequence[TableConfig],
+    *,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    kernel: Kernel = "auto",
+    plan: ShardingPlan | None = None,
+    exchange: Exchange = "fp32",
 ) -> Tables:
-    """Builds the tables of one process; equal seeds give equal rows with every kernel and on every device.
+    """Builds tables, whole or this rank's shards; equal seeds give equal rows with every kernel, device and plan.
 
     Args:
         configs: The tables; pooled features come out in this order.
@@ -24,6 +32,9 @@ def build_tables(
         seed: Rows start as a function of the seed and the table's name.
         kernel: ``"numba"``: our own kernels, CPU only. ``"fbgemm"``: fbgemm's fused tables, CPU or CUDA.
             ``"auto"``: numba on the CPU, fbgemm elsewhere.
+        plan: What lies on which rank of ``torch.distributed``'s default group, which must be running; None keeps
+            every table whole in this process.
+        exchange: Type in which rows and gradients travel between ranks.
 
     Raises:
         ValueError: When the kernel does not run on the device, or cannot do what a table asks for.

@@ -51,8 +51,8 @@ class FbgemmTables(Tables):
             _check_supported(config, self.device)
         # Not registered as submodules: fbgemm's weights are parameters, which the dense optimizer must not find.
         self._groups: tuple[_Group, ...] = tuple(self._make_groups())
-        for config, weight, _ in self.rows():
-            weight.copy_(initial_rows(config, seed=seed))
+        for rows in self.rows():
+            rows.weight.copy_(initial_rows(rows.config, seed=seed))
         limits = [self.table_configs[t].num_rows for t in self.feature_tables]
         self._limits = torch.tensor(limits, dtype=torch.int64, device=self.device)
 
@@ -80,7 +80,8 @@ class FbgemmTables(Tables):
             has_state = not isinstance(group.optimizer, RowSGD)
             states = group.kernel.split_optimizer_states() if has_state else [[None]] * len(weights)
             for table, weight, state in zip(group.tables, weights, states, strict=True):
-                found[table] = TableRows(self.table_configs[table], weight, state[0])
+                named = {"sum_of_squares": state[0]} if has_state else {}
+                found[table] = TableRows(self.table_configs[table], weight, named)
         for table in range(len(self.table_configs)):
             yield found[table]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,15 +11,22 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from embeddings.jagged import Jagged
+from embeddings.stopwatch import Stopwatch
 from embeddings.tables import IdOutOfRangeError, TableConfig, check_tables
 
 
 class TableRows(NamedTuple):
-    """One table's live tensors: writing into them changes the table."""
+    """What this process holds of one table, as live tensors: writing into them changes the table.
+
+    A rectangle of the whole table [num_rows, dim]: all of it, or a shard.
+    """
 
     config: TableConfig
-    weight: Tensor  # [num_rows, dim]
-    sum_of_squares: Tensor | None  # [num_rows]; None where the optimizer keeps no state
+    weight: Tensor  # [rows, columns]
+    state: Mapping[str, Tensor]  # of the row optimizer, by name: [rows, columns], [rows], or [] for a counter
+    first_row: int = 0
+    first_column: int = 0
+    is_primary: bool = True  # False for a copy of what another rank holds as well, and saves
 
 
 class Tables(nn.Module, ABC):
@@ -39,6 +46,7 @@ class Tables(nn.Module, ABC):
         self.feature_names: tuple[str, ...] = tuple(name for config in configs for name in config.features)
         self.feature_dims: tuple[int, ...] = tuple(config.dim for config in configs for _ in config.features)
         self.feature_tables: tuple[int, ...] = tuple(t for t, config in enumerate(configs) for _ in config.features)
+        self.stopwatch = Stopwatch()  # whoever measures puts theirs here
 
     @abstractmethod
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
@@ -59,6 +67,12 @@ class Tables(nn.Module, ABC):
     @abstractmethod
     def rows(self) -> Iterator[TableRows]:
         """Gives every table's live rows and their optimizer's state, in the order of ``table_configs``."""
+
+    def prefetch(self, features: KeyedJaggedTensor) -> None:
+        """Begins what a later ``forward`` of the same object needs and what no row has a part in: exchanging ids.
+
+        On several ranks it is a collective call; nothing to do where all rows are at hand.
+        """
 
     def keyed(self, pooled: Tensor) -> KeyedTensor:
         """Names the columns of ``pooled`` [batch_size, sum(feature_dims)]."""
@@ -102,7 +116,7 @@ class Tables(nn.Module, ABC):
             unexpected_keys.extend(key for key in state_dict if key.startswith(prefix) and key not in own)
 
     def _state_tensors(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
-        for config, weight, sum_of_squares in self.rows():
-            yield f"{prefix}{config.name}.weight", weight
-            if sum_of_squares is not None:
-                yield f"{prefix}{config.name}.sum_of_squares", sum_of_squares
+        for rows in self.rows():
+            yield f"{prefix}{rows.config.name}.weight", rows.weight
+            for name, tensor in rows.state.items():
+                yield f"{prefix}{rows.config.name}.{name}", tensor

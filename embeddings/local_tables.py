@@ -64,7 +64,7 @@ class LocalTables(Tables):
     @override
     def rows(self) -> Iterator[TableRows]:
         for config, weight, state in zip(self.table_configs, self._weights, self._sums_of_squares, strict=True):
-            yield TableRows(config, weight, None if isinstance(config.optimizer, RowSGD) else state)
+            yield TableRows(config, weight, {} if isinstance(config.optimizer, RowSGD) else {"sum_of_squares": state})
 
     def _look_up(self, batch: Jagged) -> Tensor:
         pooled = torch.empty(batch.batch_size, sum(self.feature_dims))

@@ -10,6 +10,7 @@ from typing import Literal
 from embeddings.row_optimizers import RowOptimizer, RowWiseAdagrad
 
 Pooling = Literal["sum", "mean"]
+RowType = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class TableConfig:
         pooling: How the rows of one bag become one vector. An empty bag gives zeros under both.
         optimizer: How rows are updated inside backward.
         init_scale: Rows start uniform in ``[-init_scale, init_scale)``; ``None`` means ``1 / sqrt(num_rows)``.
+        row_type: How rows are stored. Pooling and updating compute in fp32; what is stored in 16 bits is rounded up
+            or down at random, in proportion, so that small updates are not lost. Optimizer states stay in fp32.
 
     Raises:
         ValueError: When a setting is outside its range; the message names the table.
@@ -36,6 +39,7 @@ class TableConfig:
     pooling: Pooling = "sum"
     optimizer: RowOptimizer = field(default_factory=lambda: RowWiseAdagrad(learning_rate=0.05))
     init_scale: float | None = None
+    row_type: RowType = "fp32"
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -47,6 +51,8 @@ class TableConfig:
                 raise ValueError(f"table {self.name!r}: expected {setting} >= 1, got {number}")
         if self.pooling not in ("sum", "mean"):
             raise ValueError(f"table {self.name!r}: expected pooling 'sum' or 'mean', got {self.pooling!r}")
+        if self.row_type not in ("fp32", "bf16", "fp16"):
+            raise ValueError(f"table {self.name!r}: expected row_type 'fp32', 'bf16' or 'fp16', got {self.row_type!r}")
         if self.init_scale is not None and not (math.isfinite(self.init_scale) and self.init_scale >= 0):
             raise ValueError(f"table {self.name!r}: expected init_scale to be a number >= 0, got {self.init_scale}")
         repeated = _first_repeated(self.features)

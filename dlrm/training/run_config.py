@@ -18,7 +18,7 @@ CONFIG = "config.json"
 # What a run may be continued with in another form: none of it bends the path that was already taken.
 MAY_CHANGE = (
     *("data", "output", "epochs", "time_limit_seconds"),
-    *("log_every_samples", "evaluation", "checkpoint", "guards"),
+    *("log_every_samples", "evaluation", "checkpoint", "guards", "parallel"),
 )
 
 

@@ -15,8 +15,8 @@ from dlrm.batch import Batch
 from dlrm.config import StepConfig
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.training.guards import NonFiniteLossError, check_batch, check_logits, find_first_nonfinite, find_tables
-from dlrm.training.stopwatch import Stopwatch
 from embeddings import IdOutOfRangeError
+from embeddings.stopwatch import Stopwatch
 
 
 class ClickTask(nn.Module):

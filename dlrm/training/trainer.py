@@ -31,10 +31,10 @@ from dlrm.training.run_state import (
     take_model,
     take_random_state,
 )
-from dlrm.training.stopwatch import Stopwatch
 from dlrm.training.summary import describe_values, write_summary
 from dlrm.training.train_step import ClickTask, TrainStep
 from embeddings.allocation import keep_freed_memory
+from embeddings.stopwatch import Stopwatch
 
 HIGHER_IS_BETTER = {"auc": True, "logloss": False, "normalized_entropy": False}
 

@@ -12,6 +12,8 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.open: list[str] = []  # the stages that one is in, outermost first; other threads may look
+        self.entered = 0  # how many stages have been entered or left so far
         self._inner: list[float] = []
 
     @contextmanager
@@ -19,11 +21,15 @@ class Stopwatch:
         """Count the time within the block for `name`."""
         start = perf_counter()
         self._inner.append(0.0)
+        self.open.append(name)
+        self.entered += 1
         try:
             yield
         finally:
             spent = perf_counter() - start
             inner = self._inner.pop()
+            self.open.pop()
+            self.entered += 1
             self.seconds[name] = self.seconds.get(name, 0.0) + spent - inner
             if self._inner:
                 self._inner[-1] += spent
