@@ -24,7 +24,7 @@ class Ranks:
     rank: int = 0
     count: int = 1
     per_node: int = 1
-    device: torch.device = torch.device("cpu")
+    device: str = "cpu"
 
     @property
     def is_first(self) -> bool:
