@@ -22,12 +22,14 @@ class Batch(Pipelineable):
         sparse: ids of every categorical feature; B bags per feature.
         labels: [B] float32, 0 or 1.
         rows: [B] int64, where in its split of the dataset each sample stands.
+        global_size: samples of the whole batch, of which these may be one rank's share; None means that these are all.
     """
 
     dense: torch.Tensor
     sparse: KeyedJaggedTensor
     labels: torch.Tensor
     rows: torch.Tensor
+    global_size: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -39,6 +41,7 @@ class Batch(Pipelineable):
             sparse=self.sparse.to(device, non_blocking=non_blocking),
             labels=self.labels.to(device, non_blocking=non_blocking),
             rows=self.rows.to(device, non_blocking=non_blocking),
+            global_size=self.global_size,
         )
 
     def record_stream(self, stream: torch.Stream) -> None:
@@ -53,4 +56,5 @@ class Batch(Pipelineable):
             sparse=self.sparse.pin_memory(),
             labels=self.labels.pin_memory(),
             rows=self.rows.pin_memory(),
+            global_size=self.global_size,
         )

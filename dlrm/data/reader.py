@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 
@@ -15,6 +16,9 @@ from dlrm.batch import Batch
 from dlrm.data.dataset import Bags, Dataset, IntArray
 
 AHEAD = 2
+
+Share = Callable[[int], tuple[int, int]]
+"""Given the samples of a batch, (first, count) of those to read; `Ranks.share_of` is one."""
 
 
 class Reader:
@@ -60,17 +64,31 @@ class Reader:
                 break
             here = slice(max(start - first, 0), min(stop, int(ends[place])) - first)
             pieces.append((part, self._row_order(epoch, part)[here] if self.shuffle else here))
-        return self._assemble(pieces)
+        return self._assemble(pieces or [(0, slice(0, 0))])
 
-    def batches(self, batch_size: int, *, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
-        """Yield the batches of samples [start, stop), read ahead in a thread; without `stop`, for ever."""
+    def batches(
+        self, batch_size: int, *, start: int = 0, stop: int | None = None, share: Share | None = None
+    ) -> Iterator[Batch]:
+        """Yield the batches of samples [start, stop), read ahead in a thread; without `stop`, for ever.
+
+        Args:
+            batch_size: samples per batch; the last one of an epoch may be smaller.
+            start: number of the first sample in the stream.
+            stop: number of the first sample that is not read.
+            share: which samples of each batch to read, where others read the rest; there may be none in a batch.
+        """
         positions = self._positions(batch_size, start, stop)
+
+        def read(position: int, size: int) -> Batch:
+            first, count = (0, size) if share is None else share(size)
+            return replace(self.read(position + first, count), global_size=size)
+
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader") as pool:
-            waiting = [pool.submit(self.read, *place) for place in islice(positions, AHEAD)]
+            waiting = [pool.submit(read, *place) for place in islice(positions, AHEAD)]
             while waiting:
                 batch = waiting.pop(0).result()
                 if (place := next(positions, None)) is not None:
-                    waiting.append(pool.submit(self.read, *place))
+                    waiting.append(pool.submit(read, *place))
                 yield batch
 
     def _positions(self, batch_size: int, start: int, stop: int | None) -> Iterator[tuple[int, int]]:

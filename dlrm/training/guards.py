@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from dlrm.batch import Batch
 from dlrm.config import GuardConfig
 from dlrm.data.dataset import Dataset
 from dlrm.training.metrics import MetricValues
+from dlrm.training.ranks import Ranks
 from embeddings import TableConfig
 from embeddings.interface import Tables
 
@@ -36,6 +39,10 @@ class NonFiniteLossError(ValueError):
             f"{kept + '; ' if kept else ''}{cure}"
         )
         self.loss, self.samples, self.part = loss, samples, part
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Say how to make it anew on another rank."""
+        return partial(NonFiniteLossError, loss=self.loss, samples=self.samples, part=self.part), ()
 
     def with_what_is_kept(self, kept: str) -> NonFiniteLossError:
         """Return the same error, which also says what is saved of the run."""
@@ -62,6 +69,27 @@ def check_model_fits(model: nn.Module, dataset: Dataset) -> None:
                         f"table '{table.name}': feature '{name}' of {dataset.folder} has ids up to "
                         f"{known[name].num_rows - 1}, expected less than num_rows = {table.num_rows}; raise num_rows"
                     )
+
+
+def check_shares(model: nn.Module, ranks: Ranks) -> None:
+    """Check that ranks hold every table once between them (a collective call).
+
+    Raises:
+        ValueError: naming the table; every rank has all of it, and would train rows of its own.
+    """
+    if ranks.count == 1:
+        return
+    held = {table.name: 0.0 for tables in find_tables(model) for table in tables.table_configs}
+    for tables in find_tables(model):
+        for rows in tables.rows():
+            held[rows.config.name] += rows.weight.numel() if rows.is_primary else 0
+    every_table = [table for tables in find_tables(model) for table in tables.table_configs]
+    for table, total in zip(every_table, ranks.sum([held[table.name] for table in every_table]), strict=True):
+        if total != table.num_rows * table.dim:
+            raise ValueError(
+                f"table '{table.name}': expected {ranks.count} ranks to hold its {table.num_rows} rows once, got "
+                f"{total / table.dim:g} rows; give build_tables or DLRM a plan for {ranks.count} ranks"
+            )
 
 
 def check_memory(tables: Sequence[TableConfig]) -> None:
@@ -127,8 +155,17 @@ def find_tables(model: nn.Module) -> list[Tables]:
 
 
 @torch.no_grad()
-def find_first_nonfinite(model: nn.Module, batch: Batch, numeric_names: tuple[str, ...] = ()) -> str:
-    """Run the forward pass again and name the first part with a NaN or an infinity: input, weight, table or layer."""
+def find_first_nonfinite(
+    model: nn.Module, batch: Batch, numeric_names: tuple[str, ...] = (), looked_up: Sequence[KeyedTensor] = ()
+) -> str:
+    """Run the forward pass again and name the first part with a NaN or an infinity: input, weight, table or layer.
+
+    Args:
+        model: whose forward pass gave it.
+        batch: on which it did.
+        numeric_names: of the columns of `batch.dense`.
+        looked_up: what its tables gave, call by call; they are not asked again, for other ranks would have to answer.
+    """
     if not bool(batch.dense.isfinite().all()):
         row, column = (int(i) for i in (~batch.dense.isfinite()).nonzero()[0])
         name = numeric_names[column] if column < len(numeric_names) else str(column)
@@ -142,11 +179,25 @@ def find_first_nonfinite(model: nn.Module, batch: Batch, numeric_names: tuple[st
         for name, module in model.named_modules()
     ]
     try:
-        model(batch)
+        with _replay(find_tables(model), looked_up):
+            model(batch)
     finally:
         for hook in hooks:
             hook.remove()
     return found[0] if found else "the gradient or the loss itself"
+
+
+@contextmanager
+def _replay(every_tables: Sequence[Tables], looked_up: Sequence[KeyedTensor]) -> Iterator[None]:
+    """Let tables give again, in the same order, what they gave before."""
+    outputs = iter(list(looked_up))
+    for tables in every_tables:
+        tables.__dict__["forward"] = lambda features: next(outputs)
+    try:
+        yield
+    finally:
+        for tables in every_tables:
+            del tables.__dict__["forward"]
 
 
 def _note_nonfinite(name: str, batch: Batch, found: list[str]) -> Callable[[nn.Module, Any, Any], None]:

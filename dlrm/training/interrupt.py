@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,18 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from dlrm.training.ranks import ALONE, Ranks
+
+# A launcher of ranks passes on the Ctrl-C that the terminal has sent to every one of them already.
+SECONDS_OF_ONE_REQUEST = 1.0
+
 
 class StopRequest:
     """While open, Ctrl-C and SIGTERM set `requested` instead of ending the process; a second one ends it."""
 
     def __init__(self) -> None:
         self.requested = False
+        self._since = 0.0
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -31,20 +38,27 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if not self.requested:
+            self.requested, self._since = True, time.monotonic()
+        elif time.monotonic() - self._since > SECONDS_OF_ONE_REQUEST:
             raise KeyboardInterrupt
-        self.requested = True
 
 
 @contextmanager
-def only_run_in(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in `folder`; the lock goes with the process, however that ends.
+def only_run_in(folder: Path, ranks: Ranks = ALONE) -> Iterator[None]:
+    """Keep other runs out of `folder`; the lock is rank 0's and goes with its process, however that ends.
 
     Raises:
-        ValueError: another process trains there.
+        ValueError: another process trains there; on every rank.
     """
+    lock, error = FileLock(folder / ".lock", timeout=0), None
+    if ranks.is_first:
+        try:
+            lock.acquire()
+        except Timeout:
+            error = ValueError(f"another process is training in {folder}; wait for it or choose another --output")
+    ranks.raise_any(error)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise ValueError(f"another process is training in {folder}; wait for it or choose another --output") from None
+        yield
+    finally:
+        lock.release()

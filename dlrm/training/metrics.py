@@ -141,6 +141,10 @@ class BinaryMetrics:
         if self._segments is not None and other._segments is not None:
             self._segments.extend(other._segments)
 
+    def key_files(self) -> list[KeyFile]:
+        """Return what has been seen: scores with labels, and with segments, if it has them, once more."""
+        return [self._scores] if self._segments is None else [self._scores, self._segments]
+
     def compute(self) -> MetricValues:
         """Return the metrics of all rows so far; more may be added afterwards.
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +43,25 @@ class Ranks:
         """Return the sums over ranks of float64 numbers (a collective call)."""
         if self.count == 1:
             return list(numbers)
-        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        summed: list[float] = total.tolist()
+        summed: list[float] = self.sum_tensor(torch.tensor(numbers, dtype=torch.float64)).tolist()
         return summed
+
+    def sum_tensor(self, tensor: Tensor) -> Tensor:
+        """Return the sum over ranks of a tensor on the CPU (a collective call)."""
+        if self.count == 1:
+            return tensor
+        total = tensor.to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total.cpu()
+
+    def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
+        """Return every rank's float64 numbers, of which all give as many, by rank (a collective call)."""
+        if self.count == 1:
+            return [list(numbers)]
+        own = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        gathered = [torch.empty_like(own) for _ in range(self.count)]
+        dist.all_gather(gathered, own)
+        return [given.tolist() for given in gathered]
 
     def barrier(self) -> None:
         """Wait for all ranks (a collective call)."""
@@ -55,3 +73,29 @@ class Ranks:
         if self.count > 1:
             dist.broadcast(tensor, src=0)
         return tensor
+
+    def gather(self, thing: T) -> list[T]:
+        """Return what every rank gives, in their order; for small things that pickle (a collective call)."""
+        if self.count == 1:
+            return [thing]
+        gathered: list[Any] = [None] * self.count
+        dist.all_gather_object(gathered, thing)
+        return gathered
+
+    def object_from_first(self, thing: T) -> T:
+        """Return what rank 0 gives; for small things that pickle (a collective call)."""
+        if self.count == 1:
+            return thing
+        given: list[Any] = [thing]
+        dist.broadcast_object_list(given, src=0, device=torch.device(self.device))
+        first: T = given[0]
+        return first
+
+    def raise_any(self, error: ValueError | None) -> None:
+        """Raise the error of the first rank that has one, on every rank (a collective call)."""
+        for other in self.gather(error):
+            if other is not None:
+                raise other
+
+
+ALONE = Ranks()

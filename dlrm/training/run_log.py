@@ -41,17 +41,29 @@ class RunLog:
             dynamic_ncols=True,
         )
 
-    def advance(self, samples: int, loss: float) -> None:
-        """Move the progress bar."""
-        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+    def advance(self, samples: int, loss: float, remark: str = "") -> None:
+        """Move the progress bar, whose last columns are the loss and a remark."""
+        self._bar.set_postfix_str(f"loss={loss:.4f}" + (f", {remark}" if remark else ""), refresh=False)
         self._bar.update(samples)
 
-    def record(self, kind: str, samples: int, values: Mapping[str, Any]) -> None:
-        """Write measurements taken after `samples` samples; numbers go to TensorBoard as `<kind>/<name>` too."""
-        self._file.write(json.dumps({"kind": kind, "samples": samples, **finite(dict(values))}) + "\n")
-        for name, value in values.items():
+    def record(
+        self, kind: str, samples: int, values: Mapping[str, Any], stages: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write measurements taken after `samples` samples; numbers go to TensorBoard as `<kind>/<name>` too.
+
+        Args:
+            kind: of the record.
+            samples: how far the run has come.
+            values: numbers by name, and whatever JSON can hold.
+            stages: by name, what is known of the stages of the steps since the last such record; the `share` of each
+                goes to TensorBoard as `stage/<name>`.
+        """
+        record = {"kind": kind, "samples": samples, **values}
+        self._file.write(json.dumps(finite(record if stages is None else record | {"stages": stages})) + "\n")
+        shares = {f"stage/{name}": stage["share"] for name, stage in (stages or {}).items()}
+        for name, value in ({f"{kind}/{name}": value for name, value in values.items()} | shares).items():
             if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-                self._events.add_scalar(f"{kind}/{name}", value, samples)
+                self._events.add_scalar(name, value, samples)
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""
@@ -62,6 +74,27 @@ class RunLog:
         self._bar.close()
         self._events.close()
         self._file.close()
+
+
+class SilentLog(RunLog):
+    """Stands in for the log on ranks other than the first, which alone speaks."""
+
+    def __init__(self) -> None:
+        pass
+
+    def advance(self, samples: int, loss: float, remark: str = "") -> None:
+        """Move nothing."""
+
+    def record(
+        self, kind: str, samples: int, values: Mapping[str, Any], stages: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write nothing."""
+
+    def say(self, line: str) -> None:
+        """Print nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
 
 
 def read_records(folder: Path) -> Iterator[dict[str, Any]]:

@@ -96,6 +96,8 @@ class KeyFile:
         directory: Where the file takes 8 bytes per key; the system's temporary directory if None.
     """
 
+    PIECE_ROWS = CHUNK_ROWS
+
     def __init__(self, directory: Path | str | None = None) -> None:
         self._directory = Path(directory) if directory is not None else Path(tempfile.gettempdir())
         # Written rather than mapped: on a full disk a write raises, where a store into a mapping kills the process.
@@ -126,9 +128,14 @@ class KeyFile:
 
     def extend(self, other: KeyFile) -> None:
         """Add all keys of another file."""
-        keys = other._map("r")
-        for start in range(0, len(keys), CHUNK_ROWS):
-            self.append(keys[start : start + CHUNK_ROWS])
+        for keys in other.pieces():
+            self.append(keys)
+
+    def pieces(self) -> Iterator[Keys]:
+        """Yield all keys, at most PIECE_ROWS at once."""
+        keys = self._map("r")
+        for start in range(0, len(keys), self.PIECE_ROWS):
+            yield keys[start : start + self.PIECE_ROWS]
 
     def sort(self) -> Keys:
         """Sort the file in place and return it, mapped into memory."""

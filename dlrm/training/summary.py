@@ -14,6 +14,7 @@ from dlrm.data.dataset import Dataset
 from dlrm.data.value_names import name_values
 from dlrm.training.guards import find_tables
 from dlrm.training.metrics import MetricValues, relative_auc
+from dlrm.training.ranks import ALONE, Ranks
 from dlrm.training.run_log import write_json
 from dlrm.training.table_statistics import describe_rows
 
@@ -21,9 +22,15 @@ SUMMARY, TABLES = "summary.json", "tables.json"
 
 
 def write_summary(
-    folder: Path, model: nn.Module, values: Mapping[str, Any], truth: MetricValues | None, course: Mapping[str, Any]
+    folder: Path,
+    model: nn.Module,
+    values: Mapping[str, Any],
+    truth: MetricValues | None,
+    course: Mapping[str, Any],
+    *,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
-    """Write both files and return the summary.
+    """Write both files and return the summary, the same on every rank (a collective call).
 
     Args:
         folder: the run's folder.
@@ -31,19 +38,23 @@ def write_summary(
         values: measured at the end, as described by `describe_values`.
         truth: the same of the probability that the labels were drawn from, where it is known.
         course: of the run: samples, seconds, why it stopped and so on.
+        ranks: rank 0 writes, of itself but for the tables; the memory is that of the rank that has needed most.
     """
+    peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     summary = {
         **values,
         "folder": str(folder),
         "samples_per_second": course["samples"] / max(course["seconds"], 1e-9),
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": max(ranks.gather(peak_rss)),
         **course,
     }
     if truth is not None:
         summary |= {"bayes_auc": truth.auc, "recovered_auc": relative_auc(values["auc"], truth.auc)}
-    write_json(folder / TABLES, {"tables": describe_rows(find_tables(model))})
-    write_json(folder / SUMMARY, summary)
-    return summary
+    tables = describe_rows(find_tables(model), ranks)
+    if ranks.is_first:
+        write_json(folder / TABLES, {"tables": tables})
+        write_json(folder / SUMMARY, summary)
+    return ranks.object_from_first(summary)
 
 
 def describe_values(values: MetricValues, dataset: Dataset, segment_by: str | None) -> dict[str, Any]:

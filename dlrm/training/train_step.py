@@ -6,7 +6,7 @@ import contextlib
 import math
 import shutil
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from dlrm.batch import Batch
 from dlrm.config import StepConfig
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.training.guards import NonFiniteLossError, check_batch, check_logits, find_first_nonfinite, find_tables
+from dlrm.training.parallelize import Control, DenseReducer
 from embeddings import IdOutOfRangeError
 from embeddings.stopwatch import Stopwatch
 
@@ -31,17 +32,32 @@ class ClickTask(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the loss, a scalar in float32, and the logits [B]."""
+        """Return the loss, a scalar in float32 (0 for an empty batch), and the logits [B]."""
         logits = self.model(batch).float()
         check_logits(logits, batch)
+        if not len(batch):
+            return logits.sum(), logits.detach()
         return nn.functional.binary_cross_entropy_with_logits(logits, batch.labels), logits.detach()
 
 
+class Wishes(NamedTuple):
+    """What may end a run between two steps; one rank that wishes it is enough."""
+
+    asked_to_stop: bool = False
+    time_is_up: bool = False
+
+
+NO_WISHES = Wishes()
+
+
 class TrainStep:
-    """Trains a task on one batch after the other.
+    """Trains a task on one batch after the other; on several ranks, each on its share of every batch.
+
+    Gradients are those of the mean loss over the whole batch: a rank's mean counts with its share of the samples, and
+    gradients are summed over ranks.
 
     Args:
-        task: `task(batch)` gives (loss, output); the loss is the mean over the batch.
+        task: `task(batch)` gives (loss, output); the loss is the mean over the batch, and 0 for an empty one.
         dense_optimizer: of all parameters; tables update their own rows.
         dense_schedule: factor on the dense optimizer's learning rates.
         tables_schedule: factor on the tables' learning rates.
@@ -49,6 +65,7 @@ class TrainStep:
         stopwatch: takes the step's time apart.
         split: named in errors.
         numeric_names: of the columns of `Batch.dense`, named in errors.
+        reducer: sums dense gradients over ranks; None where there is but one.
     """
 
     def __init__(
@@ -62,37 +79,82 @@ class TrainStep:
         stopwatch: Stopwatch | None = None,
         split: str = "train",
         numeric_names: tuple[str, ...] = (),
+        reducer: DenseReducer | None = None,
     ) -> None:
-        self.task, self.dense_optimizer = task, dense_optimizer
+        self.task, self.dense_optimizer, self.reducer = task, dense_optimizer, reducer
         self.dense_schedule, self.tables_schedule = dense_schedule, tables_schedule
         self.precision, self.split, self.numeric_names = precision, split, numeric_names
         self.stopwatch = stopwatch or Stopwatch()
+        self.agreed: Wishes | None = None  # what some rank has wished in the last step, where there are several
         self.tables = find_tables(task)
+        self._looked_up: list[Any] = []  # by all tables since the step began
         self._base_learning_rates = [float(group["lr"]) for group in dense_optimizer.param_groups]
         for tables in self.tables:
-            _time_calls(tables, self.stopwatch, "table lookup")
+            tables.stopwatch = self.stopwatch
+            _watch_calls(tables, self.stopwatch, self._looked_up)
 
-    def __call__(self, batch: Batch, samples: int) -> float:
-        """Train on a batch and return its loss; `samples` counts all samples up to the end of this batch.
+    def __call__(self, batch: Batch, samples: int, wishes: Wishes = NO_WISHES) -> float:
+        """Train on a batch, or a share of one, and return the mean loss over all ranks' samples.
+
+        Args:
+            batch: its `global_size` says how many samples all ranks have together.
+            samples: number of all samples up to the end of this batch, over all ranks.
+            wishes: this rank's; afterwards `agreed` holds what any rank has wished.
 
         Raises:
-            NonFiniteLossError: before anything was updated with it.
+            NonFiniteLossError: before a dense weight was updated with it, and alone in a process, a row; on every rank.
             ValueError: an id lies outside its table, or a label is not 0 or 1.
         """
-        check_batch(batch, self.split)
-        self._set_learning_rates(samples - len(batch) / 2)
+        global_size = len(batch) if batch.global_size is None else batch.global_size
+        self._set_learning_rates(samples - global_size / 2)
+        self._looked_up.clear()
+        failure = self._check_labels(batch)
         with self.stopwatch.stage("dense forward"):
             loss = self._forward(batch)
-        value = float(loss.item())
-        if not math.isfinite(value):
-            part = find_first_nonfinite(self.task, batch, self.numeric_names)
-            raise NonFiniteLossError(loss=value, samples=samples, part=part)
-        with self.stopwatch.stage("backward and row update"):
-            self.dense_optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+        mean = float(loss.item())
+        if failure is None and not math.isfinite(mean):
+            failure = self._explain(mean, samples, batch)
+        if self.reducer is None:
+            if failure is not None:
+                raise failure
+            with self.stopwatch.stage("dense backward"):
+                self.dense_optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+        else:
+            control = Control(mean * len(batch), len(batch), 0, *wishes)
+            mean = self._run_backward(self.reducer, loss * (len(batch) / global_size), control, failure)
+        self._looked_up.clear()
         with self.stopwatch.stage("dense update"):
             self.dense_optimizer.step()
-        return value
+        return mean
+
+    def _run_backward(self, reducer: DenseReducer, loss: Tensor, control: Control, failure: ValueError | None) -> float:
+        """Run backward and sum gradients over ranks; a rank that has failed takes part, with zeros, up to the end."""
+        reducer.begin(control if failure is None else control._replace(loss=0.0, failures=1.0))
+        with self.stopwatch.stage("dense backward"):
+            if failure is None:
+                loss.backward()
+            elif values := [output.values() for output in self._looked_up]:
+                torch.autograd.backward(values, [torch.zeros_like(value) for value in values])
+        with self.stopwatch.stage("exposed all-reduce"):
+            total = reducer.finish()
+        if total.failures:
+            reducer.ranks.raise_any(failure)
+        self.agreed = Wishes(total.asked_to_stop > 0, total.time_is_up > 0)
+        return total.loss / total.samples
+
+    def _check_labels(self, batch: Batch) -> ValueError | None:
+        try:
+            check_batch(batch, self.split)
+        except ValueError as error:
+            return error
+        return None
+
+    def _explain(self, loss: float, samples: int, batch: Batch) -> NonFiniteLossError:
+        part = find_first_nonfinite(self.task, batch, self.numeric_names, self._looked_up)
+        if self.reducer is not None:
+            part += f" (on rank {self.reducer.ranks.rank})"
+        return NonFiniteLossError(loss=loss, samples=samples, part=part)
 
     def _forward(self, batch: Batch) -> Tensor:
         try:
@@ -115,17 +177,19 @@ def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
-def _time_calls(module: nn.Module, stopwatch: Stopwatch, stage: str) -> None:
+def _watch_calls(module: nn.Module, stopwatch: Stopwatch, outputs: list[Any]) -> None:
+    """Count the time of training's look-ups, and keep what came out of them."""
     opened: list[AbstractContextManager[None]] = []
 
     def start(*_: Any) -> None:
         if module.training:  # in an evaluation it is part of that
-            opened.append(stopwatch.stage(stage))
+            opened.append(stopwatch.stage("lookup"))
             opened[-1].__enter__()
 
-    def stop(*_: Any) -> None:
+    def stop(module: nn.Module, inputs: Any, output: Any) -> None:
         if opened:
             opened.pop().__exit__(None, None, None)
+            outputs.append(output)
 
     module.register_forward_pre_hook(start)
     module.register_forward_hook(stop, always_call=True)
@@ -157,10 +221,15 @@ def compile_dense(model: nn.Module, device: torch.device) -> None:
     part.compile()
 
 
-def describe_step(config: StepConfig, device: torch.device, threads: int) -> list[str]:
+def describe_step(
+    config: StepConfig, device: torch.device, threads: int, *, ranks_on_machine: int = 1
+) -> list[str]:
     """Say what was chosen for the step and why, a line per choice."""
     lines = [f"device {device.type}" + (" (--step.device)" if config.device != "auto" else " (auto)")]
-    lines.append(f"{threads} CPU threads " + ("(--step.threads)" if config.threads else "(every core of this process)"))
+    why = "every core of this process"
+    if ranks_on_machine > 1:
+        why = f"on each of {ranks_on_machine} ranks of this machine: its cores / ranks"
+    lines.append(f"{threads} CPU threads ({'--step.threads' if config.threads else why})")
     if config.precision == "bf16":
         lines.append("dense part in bf16 (--step.precision bf16); rows, loss and optimizers in fp32")
     else:

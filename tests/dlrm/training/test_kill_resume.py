@@ -117,7 +117,7 @@ def without_times(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return (str(value.dtype), tuple(value.shape), value.reshape(-1).view(torch.uint8).numpy().tobytes())
     if isinstance(value, dict):
-        other = {"seconds", "samples_per_second", "stage_seconds", "peak_rss_bytes", "folder"}
+        other = {"seconds", "samples_per_second", "stage_seconds", "stages", "peak_rss_bytes", "folder"}
         return {key: without_times(item) for key, item in value.items() if key not in other}
     if isinstance(value, list | tuple):
         return [without_times(item) for item in value]
