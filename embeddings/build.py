@@ -48,6 +48,9 @@ def build_tables(
         # Imported here, as below: each kernel takes a second to load, and only one is used.
         from embeddings.local_tables import LocalTables
 
+        for config in configs:
+            if config.memory != "device":
+                raise ValueError(f"table {config.name!r}: expected memory 'device' on the CPU, got {config.memory!r}")
         return LocalTables(configs, seed=seed)
     from embeddings.fbgemm_tables import FbgemmTables
 

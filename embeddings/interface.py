@@ -74,6 +74,14 @@ class Tables(nn.Module, ABC):
         On several ranks it is a collective call; nothing to do where all rows are at hand.
         """
 
+    def check_ids(self) -> None:
+        """Waits until the ids of the last ``forward`` are known to be right, where it returned before that: on a GPU.
+
+        Raises:
+            IdOutOfRangeError: When one of them lies outside its table; its rows have not been updated if there was no
+                backward since.
+        """
+
     def keyed(self, pooled: Tensor) -> KeyedTensor:
         """Names the columns of ``pooled`` [batch_size, sum(feature_dims)]."""
         return KeyedTensor(keys=list(self.feature_names), length_per_key=list(self.feature_dims), values=pooled)

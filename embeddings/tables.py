@@ -11,6 +11,7 @@ from embeddings.row_optimizers import RowOptimizer, RowWiseAdagrad
 
 Pooling = Literal["sum", "mean"]
 RowType = Literal["fp32", "bf16", "fp16"]
+Memory = Literal["device", "uvm", "uvm_caching"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class TableConfig:
         init_scale: Rows start uniform in ``[-init_scale, init_scale)``; ``None`` means ``1 / sqrt(num_rows)``.
         row_type: How rows are stored. Pooling and updating compute in fp32; what is stored in 16 bits is rounded up
             or down at random, in proportion, so that small updates are not lost. Optimizer states stay in fp32.
+        memory: Where a GPU's rows lie: in the ``device``'s own memory; in the host's, which the GPU reads and writes
+            over the bus (``uvm``); or there with a cache of a fifth of them in the device's (``uvm_caching``).
 
     Raises:
         ValueError: When a setting is outside its range; the message names the table.
@@ -40,6 +43,7 @@ class TableConfig:
     optimizer: RowOptimizer = field(default_factory=lambda: RowWiseAdagrad(learning_rate=0.05))
     init_scale: float | None = None
     row_type: RowType = "fp32"
+    memory: Memory = "device"
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -53,6 +57,9 @@ class TableConfig:
             raise ValueError(f"table {self.name!r}: expected pooling 'sum' or 'mean', got {self.pooling!r}")
         if self.row_type not in ("fp32", "bf16", "fp16"):
             raise ValueError(f"table {self.name!r}: expected row_type 'fp32', 'bf16' or 'fp16', got {self.row_type!r}")
+        if self.memory not in ("device", "uvm", "uvm_caching"):
+            expected = "'device', 'uvm' or 'uvm_caching'"
+            raise ValueError(f"table {self.name!r}: expected memory {expected}, got {self.memory!r}")
         if self.init_scale is not None and not (math.isfinite(self.init_scale) and self.init_scale >= 0):
             raise ValueError(f"table {self.name!r}: expected init_scale to be a number >= 0, got {self.init_scale}")
         repeated = _first_repeated(self.features)

@@ -1,0 +1,92 @@
+"""What fbgemm's kernels can do of what a table asks for, and how they are asked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from embeddings.row_optimizers import RowAdagrad, RowAdam, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad
+from embeddings.tables import TableConfig
+
+KERNEL_TYPES = {"fp32": torch.float32, "fp16": torch.float16}
+"""Types of rows that fbgemm trains."""
+
+
+def check_supported(config: TableConfig, device: torch.device) -> None:
+    """Checks that fbgemm trains a table as its configuration says.
+
+    Raises:
+        ValueError: When it cannot, or would do something else without a word; it names the table and what does it.
+    """
+    for expected, got in _complaints(config, device):
+        raise ValueError(f"table {config.name!r}: expected {expected} for fbgemm on {device.type}, got {got}")
+
+
+def _complaints(config: TableConfig, device: torch.device) -> list[tuple[str, str]]:
+    optimizer, on_cuda = config.optimizer, device.type == "cuda"
+    kind, decay = type(optimizer).__name__, optimizer.weight_decay
+    found: list[tuple[str, str]] = []
+    if config.dim % 4:
+        found.append(("dim to be a multiple of 4", str(config.dim)))
+    if config.memory != "device" and not on_cuda:
+        found.append(("memory 'device' (others are a GPU's)", repr(config.memory)))
+    # fbgemm's own CPU kernels round to nearest, which loses small updates; nothing of it trains bf16.
+    types = ("fp32", "fp16") if on_cuda else ("fp32",)
+    if config.row_type not in types:
+        found.append((f"row_type {' or '.join(map(repr, types))} (kernel 'numba' has all)", repr(config.row_type)))
+    if isinstance(optimizer, (RowAdam, RowLamb)) and not on_cuda:
+        found.append(("SGD, Adagrad or row-wise Adagrad (kernel 'numba' has all)", kind))
+    if decay and (isinstance(optimizer, (RowSGD, RowAdagrad)) or not on_cuda):
+        # It takes a weight decay there, and does nothing with it.
+        found.append((f"{kind} without weight_decay (kernel 'numba' has it)", str(decay)))
+    if isinstance(optimizer, RowLamb):
+        if optimizer.trust != "row":
+            found.append(("RowLamb with trust='row' (kernel 'numba' has both)", repr(optimizer.trust)))
+        if config.initial_scale == 0:
+            # Its trust ratio has no guard: a row of zeros would never move.
+            found.append(("init_scale > 0 under RowLamb", str(config.init_scale)))
+    return found
+
+
+def kernel_settings(config: TableConfig) -> dict[str, Any]:
+    """Says a table's optimizer and row type in the words of ``SplitTableBatchedEmbeddingBagsCodegen``."""
+    # Imported here: loading fbgemm takes seconds, and the CPU's own kernels do without it.
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
+
+    optimizer = config.optimizer
+    settings: dict[str, Any] = {
+        "learning_rate": optimizer.learning_rate,
+        "weights_precision": SparseType(config.row_type),
+        "stochastic_rounding": config.row_type != "fp32",
+    }
+    if isinstance(optimizer, RowSGD):
+        return settings | {"optimizer": EmbOptimType.EXACT_SGD}
+    settings |= {"eps": optimizer.eps}
+    if isinstance(optimizer, RowAdagrad):
+        return settings | {"optimizer": EmbOptimType.EXACT_ADAGRAD}
+    settings |= {"weight_decay": optimizer.weight_decay}
+    if isinstance(optimizer, RowWiseAdagrad):
+        mode = WeightDecayMode.L2 if optimizer.weight_decay else WeightDecayMode.NONE
+        return settings | {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "weight_decay_mode": mode}
+    # Adam's and LAMB's decay needs no mode: it is part of the direction there, as in RowAdam and RowLamb.
+    settings |= {"beta1": optimizer.betas[0], "beta2": optimizer.betas[1]}
+    if isinstance(optimizer, RowAdam):
+        return settings | {"optimizer": EmbOptimType.ADAM}
+    return settings | {"optimizer": EmbOptimType.PARTIAL_ROWWISE_LAMB if optimizer.partial else EmbOptimType.LAMB}
+
+
+def state_names(optimizer: RowOptimizer) -> Sequence[str]:
+    """Names what ``split_optimizer_states`` gives for each table, in its order."""
+    if isinstance(optimizer, RowSGD):
+        return ()
+    if isinstance(optimizer, (RowAdagrad, RowWiseAdagrad)):
+        return ("sum_of_squares",)
+    return ("first_moment", "second_moment")
+
+
+def counts_updates(config: TableConfig) -> bool:
+    """Says whether a table's state has the counter ``updates``."""
+    return isinstance(config.optimizer, (RowAdam, RowLamb)) or config.row_type != "fp32"
