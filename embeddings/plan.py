@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from embeddings.machine import CPU, Machine
+from embeddings.plan_remedies import DoesNotFitError, explain_misfit
 from embeddings.plan_search import Board, Choice, by_seconds, candidates_of, choose_ranks, search
-from embeddings.shards import SHARDINGS, Sharding, ShardingPlan
+from embeddings.plan_task import WHOLE, Asked, PlanTask, ask, format_bytes
+from embeddings.shards import Sharding, ShardingPlan
 from embeddings.table_cost import Setting, shard_bytes
-from embeddings.tables import TableConfig, check_tables
+from embeddings.tables import TableConfig
 from embeddings.usage import Usage
 
-WHOLE: tuple[Sharding, ...] = ("table_wise",)
-CUT: tuple[Sharding, ...] = ("column_wise", "row_wise")
-OVER_NODES: tuple[Sharding, ...] = ("table_row_wise", "grid")
+__all__ = ["DoesNotFitError", "plan_tables"]
 
 
 def plan_tables(
@@ -25,7 +24,7 @@ def plan_tables(
     statistics: Usage | None = None,
     machine: Machine | None = None,
     memory_bytes: int | None = None,
-    sharding: Sharding | Literal["auto"] = "auto",
+    sharding: Asked = "auto",
     fixed: Mapping[str, Sharding] | None = None,
     replicate_below_rows: int = 2048,
 ) -> ShardingPlan:
@@ -43,95 +42,71 @@ def plan_tables(
         replicate_below_rows: ``auto`` copies tables with fewer rows to every rank.
 
     Raises:
-        ValueError: the tables do not fit into memory, or a name or a kind does not exist.
+        DoesNotFitError: a ``ValueError`` that names the tables, and what would make them fit.
+        ValueError: a name or a kind does not exist, or ranks do not make up nodes.
     """
-    check_tables(configs)
-    fixed = dict(fixed or {})
     machine = machine or CPU
-    memory_bytes = machine.memory_bytes if memory_bytes is None else memory_bytes
-    _check_kinds(configs, sharding, fixed)
-    setting = Setting(machine=machine, usage=statistics or Usage(), ranks=ranks, ranks_per_node=ranks_per_node)
-    asked = {config.name: fixed.get(config.name, sharding) for config in configs}
-    options = [
-        candidates_of(config, _kinds(config, asked[config.name], setting, replicate_below_rows), setting)
-        for config in configs
-    ]
-    found = search(options, setting, memory_bytes)
-    if found is None:
-        needed = sum(shard_bytes(config, config.num_rows, config.dim) for config in configs)
-        raise ValueError(f"tables: expected {needed:,} bytes to fit into {ranks} x {memory_bytes:,} bytes")
-    choices, board = found
-    tables = tuple(
-        choice.plan(ranks_per_node, _explain(choice, board, asked[choice.candidate.config.name], replicate_below_rows))
-        for choice in choices
+    task = PlanTask(
+        configs=tuple(configs),
+        asked=ask(configs, sharding, fixed or {}),
+        setting=Setting(machine=machine, usage=statistics or Usage(), ranks=ranks, ranks_per_node=ranks_per_node),
+        memory_bytes=machine.memory_bytes if memory_bytes is None else memory_bytes,
+        replicate_below_rows=replicate_below_rows,
     )
+    choices = search([task.candidates(config) for config in configs], task.setting, task.memory_bytes)
+    if choices is None:
+        raise explain_misfit(task)
+    board = Board(task.setting, task.memory_bytes)
+    for choice in choices:
+        board.add(choice.cost)
+    tables = tuple(choice.plan(ranks_per_node, _explain(choice, board, task)) for choice in choices)
     return ShardingPlan(ranks=ranks, ranks_per_node=ranks_per_node, tables=tables)
 
 
-def _check_kinds(configs: Sequence[TableConfig], sharding: str, fixed: Mapping[str, str]) -> None:
-    names = [config.name for config in configs]
-    for name in fixed:
-        if name not in names:
-            raise ValueError(f"sharding: expected one of the tables {', '.join(names)}, got {name!r}")
-    for kind in (sharding, *fixed.values()):
-        if kind not in (*SHARDINGS, "auto"):
-            raise ValueError(f"sharding: expected auto, {', '.join(SHARDINGS)}, got {kind!r}")
-
-
-def _kinds(config: TableConfig, asked: str, setting: Setting, replicate_below_rows: int) -> tuple[Sharding, ...]:
-    for kind in SHARDINGS:
-        if asked == kind:
-            return (kind,)
-    if setting.ranks == 1:
-        return WHOLE
-    if config.num_rows < replicate_below_rows:
-        return ("replicated",)
-    return WHOLE + CUT + (OVER_NODES if 1 < setting.ranks_per_node < setting.ranks else ())
-
-
-def _explain(choice: Choice, board: Board, asked: str, replicate_below_rows: int) -> str:
+def _explain(choice: Choice, board: Board, task: PlanTask) -> str:
     """Say in a sentence why a table lies as it does."""
     config, kind = choice.candidate.config, choice.candidate.sharding
-    if asked == kind:
-        return f"{kind} was asked for"
-    if board.setting.ranks == 1:
+    if task.asked[config.name] == kind:
+        return f"{kind} was asked for: {_describe_cut(choice, task.setting)}"
+    if task.setting.ranks == 1:
         return "there is one rank"
     if kind == "replicated":
-        return (
-            f"{config.num_rows:,} rows < {replicate_below_rows:,}: a copy on every rank, whose ids and rows need not "
-            "travel"
-        )
+        below = f"{config.num_rows:,} rows < {task.replicate_below_rows:,}"
+        return f"{below}: a copy on every rank, so that its ids and rows need not travel"
     size = shard_bytes(config, config.num_rows, config.dim)
-    board.add(choice.cost, -1)
-    whole = choose_ranks(candidates_of(config, WHOLE, board.setting)[0], board, by_seconds(board))
-    fits, seconds, other = board.has_room(whole.cost), board.seconds(choice.cost), board.seconds(whole.cost)
-    board.add(choice.cost)
     if kind == "table_wise":
-        return f"{format_gb(size)} whole on rank {choice.ranks[0]}, which has the time and the room for it"
+        return f"{format_bytes(size)} fit whole on rank {choice.ranks[0]}, and cutting them would not save time"
     if board.memory_bytes is not None and size > board.memory_bytes:
-        reason = f"{format_gb(size)} do not fit into the {format_gb(board.memory_bytes)} of one rank"
-    elif not fits:
-        reason = f"{format_gb(size)} do not fit beside the other tables on one rank"
+        reason = f"{format_bytes(size)} do not fit into the {format_bytes(board.memory_bytes)} of one rank"
     else:
-        reason = f"whole on one rank, all tables take {other * 1e3:.3g} ms of a step instead of {seconds * 1e3:.3g} ms"
-    return f"{reason}: {_describe_cut(choice, board.setting)}"
+        reason = _compare_with_whole(choice, board, size)
+    return f"{reason}: {_describe_cut(choice, task.setting)}"
+
+
+def _compare_with_whole(choice: Choice, board: Board, size: int) -> str:
+    board.add(choice.cost, -1)
+    whole = choose_ranks(candidates_of(choice.candidate.config, WHOLE, board.setting)[0], board, by_seconds(board))
+    fits, now, then = board.has_room(whole.cost), board.seconds(choice.cost), board.seconds(whole.cost)
+    board.add(choice.cost)
+    if not fits:
+        return f"{format_bytes(size)} do not fit beside the other tables on one rank"
+    if then > now:
+        return (
+            f"{format_bytes(size)} whole on one rank would make that rank {(then - now) * 1e3:.2g} ms slower per step"
+        )
+    return f"{format_bytes(size)} whole on one rank would not save time"
 
 
 def _describe_cut(choice: Choice, setting: Setting) -> str:
     candidate, count = choice.candidate, len(choice.cost.holders)
+    if candidate.sharding == "table_wise":
+        return f"whole on rank {choice.ranks[0]}"
+    if candidate.sharding == "replicated":
+        return "a copy on every rank"
     if candidate.sharding == "row_wise":
         return f"rows cut over all {count} ranks" if count == setting.ranks else f"rows cut over {count} ranks"
     if candidate.sharding == "column_wise":
         return f"columns cut over {count} ranks"
-    node = choice.ranks[0] // setting.ranks_per_node
     if candidate.sharding == "table_row_wise":
-        return f"rows cut over the {count} ranks of node {node}"
+        return f"rows cut over the {count} ranks of node {choice.ranks[0] // setting.ranks_per_node}"
     return f"columns cut over {candidate.nodes} nodes, and rows over the {setting.ranks_per_node} ranks of each"
-
-
-def format_gb(count: float) -> str:
-    """Write bytes as people say them, in powers of 1,000."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} bytes"

@@ -14,6 +14,7 @@ from embeddings.table_cost import STAGES, Setting, TableCost, cost_of
 from embeddings.tables import TableConfig
 
 SWEEPS = 8  # over all tables; the second finds little, and the fourth hardly anything
+WORTH = 0.01  # gain for which tables are cut into more pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,51 +181,51 @@ def by_bytes(board: Board) -> NDArray[Any]:
     return board.bytes
 
 
-def search(
-    options: Sequence[Sequence[Candidate]], setting: Setting, memory_bytes: int | None
-) -> tuple[list[Choice], Board] | None:
+def search(options: Sequence[Sequence[Candidate]], setting: Setting, memory_bytes: int | None) -> list[Choice] | None:
     """Choose one candidate and its ranks for every table; None if nothing was found that fits into memory."""
-    found = []
     whole = [[c for c in candidates if c.pieces == 1] or candidates for candidates in options]
+    found = []
     for start, load in ((whole, by_seconds), (options, by_seconds), (options, by_bytes)):
-        made = _fill(start, setting, memory_bytes, load)
-        if made is not None:
-            choices, board = made
+        board = Board(setting, memory_bytes)
+        choices = fill(start, board, load)
+        if choices is not None:
             _improve(options, choices, board)
-            found.append((board.seconds(), choices, board))
-    if not found:
-        return None
-    _, choices, board = min(found, key=lambda item: item[0])
-    return choices, board
+            found.append((board.seconds(), choices))
+    # Of those that are as good as equal, the first has the fewest pieces.
+    best = min((seconds for seconds, _ in found), default=0.0)
+    return next((choices for seconds, choices in found if seconds <= best * (1 + WORTH)), None)
 
 
-def _fill(
-    options: Sequence[Sequence[Candidate]], setting: Setting, memory_bytes: int | None, load: Load
-) -> tuple[list[Choice], Board] | None:
-    board = Board(setting, memory_bytes)
+def fill(options: Sequence[Sequence[Candidate]], board: Board, load: Load) -> list[Choice] | None:
+    """Put one table after the other on the board, the dearest first; None if one found no room."""
     chosen: dict[int, Choice] = {}
 
-    def weight(table: int) -> tuple[float, int]:
+    def weight(table: int) -> float:
         cost = options[table][0].cost
-        return (-float(cost.bytes.sum() if load is by_bytes else cost.holding.sum()), table)
+        return float(cost.bytes.sum() if load is by_bytes else cost.holding.sum())
 
-    # What leaves no choice comes first, then the dearest.
-    for table in sorted(range(len(options)), key=lambda t: (len(options[t]) > 1, weight(t))):
+    # What leaves no choice comes before what does.
+    for table in sorted(range(len(options)), key=lambda t: (len(options[t]) > 1, -weight(t), t)):
         choice = _best(options[table], board, load)
         if choice is None:
             return None
         board.add(choice.cost)
         chosen[table] = choice
-    return [chosen[table] for table in range(len(options))], board
+    return [chosen[table] for table in range(len(options))]
 
 
 def _best(candidates: Sequence[Candidate], board: Board, load: Load) -> Choice | None:
     loads = load(board)
     choices = [choose_ranks(candidate, board, loads) for candidate in candidates]
     fitting = [choice for choice in choices if board.has_room(choice.cost)]
-    if not fitting:
-        return None
-    return min(fitting, key=lambda choice: (board.seconds(choice.cost), board.unevenness(choice.cost)))
+    return min(fitting, key=lambda choice: _key(board, choice.cost, load), default=None)
+
+
+def _key(board: Board, cost: TableCost, load: Load) -> tuple[float, float]:
+    if load is by_bytes:
+        return float((board.bytes[cost.holders] + cost.bytes).max()), board.seconds(cost)
+    # Rounded, so that what differs by the order of additions only is equal.
+    return round(board.seconds(cost), 12), round(board.unevenness(cost), 15)
 
 
 def _improve(options: Sequence[Sequence[Candidate]], choices: list[Choice], board: Board) -> None:
@@ -234,13 +235,9 @@ def _improve(options: Sequence[Sequence[Candidate]], choices: list[Choice], boar
             former = choices[table]
             board.add(former.cost, -1)
             best = _best(candidates, board, by_seconds)
-            if best is None or _key(board, best.cost) >= _key(board, former.cost):
+            if best is None or _key(board, best.cost, by_seconds) >= _key(board, former.cost, by_seconds):
                 best = former
             board.add(best.cost)
             choices[table] = best
         if board.seconds() > before * (1 - 1e-6):
             return
-
-
-def _key(board: Board, cost: TableCost) -> tuple[float, float]:
-    return round(board.seconds(cost), 12), round(board.unevenness(cost), 15)

@@ -18,7 +18,7 @@ from embeddings.usage import Usage
 # Columns of what a holder's and an asker's seconds are told in.
 STAGES = ("ids all-to-all", "lookup", "rows all-to-all", "gradients all-to-all", "row update")
 IDS, LOOKUP, ROWS, GRADIENTS, UPDATE = range(len(STAGES))
-FLOAT_BYTES, COUNT_BYTES = 4, 4
+FLOAT_BYTES, COUNT_BYTES, COUNTER_BYTES = 4, 4, 8
 
 Seconds = NDArray[np.float64]
 Numbers = NDArray[Any]
@@ -67,13 +67,18 @@ class TableCost:
 
 def shard_bytes(config: TableConfig, num_rows: int, num_columns: int) -> int:
     """Return the bytes of a rectangle of a table: rows in their type, and the optimizer's state in fp32."""
-    numbers = num_rows * num_columns
-    return int(numbers * row_number_bytes(config) + num_rows * _state_bytes_per_row(config, num_columns))
+    return int(_bytes(config, num_rows, num_columns))
 
 
 def row_number_bytes(config: TableConfig) -> int:
     """Return the bytes of one number of a stored row."""
     return 4 if config.row_type == "fp32" else 2
+
+
+def _bytes(config: TableConfig, rows: Any, columns: Any) -> Any:
+    counts_updates = isinstance(config.optimizer, RowAdam | RowLamb) or config.row_type != "fp32"
+    per_row = columns * row_number_bytes(config) + _state_bytes_per_row(config, columns)
+    return rows * per_row + (COUNTER_BYTES if counts_updates else 0)
 
 
 def _state_bytes_per_row(config: TableConfig, num_columns: Any) -> Any:
@@ -115,8 +120,9 @@ def cost_of(config: TableConfig, plan: TablePlan, setting: Setting) -> TableCost
     everywhere = np.zeros(len(STAGES))
     everywhere[[ROWS, GRADIENTS]] = slowdown * 2 * vectors.sum() / setting.ranks / machine.copy_bytes_per_second
     holders = np.array([shard.rank for shard in plan.shards])
-    sizes = rows * columns * row_number_bytes(config) + rows * _state_bytes_per_row(config, columns)
-    return TableCost(holders=holders, bytes=sizes, holding=holding, asking=asking, everywhere=everywhere)
+    return TableCost(
+        holders=holders, bytes=_bytes(config, rows, columns), holding=holding, asking=asking, everywhere=everywhere
+    )
 
 
 def count_cells(config: TableConfig, plan: TablePlan, setting: Setting) -> tuple[Numbers, Numbers]:
