@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 Config = TypeVar("Config")
 ERROR, INTERRUPTED = 2, 130
+LOST = 1  # another process, or the network: the same again may succeed
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,23 @@ def run(commands: Mapping[str, Command], argv: Sequence[str] | None = None, *, v
         return commands[known.command].run(arguments[1:])
     try:
         return commands[known.command].run(arguments[1:])
-    except KeyboardInterrupt as stop:
-        return _complain(f"interrupted {stop}".rstrip(), INTERRUPTED)
-    except (ValueError, OSError) as error:
-        return _complain(str(error), ERROR)
-    except Exception as error:
-        return _complain(f"{type(error).__name__}: {error} (RECFORGE_TRACEBACK=1 shows where)", 1)
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt):
+            line = f"interrupted {error}".rstrip()
+        elif isinstance(error, ValueError | OSError):
+            line = str(error)
+        else:
+            line = f"{type(error).__name__}: {error} (RECFORGE_TRACEBACK=1 shows where)"
+        return _complain(line, status_of(error))
+
+
+def status_of(error: BaseException) -> int:
+    """Return the exit status for an error: whether the user stopped, can cure it, or it is unexpected."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, ConnectionError):
+        return LOST
+    return ERROR if isinstance(error, ValueError | OSError) else 1
 
 
 def parse(

@@ -14,6 +14,7 @@ from dlrm.optim.lr_schedules import Schedule
 
 Interaction = Literal["dot", "dcn", "fm", "projection"]
 Metric = Literal["auc", "logloss", "normalized_entropy"]
+ResizedTables = Literal["refuse", "keep"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +126,9 @@ class CheckpointConfig:
     """Save after so many samples; None means after each evaluation."""
     keep_last: int = 2
     """Checkpoints kept beside the best one."""
+    resized_tables: ResizedTables = "refuse"
+    """When a run goes on with tables of another number of rows, with new ones or without some: refuse, or keep the
+    rows that both have. New rows start as those of a new run, rows beyond the end are dropped."""
 
     def __post_init__(self) -> None:
         _at_least(1, self.keep_last, "--checkpoint.keep-last")
@@ -205,8 +209,18 @@ class RunConfig(TrainingConfig):
     """A prepared dataset, or raw files, which are then prepared once."""
     output: Path | None = None
     """The run's folder; if it holds an unfinished run, that run goes on. None makes a new one under runs/."""
+    ranks: int | None = None
+    """Train in so many processes on this machine; None means one, or as many as torchrun has started."""
+    max_restarts: int = 3
+    """With --ranks: start all again from the last checkpoint so many times when one is lost."""
     model: ModelConfig = field(default_factory=ModelConfig)
     tables: TablesConfig = field(default_factory=TablesConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ranks is not None:
+            _at_least(1, self.ranks, "--ranks")
+        _at_least(0, self.max_restarts, "--max-restarts")
 
 
 def _at_least(least: int, number: int, flag: str) -> None:

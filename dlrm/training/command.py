@@ -1,16 +1,28 @@
-"""`recforge train`: from a recipe's name or a configuration file to a finished run."""
+"""`recforge train`: from a recipe's name or a configuration file to a finished run, on one process or many ranks."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlrm.cli import parse
 from dlrm.config import RunConfig
 from dlrm.recipes import RECIPES, Recipe
+from dlrm.training.one_voice import OneVoice
+from dlrm.training.place import Place
+
+if TYPE_CHECKING:
+    from dlrm.data.dataset import Dataset
+    from dlrm.training.hang_watch import HangWatch
+    from dlrm.training.process_group import Group
+    from embeddings.shards import ShardingPlan
+
+# What ranks may have of their own: places on their machines, and who started them. Data are compared by content.
+OWN = ("output", "data", "ranks", "max_restarts")
 
 
 def run_train(argv: list[str]) -> int:
@@ -18,42 +30,120 @@ def run_train(argv: list[str]) -> int:
     if not argv or argv[0].startswith("-"):
         print(_usage())
         return 0 if argv and argv[0] in ("-h", "--help") else 2
-    recipe = _find_recipe(argv[0])
-    program = f"recforge train {argv[0]}"
-    config = parse(RunConfig, argv[1:], program=program, description=recipe.help, default=recipe.config)
-    summary = train(argv[0], recipe, config)
-    print(_describe(summary))
+    place = Place.from_environment()
+    with OneVoice(place) as voice:
+        recipe = _find_recipe(argv[0])
+        program = f"recforge train {argv[0]}"
+        config = parse(RunConfig, argv[1:], program=program, description=recipe.help, default=recipe.config)
+        if not place.is_launched and (config.ranks or 1) > 1:
+            return _launch(argv, config)
+        summary = train(argv[0], recipe, config, voice=voice)
+    if place.rank == 0:
+        print(_describe(summary))
     return 0
 
 
-def train(name: str, recipe: Recipe, config: RunConfig) -> dict[str, Any]:
-    """Provide the data, build the model, train it, and return the summary.
+def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | None = None) -> dict[str, Any]:
+    """Join the other ranks if there are any, provide the data, build the model, train it, and return the summary.
 
     Raises:
-        ValueError: see `Trainer`; or `config.output` holds a run of another configuration.
+        ValueError: see `Trainer` and `join_ranks`; or `config.output` holds a run of another configuration.
     """
     import torch
 
-    from dlrm.data.provide import provide_dataset
-    from dlrm.model import build_dlrm, describe_tables
-    from dlrm.training.guards import check_memory
+    from dlrm.training.hang_watch import PREPARING, HangWatch
+    from dlrm.training.process_group import join_ranks
+    from dlrm.training.run_config import leaves
+    from dlrm.training.train_step import choose_device, describe_step
+
+    voice = voice or OneVoice(Place())
+    place, limit = voice.place, config.parallel.hang_timeout_seconds
+    if place.is_launched and config.ranks not in (None, place.count):
+        raise ValueError(f"--ranks {config.ranks}: torchrun has started {place.count}; leave --ranks out")
+    torch.set_num_threads(config.step.threads or max(1, len(os.sched_getaffinity(0)) // place.per_node))
+    device = choose_device(config.step.device)
+    settings = {setting: value for setting, value in leaves(asdict(config)) if setting.split(".")[0] not in OWN}
+    with join_ranks(place, device, settings, hang_timeout_seconds=limit) as group:
+        voice.store = group.store if place.count > 1 else None
+        with HangWatch(group, voice, timeout_seconds=limit) as watch:
+            output = config.output or Path(group.keep_name("output", _name_run(name)))
+            if place.rank == 0:
+                lines = describe_step(config.step, device, torch.get_num_threads(), ranks_on_machine=place.per_node)
+                for line in [f"run {output}", *lines]:
+                    print(f"recforge: {line}", file=sys.stderr)
+            with watch.stage(PREPARING):
+                dataset = _provide(recipe, config, group)
+            return _fit(name, config, output, dataset, group, watch)
+
+
+def _fit(
+    name: str, config: RunConfig, output: Path, dataset: Dataset, group: Group, watch: HangWatch
+) -> dict[str, Any]:
+    from dlrm.model import build_dlrm
     from dlrm.training.run_state import seed_generators
-    from dlrm.training.train_step import choose_device, compile_dense, describe_step
+    from dlrm.training.train_step import choose_device, compile_dense
     from dlrm.training.trainer import Trainer
 
-    output = config.output or Path("runs") / f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    torch.set_num_threads(config.step.threads or len(os.sched_getaffinity(0)))
     device = choose_device(config.step.device)
-    for line in [f"run {output}", *describe_step(config.step, device, torch.get_num_threads())]:
-        print(f"recforge: {line}", file=sys.stderr)
-    dataset = provide_dataset(recipe.source, config.data)
-    if device.type == "cpu":
-        check_memory(describe_tables(dataset.info, config.model.dim, config.tables))
+    plan = _plan(config, dataset, group, device.type)
     seed_generators(config.seed)
-    model = build_dlrm(dataset.info, config.model, config.tables, seed=config.seed, device=str(device))
+    model = build_dlrm(
+        dataset.info,
+        config.model,
+        config.tables,
+        seed=config.seed,
+        device=str(device),
+        plan=plan,
+        exchange=config.parallel.exchange,
+    )
     if config.step.compile:
         compile_dense(model, device)
-    return Trainer(model, dataset, config, output, recipe=name).fit()
+    trainer = Trainer(model, dataset, config, output, recipe=name, ranks=group.ranks)
+    watch.follow(trainer.stopwatch, lambda: trainer.progress.samples)
+    return trainer.fit()
+
+
+def _provide(recipe: Recipe, config: RunConfig, group: Group) -> Dataset:
+    """Prepare the data on rank 0 where they are not yet, and open them on all."""
+    from dlrm.data.dataset import DESCRIPTION, Dataset
+    from dlrm.data.provide import provide_dataset
+
+    if group.ranks.is_first:
+        dataset = provide_dataset(recipe.source, config.data)
+        group.store.set("dataset", str(dataset.folder.resolve()))
+    else:
+        folder = Path(group.wait_for("dataset"))
+        # Each may have the data in a place of its own, but only prepared ones.
+        dataset = Dataset(config.data if config.data is not None and (config.data / DESCRIPTION).is_file() else folder)
+    group.check_alike({"data of the fingerprint": dataset.fingerprint}, "give all ranks the same --data")
+    return dataset
+
+
+def _plan(config: RunConfig, dataset: Dataset, group: Group, device: str) -> ShardingPlan | None:
+    from dlrm.model import describe_tables
+    from dlrm.training.guards import check_memory
+
+    tables = describe_tables(dataset.info, config.model.dim, config.tables)
+    if group.ranks.count == 1:
+        if device == "cpu":
+            check_memory(tables)
+        return None
+    from embeddings.plan import plan_tables
+
+    return plan_tables(tables, ranks=group.ranks.count, ranks_per_node=group.ranks.per_node)
+
+
+def _launch(argv: list[str], config: RunConfig) -> int:
+    """Start this command on several ranks, which share a folder through all restarts."""
+    from dlrm.training.launch import launch_ranks
+
+    output = [] if config.output is not None else ["--output", _name_run(argv[0])]
+    program = ["-m", "dlrm", "train", *argv, *output]
+    return launch_ranks(program, ranks=config.ranks or 1, max_restarts=config.max_restarts)
+
+
+def _name_run(name: str) -> str:
+    return str(Path("runs") / f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 def _find_recipe(name: str) -> Recipe:

@@ -17,7 +17,7 @@ from dlrm.training.run_log import finite
 CONFIG = "config.json"
 # What a run may be continued with in another form: none of it bends the path that was already taken.
 MAY_CHANGE = (
-    *("data", "output", "epochs", "time_limit_seconds"),
+    *("data", "output", "ranks", "max_restarts", "epochs", "time_limit_seconds"),
     *("log_every_samples", "evaluation", "checkpoint", "guards", "parallel"),
 )
 
@@ -41,8 +41,8 @@ def check_same_run(folder: Path, settings: Mapping[str, Any]) -> None:
     path = folder / CONFIG
     if not path.is_file():
         return
-    former = dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
-    now = dict(_leaves(settings))
+    former = dict(leaves(json.loads(path.read_text(encoding="utf-8"))))
+    now = dict(leaves(settings))
     for name in sorted(now.keys() | {key for key in former if key.split(".")[0] in settings}):
         if name.split(".")[0] not in MAY_CHANGE and former.get(name) != now.get(name):
             raise ValueError(
@@ -51,9 +51,10 @@ def check_same_run(folder: Path, settings: Mapping[str, Any]) -> None:
             )
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of everything in nested mappings that is not a mapping itself."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+            yield from leaves(item, f"{path}.{key}" if path else str(key))
     else:
         yield path, value
