@@ -1,4 +1,4 @@
-"""The rows a table starts with, as a pure function of the seed and the table, whatever kernel holds them."""
+"""The rows a table starts with, as a pure function of the seed and the table, whatever kernel or rank holds them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,57 @@ from torch import Tensor
 
 from embeddings.tables import TableConfig
 
+_DRAWS_PER_COUNT = 8  # Philox makes four 64-bit numbers of one count, and a float32 takes half of one
+_CHUNK = 1 << 20  # numbers drawn at a time where only some columns are kept
 
-def initial_rows(config: TableConfig, *, seed: int) -> Tensor:
-    """Draws a table's first rows: [num_rows, dim] float32 on the CPU, uniform in [-scale, scale).
+
+def initial_rows(
+    config: TableConfig,
+    *,
+    seed: int,
+    first_row: int = 0,
+    num_rows: int | None = None,
+    first_column: int = 0,
+    num_columns: int | None = None,
+) -> Tensor:
+    """Draws a table's first rows, or a rectangle of them: float32 on the CPU, uniform in [-scale, scale).
 
     The stream depends on the seed and the table's name only, so adding, removing or reordering tables leaves the
-    others as they were. Philox is counter-based: a shard can start in the middle of it.
+    others as they were. Philox is counter-based: rows before the first one wanted are never drawn.
+
+    Returns:
+        [num_rows, num_columns], from ``first_row`` and ``first_column`` on; by default the whole table.
     """
-    # Python's hash() of a string differs from process to process.
-    name_hash = int.from_bytes(hashlib.blake2b(config.name.encode(), digest_size=8).digest(), "little")
-    stream = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, name_hash])))
-    rows = np.empty((config.num_rows, config.dim), dtype=np.float32)
-    stream.random(dtype=np.float32, out=rows)
+    num_rows = config.num_rows - first_row if num_rows is None else num_rows
+    num_columns = config.dim - first_column if num_columns is None else num_columns
+    rows = np.empty((num_rows, num_columns), dtype=np.float32)
+    if num_columns == config.dim:
+        _stream_from(config, seed, first_row * config.dim).random(dtype=np.float32, out=rows)
+    else:
+        columns = slice(first_column, first_column + num_columns)
+        stream = _stream_from(config, seed, first_row * config.dim)
+        step = max(1, _CHUNK // config.dim)
+        for first in range(0, num_rows, step):
+            some = rows[first : first + step]
+            some[:] = stream.random((some.shape[0], config.dim), dtype=np.float32)[:, columns]
     scale = np.float32(config.initial_scale)
     rows *= 2 * scale
     rows -= scale
     return torch.from_numpy(rows)
+
+
+def stream_of(config: TableConfig, seed: int) -> int:
+    """Gives the 64-bit number that sets a table's random numbers apart from other tables' and seeds'."""
+    # Python's hash() of a string differs from process to process.
+    text = f"{seed} {config.name}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def _stream_from(config: TableConfig, seed: int, draws: int) -> np.random.Generator:
+    # Python's hash() of a string differs from process to process.
+    name_hash = int.from_bytes(hashlib.blake2b(config.name.encode(), digest_size=8).digest(), "little")
+    bits = np.random.Philox(np.random.SeedSequence([seed, name_hash]))
+    bits.advance(draws // _DRAWS_PER_COUNT)
+    stream = np.random.Generator(bits)
+    stream.random(draws % _DRAWS_PER_COUNT, dtype=np.float32)
+    return stream

@@ -22,18 +22,23 @@ class Jagged:
     positions: list[int]  # of the tables' features among the batch's keys
     ids_per_feature: list[int]  # in the tables' order
     batch_size: int
+    weights: Tensor | None = None  # [num_ids] float32
+
+    def cell_of(self, at: int) -> int:
+        """Says which ``c`` holds ``ids[at]``."""
+        return int(torch.searchsorted(self.offsets, at, right=True)) - 1
 
     def bag_of(self, at: int) -> int:
         """Says which bag of its feature holds ``ids[at]``."""
-        cell = int(torch.searchsorted(self.offsets, at, right=True)) - 1
-        return cell % self.batch_size
+        return self.cell_of(at) % self.batch_size
 
 
 def read_jagged(features: KeyedJaggedTensor, names: Sequence[str]) -> Jagged:
     """Reads the named features out of a batch, in any order and among others.
 
     Raises:
-        ValueError: When a feature is missing, or what the batch holds does not fit together.
+        ValueError: When a feature is missing, what the batch holds does not fit together, or its weights are to be
+            learned.
     """
     keys = features.keys()
     place = {key: i for i, key in enumerate(keys)}
@@ -42,11 +47,16 @@ def read_jagged(features: KeyedJaggedTensor, names: Sequence[str]) -> Jagged:
             raise ValueError(f"feature {name!r}: expected it in the batch, got the features {', '.join(keys)}")
     if features.variable_stride_per_key():
         raise ValueError("batch: expected as many bags in every feature, got a batch size per feature")
-    if features.weights_or_none() is not None:
-        raise ValueError("batch: expected ids without weights, got weights; tables pool by sum or mean only")
+    weights = features.weights_or_none()
+    if weights is not None and weights.requires_grad:
+        raise ValueError("batch: expected weights that need no gradient, got some that do: tables give them none")
     ids, offsets, batch_size = features.values().contiguous(), features.offsets().long(), features.stride()
     if ids.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"batch: expected ids of type int32 or int64, got {ids.dtype}")
+    if weights is not None:
+        weights = weights.float().contiguous()
+        if weights.shape != ids.shape:
+            raise ValueError(f"batch: expected a weight for each of {ids.numel()} ids, got {weights.numel()} weights")
     if batch_size == 0:
         return Jagged(
             ids=ids,
@@ -54,10 +64,18 @@ def read_jagged(features: KeyedJaggedTensor, names: Sequence[str]) -> Jagged:
             positions=[place[name] for name in names],
             ids_per_feature=[0] * len(names),
             batch_size=0,
+            weights=weights,
         )
     ends = offsets[::batch_size].tolist()
     if ends[0] != 0 or ends[-1] != ids.numel() or len(ends) != len(keys) + 1 or bool((offsets.diff() < 0).any()):
         raise ValueError(f"batch: expected lengths >= 0 that add up to {ids.numel()} ids, got a sum of {ends[-1]}")
     positions = [place[name] for name in names]
     counts = [ends[position + 1] - ends[position] for position in positions]
-    return Jagged(ids=ids, offsets=offsets, positions=positions, ids_per_feature=counts, batch_size=batch_size)
+    return Jagged(
+        ids=ids,
+        offsets=offsets,
+        positions=positions,
+        ids_per_feature=counts,
+        batch_size=batch_size,
+        weights=weights,
+    )
