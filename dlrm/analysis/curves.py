@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from dlrm.analysis.charts import BLUE, GREEN, GREY, ORANGE, Chart, as_figure, dashed_line, lay_out
 from dlrm.analysis.quantities import format_count, format_number
 from dlrm.analysis.run_folder import Record, Run
+from dlrm.training.stage_times import AVOIDABLE
 
 MOST_POINTS = 1000
 MOST_MARKERS = 40
@@ -81,6 +82,16 @@ def draw_throughput(run: Run) -> Chart | None:
     speed = [(b[0], (b[0] - a[0]) / (b[1] - a[1])) for a, b in pairwise(course) if b[1] > a[1]]
     curve = Curve(label="samples per second", points=thin(speed), color=GREEN, digits=0)
     return _curve_chart(run, "throughput", "Samples per second", [curve], from_zero=True)
+
+
+def draw_waits(run: Run) -> Chart | None:
+    """Return which share of a step went into waiting and exchanging, between one log entry and the next."""
+    known = [(record["samples"], record["stages"]) for record in run.training if record.get("stages")]
+    shares = [
+        (samples, sum(stages.get(name, {}).get("share") or 0.0 for name in AVOIDABLE)) for samples, stages in known
+    ]
+    curve = Curve(label="share of a step", points=thin(shares), color=ORANGE, digits=3)
+    return _curve_chart(run, "waits", "Waiting for data and for other ranks", [curve], from_zero=True)
 
 
 def thin(points: Points, most: int = MOST_POINTS) -> Points:

@@ -7,10 +7,12 @@ import math
 
 import plotly.graph_objects as go
 
+from dlrm.analysis.bottleneck import share_out_time, spread_over_ranks
 from dlrm.analysis.charts import BLUE, GREY, Chart, as_figure, dashed_line, lay_out
 from dlrm.analysis.quantities import format_count, format_duration, format_share
 from dlrm.analysis.run_folder import Record, Run
-from dlrm.analysis.verdict import describe_calibration, share_out_time
+from dlrm.analysis.verdict import describe_calibration
+from dlrm.training.stage_times import Spread
 
 
 def draw_calibration(record: Record | None) -> Chart | None:
@@ -36,12 +38,13 @@ def draw_calibration(record: Record | None) -> Chart | None:
 
 
 def draw_stages(run: Run) -> Chart | None:
-    """Return a bar per stage of the loop, the largest on top."""
-    stages = share_out_time(run)
+    """Return a bar per stage of the loop, the largest on top; of several ranks the mean, with the range over them."""
+    stages, of_ranks = share_out_time(run), spread_over_ranks(run)
     total = sum(seconds for _, seconds in stages)
     if not total:
         return None
     names = [html.escape(name) for name, _ in stages]
+    margins = [_margins(of_ranks.get(name), total) for name, _ in stages]
     bars = go.Bar(
         orientation="h",
         y=names,
@@ -52,19 +55,37 @@ def draw_stages(run: Run) -> Chart | None:
         cliponaxis=False,
         marker={"color": [BLUE] + [GREY] * (len(stages) - 1)},
         hovertemplate="%{customdata}<extra></extra>",
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [up for _, up in margins],
+            "arrayminus": [down for down, _ in margins],
+            "visible": bool(of_ranks),
+            "color": GREY,
+            "thickness": 1.2,
+            "width": 3,
+        },
     )
     layout = lay_out("") | {"bargap": 0.35, "margin": {"l": 8, "r": 8, "t": 4, "b": 4}}
     # Room to the right for the number behind the longest bar, also on a phone.
-    layout["xaxis"] |= {"visible": False, "range": [0, 1.35 * stages[0][1] / total]}
+    longest = max(seconds / total + up for (_, seconds), (_, up) in zip(stages, margins, strict=True))
+    layout["xaxis"] |= {"visible": False, "range": [0, 1.35 * longest]}
     layout["yaxis"] |= {"autorange": "reversed", "showgrid": False}
     spoken = ", ".join(f"{name} {format_share(seconds / total)}" for name, seconds in stages)
     return Chart(
         name="stages",
-        title="Share of the time",
+        title="Share of the time" + (", from the fastest rank to the slowest" if of_ranks else ""),
         description=f"Of {format_duration(total)}: {spoken}.",
         figure=as_figure([bars], layout),
         height=34 * len(stages) + 16,
     )
+
+
+def _margins(stage: Spread | None, total: float) -> tuple[float, float]:
+    """Return how far a stage's share reaches below and above its mean over ranks."""
+    if stage is None:
+        return 0.0, 0.0
+    return (stage["seconds"] - stage["least"]) / total, (stage["most"] - stage["seconds"]) / total
 
 
 def draw_segments(run: Run) -> Chart | None:

@@ -13,7 +13,7 @@ import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from dlrm.analysis import curves, diagrams, verdict
+from dlrm.analysis import bottleneck, curves, diagrams, verdict
 from dlrm.analysis.charts import GREY
 from dlrm.analysis.quantities import format_bytes, format_count, format_number, format_setting, format_share
 from dlrm.analysis.run_folder import Record, Run, read_run
@@ -92,7 +92,7 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= FILTERS
-    stages = verdict.share_out_time(run)
+    stages = bottleneck.share_out_time(run)
     record = run.last_measured
     return environment.get_template("report.html").render(
         run=run,
@@ -106,8 +106,9 @@ def render(run: Run) -> str:
         calibration=diagrams.draw_calibration(record),
         calibration_words=verdict.describe_calibration(record) if record else [],
         stages=diagrams.draw_stages(run),
-        bottleneck=verdict.describe_bottleneck(stages) if stages else None,
+        bottleneck=bottleneck.describe_bottleneck(stages, bottleneck.spread_over_ranks(run)) if stages else None,
         throughput=curves.draw_throughput(run),
+        waits=curves.draw_waits(run),
         segments=diagrams.draw_segments(run),
         segment_by=run.config.get("evaluation", {}).get("segment_by"),
         table_total=sum_up_tables(run.tables),

@@ -10,21 +10,6 @@ from dlrm.analysis.run_folder import Record, Run
 from dlrm.training.metrics import is_at_chance
 
 CALIBRATION_TOLERANCE = 0.1
-OTHER_STAGE = "rest of the loop"
-OUTSIDE_TRAINING = ("evaluation", "checkpoint")  # what a run's `seconds` leave out
-# Which settings act on a stage, for the reader whose run spends most of its time there.
-_STAGE_ADVICE = {
-    "waiting for data": "The step is faster than the reader: a faster disk, or fewer columns, would help.",
-    "table lookup": "Shorter rows (--model.dim) or fewer ids per bag make it cheaper.",
-    "dense forward": "Narrower layers (--model.bottom, --model.top), --step.precision bf16, --step.compile act on it.",
-    "backward and row update": (
-        "It holds the MLPs' gradients and the update of the rows. Narrower layers (--model.bottom, --model.top), "
-        "shorter rows (--model.dim) and larger batches (--step.global-batch-size), whose rows coincide more, act on it."
-    ),
-    "dense update": "Larger batches (--step.global-batch-size) need fewer of them.",
-    "evaluation": "Fewer evaluations (--evaluation.every-samples) leave more time to train.",
-    "checkpoint": "Fewer checkpoints (--checkpoint.every-samples) leave more time to train.",
-}
 
 
 def describe_quality(run: Run) -> str:
@@ -114,28 +99,6 @@ def describe_calibration(record: Record) -> list[str]:
             f"{format_share(worst['mean_label'])} of them are positive."
         )
     return sentences
-
-
-def share_out_time(run: Run) -> list[tuple[str, float]]:
-    """Return stages and their seconds, largest first, with what the stopwatch did not see as a stage of its own."""
-    record = run.last_measured or {}
-    stages: dict[str, float] = dict(record.get("stage_seconds") or {})
-    if not stages:
-        return []
-    outside = sum(stages.get(name, 0.0) for name in OUTSIDE_TRAINING)
-    if (other := (record.get("seconds") or 0.0) + outside - sum(stages.values())) > 0:
-        stages[OTHER_STAGE] = other
-    return sorted(stages.items(), key=lambda stage: stage[1], reverse=True)
-
-
-def describe_bottleneck(stages: list[tuple[str, float]]) -> str:
-    """Say which stage took most of the time, and what acts on it."""
-    total = sum(seconds for _, seconds in stages)
-    if not total:
-        return "No time was measured: the run ended before its first step."
-    name, seconds = stages[0]
-    share = f"{format_share(seconds / total, 0)} of {format_duration(total)}"
-    return f"The largest part, {share}, went into: {name}. {_STAGE_ADVICE.get(name, '')}".strip()
 
 
 def list_figures(run: Run) -> list[dict[str, Any]]:

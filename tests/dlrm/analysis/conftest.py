@@ -88,6 +88,7 @@ def _training() -> Iterator[dict[str, Any]]:
             "samples_per_second": 8000.0,
             "dense_learning_rate": 0.005 * min(1.0, i / 5),
             "tables_learning_rate_factor": 1.0 if i < 30 else 1.0 - (i - 30) / 25,
+            "stages": {"waiting for data": {"share": 0.01 * (i % 5)}, "lookup": {"share": 0.2}},
         }
 
 
@@ -110,8 +111,8 @@ def _summary() -> dict[str, Any]:
         "stage_seconds": {
             "waiting for data": 4.2,
             "dense forward": 38.0,
-            "table lookup": 15.0,
-            "backward and row update": 57.0,
+            "lookup": 15.0,
+            "dense backward": 57.0,
             "dense update": 8.0,
             "evaluation": 14.0,
             "checkpoint": 0.8,

@@ -13,17 +13,16 @@ from pathlib import Path
 import pytest
 
 from dlrm import cli
+from dlrm.analysis.bottleneck import describe_bottleneck, share_out_time, spread_over_ranks
 from dlrm.analysis.curves import thin
-from dlrm.analysis.diagrams import wilson_margins
+from dlrm.analysis.diagrams import draw_stages, wilson_margins
 from dlrm.analysis.quantities import format_bytes, format_duration, format_setting
 from dlrm.analysis.report import split_at_flags, write_report
 from dlrm.analysis.run_folder import read_run
 from dlrm.analysis.verdict import (
-    describe_bottleneck,
     describe_course,
     describe_quality,
     list_complaints,
-    share_out_time,
 )
 
 WriteRun = Callable[..., Path]
@@ -135,12 +134,48 @@ def test_auc_beyond_three_standard_errors_is_not_chance(write_run: WriteRun) -> 
 def test_time_adds_up_and_names_the_bottleneck(write_run: WriteRun) -> None:
     run = read_run(write_run())
     stages = share_out_time(run)
-    assert stages[0] == ("backward and row update", 57.0)
+    assert stages[0] == ("dense backward", 57.0)
     assert [seconds for _, seconds in stages] == sorted((seconds for _, seconds in stages), reverse=True)
     # 125.4 s of training, of which the stopwatch saw 122.2; 14.8 s of evaluation and checkpoints beside it
     assert dict(stages)["rest of the loop"] == pytest.approx(125.4 - 122.2)
     assert sum(seconds for _, seconds in stages) == pytest.approx(125.4 + 14.8)
-    assert describe_bottleneck(stages).startswith("The largest part, 41 % of 2 min 20 s, went into: backward and row")
+    assert describe_bottleneck(stages).startswith("The largest part, 41 % of 2 min 20 s, went into: dense backward")
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "expected"),
+    [
+        ("waiting for data", 10.0, "The largest part"),  # 9 % of the steps' time
+        ("waiting for data", 40.0, "The loop waits 29 % of a step for data: the step is faster than the reader"),
+        ("ids all-to-all", 20.0, "The ids' all-to-all takes 17 % of a step: .*--step.global-batch-size"),
+        ("rows all-to-all", 20.0, "The all-to-all of looked-up rows takes 17 % of a step: --parallel.exchange bf16"),
+        ("gradients all-to-all", 20.0, "The all-to-all of the rows' gradients takes 17 % of a step"),
+    ],
+)
+def test_waiting_is_named_before_work(write_run: WriteRun, name: str, seconds: float, expected: str) -> None:
+    work = {"dense forward": 60.0, "lookup": 40.0, "evaluation": 50.0}
+    folder = write_run(stage_seconds=work | {name: seconds}, seconds=100.0 + seconds)
+    assert re.match(expected, describe_bottleneck(share_out_time(read_run(folder))))
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert expected.split(":")[0].replace("'", "&#39;") in page
+
+
+def test_a_rank_that_holds_up_the_others_is_named(write_run: WriteRun) -> None:
+    stages = {"lookup": 30.0, "rows all-to-all": 40.0, "dense forward": 30.0}
+    spread = {
+        "lookup": {"seconds": 30.0, "least": 10.0, "most": 70.0, "most_rank": 3},
+        "rows all-to-all": {"seconds": 40.0, "least": 1.0, "most": 60.0, "most_rank": 0},
+    }
+    run = read_run(write_run(stage_seconds=stages, stages_of_ranks=spread, seconds=100.0))
+    words = describe_bottleneck(share_out_time(run), spread_over_ranks(run))
+    assert words.startswith("Rank 3 spends 70 % of a step on its lookup, the mean of all ranks is 30 %")
+    spread["lookup"] |= {"most": 35.0}
+    words = describe_bottleneck(share_out_time(run), spread)
+    assert words.startswith("The all-to-all of looked-up rows takes 40 % of a step")
+    bars = draw_stages(run).figure["data"][0]
+    assert bars["error_x"]["array"] == pytest.approx([0.2, 0.4, 0.0])
+    assert bars["error_x"]["arrayminus"] == pytest.approx([0.39, 0.2, 0.0])
+    assert bars["error_x"]["visible"]
 
 
 @pytest.mark.parametrize(

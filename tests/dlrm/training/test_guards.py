@@ -13,8 +13,9 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+from dlrm.analysis.bottleneck import share_out_time
 from dlrm.analysis.run_folder import read_run
-from dlrm.analysis.verdict import describe_unfinished, share_out_time
+from dlrm.analysis.verdict import describe_unfinished
 from dlrm.batch import Batch
 from dlrm.cli import main
 from dlrm.config import CheckpointConfig, EvaluationConfig, StepConfig, TrainingConfig
