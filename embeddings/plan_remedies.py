@@ -13,7 +13,7 @@ from embeddings.row_optimizers import RowSGD, RowWiseAdagrad
 from embeddings.table_cost import shard_bytes
 from embeddings.tables import TableConfig
 
-MOST_RANKS = 1 << 14  # that are tried
+MOST_RANKS = 1 << 12  # that are tried
 Number = TypeVar("Number", int, float)
 
 
@@ -125,18 +125,28 @@ def _fullest(task: PlanTask) -> int:
 
 
 def _enough_ranks(task: PlanTask) -> int | None:
-    """Return the smallest number of ranks that hold the tables; found from the bytes, then tried upwards."""
+    """Return the smallest number of ranks that hold the tables; found from the bytes, then tried."""
     memory, per_node = task.memory_bytes or 0, task.setting.ranks_per_node
-    copied = sum(_whole_bytes(c) for c in task.configs if task.candidates(c)[0].sharding == "replicated")
+    options = {config.name: task.candidates(config) for config in task.configs}
+    copied = sum(_whole_bytes(c) for c in task.configs if options[c.name][0].sharding == "replicated")
     cut = sum(map(_whole_bytes, task.configs)) - copied
-    if memory <= copied:
+    kept_whole = [c for c in task.configs if task.asked[c.name] == "table_wise"]
+    if memory <= copied or any(_whole_bytes(config) > memory - copied for config in kept_whole):
         return None
-    ranks = max(task.setting.ranks + 1, math.ceil(cut / (memory - copied)))
-    while (ranks := math.ceil(ranks / per_node) * per_node) <= MOST_RANKS:
-        if replace(task, setting=replace(task.setting, ranks=ranks)).fits():
-            return ranks
-        ranks += max(1, ranks // 32)
-    return None
+
+    def fits(nodes: int) -> bool:
+        return replace(task, setting=replace(task.setting, ranks=nodes * per_node)).fits()
+
+    low = task.setting.ranks // per_node
+    high = max(low + 1, math.ceil(cut / (memory - copied) / per_node))
+    while not fits(high):
+        low, high = high, high + max(1, high - low)
+        if high * per_node > MOST_RANKS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high * per_node
 
 
 def _wide_enough(task: PlanTask) -> int | None:

@@ -14,7 +14,8 @@ from embeddings.table_cost import STAGES, Setting, TableCost, cost_of
 from embeddings.tables import TableConfig
 
 SWEEPS = 8  # over all tables; the second finds little, and the fourth hardly anything
-WORTH = 0.01  # gain for which tables are cut into more pieces
+WORTH = 0.01  # share of a step for which one plan is taken before one with fewer pieces
+CUT_WORTH = 0.005  # share of a step for which one table is cut: pieces bring work and messages that no model counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,14 +219,16 @@ def _best(candidates: Sequence[Candidate], board: Board, load: Load) -> Choice |
     loads = load(board)
     choices = [choose_ranks(candidate, board, loads) for candidate in candidates]
     fitting = [choice for choice in choices if board.has_room(choice.cost)]
-    return min(fitting, key=lambda choice: _key(board, choice.cost, load), default=None)
+    return min(fitting, key=lambda choice: _key(board, choice, load), default=None)
 
 
-def _key(board: Board, cost: TableCost, load: Load) -> tuple[float, float]:
+def _key(board: Board, choice: Choice, load: Load) -> tuple[float, float]:
+    cost = choice.cost
     if load is by_bytes:
         return float((board.bytes[cost.holders] + cost.bytes).max()), board.seconds(cost)
+    seconds = board.seconds(cost) * (1.0 if choice.candidate.pieces == 1 else 1.0 + CUT_WORTH)
     # Rounded, so that what differs by the order of additions only is equal.
-    return round(board.seconds(cost), 12), round(board.unevenness(cost), 15)
+    return round(seconds, 12), round(board.unevenness(cost), 15)
 
 
 def _improve(options: Sequence[Sequence[Candidate]], choices: list[Choice], board: Board) -> None:
@@ -235,7 +238,7 @@ def _improve(options: Sequence[Sequence[Candidate]], choices: list[Choice], boar
             former = choices[table]
             board.add(former.cost, -1)
             best = _best(candidates, board, by_seconds)
-            if best is None or _key(board, best.cost, by_seconds) >= _key(board, former.cost, by_seconds):
+            if best is None or _key(board, best, by_seconds) >= _key(board, former, by_seconds):
                 best = former
             board.add(best.cost)
             choices[table] = best

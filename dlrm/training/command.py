@@ -128,9 +128,19 @@ def _plan(config: RunConfig, dataset: Dataset, group: Group, device: str) -> Sha
         if device == "cpu":
             check_memory(tables)
         return None
-    from embeddings.plan import plan_tables
+    from dlrm.planning.plan_run import memory_for_tables, plan_run
 
-    return plan_tables(tables, ranks=group.ranks.count, ranks_per_node=group.ranks.per_node)
+    ranks = group.ranks
+    (least,) = min(ranks.gather_numbers([memory_for_tables(device, ranks.per_node)]))
+    return plan_run(
+        tables,
+        config.parallel,
+        dataset,
+        ranks=ranks.count,
+        ranks_per_node=ranks.per_node,
+        global_batch_size=config.step.global_batch_size,
+        memory_bytes=int(least),
+    )
 
 
 def _launch(argv: list[str], config: RunConfig) -> int:

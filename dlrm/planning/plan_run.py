@@ -1,0 +1,119 @@
+"""From a run's settings and data to its plan: the flags of `--parallel`, the data's statistics, the memory there is."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from dlrm.config import ParallelConfig
+from dlrm.data.dataset import Dataset
+from dlrm.planning.statistics import measure_usage
+from embeddings.machine import CPU, Machine
+from embeddings.plan import DoesNotFitError, plan_tables
+from embeddings.shards import SHARDINGS, Sharding, ShardingPlan
+from embeddings.tables import TableConfig
+
+GPU_SHARE = 0.8
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+
+
+def plan_run(
+    configs: Sequence[TableConfig],
+    parallel: ParallelConfig,
+    dataset: Dataset,
+    *,
+    ranks: int,
+    ranks_per_node: int,
+    global_batch_size: int,
+    memory_bytes: int | None,
+    machine: Machine = CPU,
+) -> ShardingPlan:
+    """Plan the tables of a run; equal arguments give equal plans, so that ranks need not talk about it.
+
+    Args:
+        configs: the tables.
+        parallel: what the user asked for.
+        dataset: whose training samples tell what batches ask for.
+        ranks: number of processes.
+        ranks_per_node: of them on one machine.
+        global_batch_size: samples per step, over all ranks.
+        memory_bytes: of a rank, where ``--parallel.memory`` does not say; the same on all ranks.
+        machine: where the ranks run.
+
+    Raises:
+        ValueError: the tables do not fit, or a flag does; its message names the flag.
+    """
+    asked = parallel.memory
+    try:
+        return plan_tables(
+            configs,
+            ranks=ranks,
+            ranks_per_node=ranks_per_node,
+            statistics=measure_usage(dataset, configs, global_batch_size),
+            machine=machine,
+            memory_bytes=parse_bytes(asked, "--parallel.memory") if asked is not None else memory_bytes,
+            sharding=parallel.sharding,
+            fixed=parse_fixed(parallel.tables, [config.name for config in configs]),
+            replicate_below_rows=parallel.replicate_below_rows,
+        )
+    except DoesNotFitError as error:
+        raise ValueError(f"{error} ({_name_flags(error)})") from error
+
+
+def parse_fixed(entries: Sequence[str], names: Sequence[str]) -> dict[str, Sharding]:
+    """Read ``--parallel.tables NAME=KIND ...``.
+
+    Raises:
+        ValueError: an entry has another form, or its table or kind does not exist.
+    """
+    fixed: dict[str, Sharding] = {}
+    for entry in entries:
+        name, _, kind = entry.rpartition("=")  # a table's name may hold one
+        known = next((sharding for sharding in SHARDINGS if sharding == kind), None)
+        if not name or known is None:
+            raise ValueError(f"--parallel.tables: expected NAME=KIND with one of {', '.join(SHARDINGS)}, got '{entry}'")
+        if name not in names:
+            raise ValueError(f"--parallel.tables: expected one of the tables {', '.join(names)}, got '{name}'")
+        if fixed.setdefault(name, known) != known:
+            raise ValueError(f"--parallel.tables: expected one kind for table '{name}', got {fixed[name]} and {kind}")
+    return fixed
+
+
+def parse_bytes(text: str, flag: str) -> int:
+    """Read a size such as 80GB (10^9 bytes) or 80GiB (2^30).
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = UNITS.get((match[2] or "B").upper()) if match else None
+    if match is None or unit is None or not float(match[1]) * unit >= 1:
+        raise ValueError(f"{flag}: expected a size such as 80GB or 80GiB, got '{text}'")
+    return int(float(match[1]) * unit)
+
+
+def memory_for_tables(device: str, ranks_per_node: int) -> int:
+    """Return the bytes of this machine that a rank may fill with rows.
+
+    On a CPU half of its share, as a checkpoint takes a copy; on a GPU what activations leave.
+    """
+    if device == "cuda":
+        import torch
+
+        return int(GPU_SHARE * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (2 * ranks_per_node)
+
+
+def _name_flags(error: DoesNotFitError) -> str:
+    remedies = error.remedies
+    flags = [
+        ("--ranks", remedies.ranks),
+        ("--parallel.memory", remedies.memory_bytes),
+        ("--tables.row-type", remedies.row_type),
+        ("--tables.optimizer", remedies.optimizer),
+        ("--model.dim", remedies.dim),
+        ("--parallel.sharding, --parallel.tables", remedies.auto),
+    ]
+    return ", ".join(flag for flag, found in flags if found) or "prepare the data with fewer rows: num_rows, min_count"
