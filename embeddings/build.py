@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -11,7 +11,7 @@ from embeddings.interface import Tables
 from embeddings.shards import ShardingPlan
 from embeddings.tables import TableConfig
 
-Exchange = Literal["fp32", "fp16", "bf16"]
+Exchange = Literal["fp32", "fp16", "bf16"]  # how rows and gradients travel between ranks
 Kernel = Literal["auto", "numba", "fbgemm"]
 
 
@@ -32,8 +32,8 @@ def build_tables(
         seed: Rows start as a function of the seed and the table's name.
         kernel: ``"numba"``: our own kernels, CPU only. ``"fbgemm"``: fbgemm's fused tables, CPU or CUDA.
             ``"auto"``: numba on the CPU, fbgemm elsewhere.
-        plan: What lies on which rank of ``torch.distributed``'s default group, which must be running; None keeps
-            every table whole in this process.
+        plan: What lies on which rank of ``torch.distributed``'s default group, which must be running; None, or a plan
+            of one rank, keeps every table whole in this process.
         exchange: Type in which rows and gradients travel between ranks.
 
     Raises:
@@ -42,16 +42,33 @@ def build_tables(
     device = torch.device(device)
     if kernel not in ("auto", "numba", "fbgemm"):
         raise ValueError(f"kernel: expected 'auto', 'numba' or 'fbgemm', got {kernel!r}")
+    if exchange not in get_args(Exchange):
+        raise ValueError(f"exchange: expected 'fp32', 'fp16' or 'bf16', got {exchange!r}")
     if kernel == "numba" and device.type != "cpu":
         raise ValueError(f"kernel 'numba': expected device 'cpu', got {str(device)!r}; use kernel 'fbgemm' there")
+    if plan is not None:
+        plan.check(configs)
+    is_sharded = plan is not None and plan.ranks > 1
+    # Imported where used: each kernel takes a second to load, and only one is.
     if kernel == "numba" or (kernel == "auto" and device.type == "cpu"):
-        # Imported here, as below: each kernel takes a second to load, and only one is used.
+        _check_memory(configs)
+        if plan is not None and is_sharded:
+            from embeddings.sharded_tables import ShardedTables
+
+            return ShardedTables(configs, plan=plan, seed=seed, exchange=exchange)
         from embeddings.local_tables import LocalTables
 
-        for config in configs:
-            if config.memory != "device":
-                raise ValueError(f"table {config.name!r}: expected memory 'device' on the CPU, got {config.memory!r}")
         return LocalTables(configs, seed=seed)
+    if plan is not None and is_sharded:
+        from embeddings.torchrec_tables import TorchrecTables
+
+        return TorchrecTables(configs, plan=plan, device=device, seed=seed, exchange=exchange)
     from embeddings.fbgemm_tables import FbgemmTables
 
     return FbgemmTables(configs, device=device, seed=seed)
+
+
+def _check_memory(configs: Sequence[TableConfig]) -> None:
+    for config in configs:
+        if config.memory != "device":
+            raise ValueError(f"table {config.name!r}: expected memory 'device' on the CPU, got {config.memory!r}")

@@ -125,6 +125,10 @@ class Tables(nn.Module, ABC):
 
     def _state_tensors(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
         for rows in self.rows():
-            yield f"{prefix}{rows.config.name}.weight", rows.weight
+            table = f"{prefix}{rows.config.name}"
+            if tuple(rows.weight.shape) != (rows.config.num_rows, rows.config.dim):
+                # A process may hold several rectangles of one table.
+                table += f"[{rows.first_row}, {rows.first_column}]"
+            yield f"{table}.weight", rows.weight
             for name, tensor in rows.state.items():
-                yield f"{prefix}{rows.config.name}.{name}", tensor
+                yield f"{table}.{name}", tensor

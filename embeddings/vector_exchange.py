@@ -1,0 +1,149 @@
+"""Vectors on their way back to who asked for them, and their gradients on the way there: an all-to-all each.
+
+Both lie in one flat tensor: first those of cells that other ranks ask of this one, then those that this rank asks of
+itself, which do not travel, then those that it asks of others. Forward sends the first and receives the last, backward
+the other way round, and both sides know all sizes from the ids.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from embeddings.lanes import Lanes
+
+Exchange = Literal["fp32", "fp16", "bf16"]
+Longs = NDArray[np.int64]
+
+_FP16_TOP = 14  # powers of two up to 2**15 fit; one less, so that rounding up does too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where vectors lie in the flat tensor.
+
+    Attributes:
+        size: Numbers in all.
+        starts: [lanes]: where the vectors of the cells begin that this rank asks for, one after the other.
+        asked_starts: [ranks, lanes of this rank]: of those that the ranks ask of this one.
+        asked_sizes: Numbers that travel to or from each rank which asks; 0 for this one itself.
+        sizes: Numbers that travel to or from each rank which is asked; 0 for this one itself.
+    """
+
+    size: int
+    starts: Longs
+    asked_starts: Longs
+    asked_sizes: list[int]
+    sizes: list[int]
+
+
+def lay_vectors(lanes: Lanes, rank: int, num_cells: Longs, asked_of: Longs) -> Places:
+    """Finds a place for each vector.
+
+    Args:
+        lanes: Of the plan.
+        rank: This rank.
+        num_cells: [cuts]: this rank's cells.
+        asked_of: [ranks, lanes of this rank]: cells that each rank asks for.
+    """
+    mine = slice(lanes.owners[rank], lanes.owners[rank + 1])
+    asked = asked_of * lanes.width[mine]
+    order = [*(r for r in range(lanes.ranks) if r != rank), rank]
+    before = np.cumsum(asked[order]).reshape(asked.shape) - asked[order]
+    asked_starts = np.empty_like(asked)
+    asked_starts[order] = before
+    numbers = num_cells[lanes.cut] * lanes.width
+    numbers[mine] = 0
+    starts = int(asked.sum()) + np.cumsum(numbers) - numbers
+    starts[mine] = asked_starts[rank]
+    asked_sizes = asked.sum(axis=1)
+    asked_sizes[rank] = 0
+    sizes = [int(numbers[lanes.owners[r] : lanes.owners[r + 1]].sum()) for r in range(lanes.ranks)]
+    return Places(
+        size=int(asked.sum() + numbers.sum()),
+        starts=starts,
+        asked_starts=asked_starts,
+        asked_sizes=asked_sizes.tolist(),
+        sizes=sizes,
+    )
+
+
+class VectorExchange:
+    """The all-to-alls of vectors and of gradients.
+
+    Args:
+        exchange: The type in which they travel; on both sides they are float32. In ``"fp16"`` each message is
+            multiplied by a power of two that brings its largest number to between 2**14 and 2**15, and which travels
+            in front of it: gradients of a mean over a large batch would fall below what float16 can tell from 0, and
+            rows could lie above. Smaller than the largest by more than 2**38, a number becomes 0. ``"bf16"`` has
+            float32's range and 8 bits of precision.
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def send_vectors(self, vectors: Tensor, places: Places) -> int:
+        """Sends what others asked of this rank and receives what it asked of them; returns the bytes sent."""
+        return self._send(vectors, places, backward=False)
+
+    def send_gradients(self, vectors: Tensor, places: Places) -> int:
+        """Sends gradients of what this rank asked of others, and receives theirs; returns the bytes sent."""
+        return self._send(vectors, places, backward=True)
+
+    def _send(self, vectors: Tensor, places: Places, *, backward: bool) -> int:
+        asked, own = sum(places.asked_sizes), places.size - sum(places.asked_sizes) - sum(places.sizes)
+        leaving, arriving = vectors[:asked], vectors[asked + own :]
+        leaving_sizes, arriving_sizes = places.asked_sizes, places.sizes
+        if backward:
+            leaving, arriving, leaving_sizes, arriving_sizes = arriving, leaving, arriving_sizes, leaving_sizes
+        if self._exchange == "fp32":
+            dist.all_to_all_single(arriving, leaving, arriving_sizes, leaving_sizes)
+            return leaving.nbytes
+        if self._exchange == "bf16":
+            words = leaving.to(torch.bfloat16)
+            received = torch.empty(len(arriving), dtype=torch.bfloat16)
+            _send_words(received, words, arriving_sizes, leaving_sizes)
+            arriving.copy_(received)
+            return words.nbytes
+        # An empty message has no scale either.
+        leaving_words, arriving_words = _with_scales(leaving_sizes), _with_scales(arriving_sizes)
+        words = torch.empty(sum(leaving_words), dtype=torch.float16)
+        received = torch.empty(sum(arriving_words), dtype=torch.float16)
+        for numbers, message in zip(leaving.split(leaving_sizes), words.split(leaving_words), strict=True):
+            _scale_down(numbers, message)
+        _send_words(received, words, arriving_words, leaving_words)
+        for numbers, message in zip(arriving.split(arriving_sizes), received.split(arriving_words), strict=True):
+            if len(message):
+                torch.mul(message[1:], 2.0 ** -float(message[0]), out=numbers)
+        return words.nbytes
+
+
+def _with_scales(sizes: Sequence[int]) -> list[int]:
+    return [size + 1 if size else 0 for size in sizes]
+
+
+def _scale_down(numbers: Tensor, message: Tensor) -> None:
+    if not len(message):
+        return
+    largest = float(torch.linalg.vector_norm(numbers, math.inf))
+    exponent = _FP16_TOP - math.frexp(largest)[1] + 1 if math.isfinite(largest) and largest > 0 else 0
+    message[0] = exponent = min(exponent, 126)
+    torch.mul(numbers, 2.0**exponent, out=message[1:])
+
+
+def _send_words(received: Tensor, words: Tensor, arriving: Sequence[int], leaving: Sequence[int]) -> None:
+    # As bytes: gloo does not know every type.
+    dist.all_to_all_single(
+        received.view(torch.uint8),
+        words.view(torch.uint8),
+        [words.element_size() * size for size in arriving],
+        [words.element_size() * size for size in leaving],
+    )
