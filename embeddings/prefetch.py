@@ -1,7 +1,8 @@
 """The one machine instruction Numba has no word for: ask for memory before it is needed.
 
-Rows lie at random places of memory that fits no cache, so that a loop over them waits for each; asking for a row a
-few rows ahead takes a quarter off looking up and a third off updating.
+Rows lie at random places of memory that fits no cache, so that a loop over them waits for each. Asking for a row some
+rows ahead, and into the second-level cache: the first-level one has few places for lines under way, and waits again
+once they are taken. With 26 tables of 100,000 rows x 64 the update takes 4 ms so and 7 by way of the first-level cache.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 _CACHE_LINE_BYTES = 64
-_READ, _KEEP_IN_ALL_CACHES, _DATA = 0, 3, 1  # llvm.prefetch's last three operands
+_READ, _SECOND_LEVEL, _DATA = 0, 2, 1  # llvm.prefetch's last three operands
 
 
 def _prefetch(typing_context: Any, vector: Any) -> Any:
@@ -32,7 +33,7 @@ def _prefetch(typing_context: Any, vector: Any) -> Any:
         builder.position_at_end(loop)
         line = builder.phi(word)
         line.add_incoming(start, before)
-        builder.call(ask, [builder.inttoptr(line, byte_pointer), flag(_READ), flag(_KEEP_IN_ALL_CACHES), flag(_DATA)])
+        builder.call(ask, [builder.inttoptr(line, byte_pointer), flag(_READ), flag(_SECOND_LEVEL), flag(_DATA)])
         next_line = builder.add(line, word(_CACHE_LINE_BYTES))
         line.add_incoming(next_line, loop)
         builder.cbranch(builder.icmp_unsigned("<", next_line, end), loop, after)
