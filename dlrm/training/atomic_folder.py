@@ -17,21 +17,33 @@ WRITING, REMOVING = ".writing-", ".removing-"
 def make_folder(target: Path) -> Iterator[Path]:
     """Give an empty folder beside `target`, which becomes `target` when the block ends without an error.
 
-    Files written in the block must be synced there. A lock that dies with the process says that the folder is in use.
+    Files written in the block must be synced there.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.parent / f"{WRITING}{uuid4().hex}"
-    scratch.mkdir()
+    with share_folder(target.parent / f"{WRITING}{uuid4().hex}") as scratch:
+        try:
+            yield scratch
+            publish(scratch, target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def share_folder(scratch: Path) -> Iterator[Path]:
+    """Make a folder, or join others who write into it; a lock that dies with the process says that it is in use."""
+    scratch.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(scratch, os.O_RDONLY)
     try:
         with suppress(OSError):  # some network file systems know no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         yield scratch
-        scratch.rename(target)
-        sync(target.parent)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
         os.close(descriptor)
+
+
+def publish(scratch: Path, target: Path) -> None:
+    """Give a folder whose files are on the disk its name, beside it."""
+    scratch.rename(target)
+    sync(target.parent)
 
 
 def remove_folder(folder: Path) -> None:
@@ -44,7 +56,9 @@ def remove_folder(folder: Path) -> None:
 def remove_leftovers(parent: Path) -> None:
     """Remove what killed processes left in `parent`, but not what a living one is writing."""
     for leftover in (*parent.glob(f"{WRITING}*"), *parent.glob(f"{REMOVING}*")):
-        if not _is_in_use(leftover):
+        if leftover.is_file():
+            leftover.unlink(missing_ok=True)
+        elif not _is_in_use(leftover):
             shutil.rmtree(leftover, ignore_errors=True)
 
 

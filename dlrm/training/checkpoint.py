@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dlrm.training.atomic_folder import make_folder, remove_folder, remove_leftovers
+from dlrm.training.atomic_folder import publish, remove_folder, share_folder
 from dlrm.training.checkpoint_folder import (
-    DamagedCheckpointError,
-    Manifest,
-    check_finite,
-    read_manifest,
+    complete_checkpoint,
+    own_part,
     read_state,
-    verify_files,
-    write_checkpoint,
+    write_done,
+    write_rank_files,
 )
+from dlrm.training.finite_state import check_finite
+from dlrm.training.manifest import DamagedCheckpointError, Manifest, read_manifest, verify_files
+from dlrm.training.ranks import ALONE, Ranks
+from dlrm.training.shared_saves import SharedSaves
 from dlrm.training.state_tree import FlatState, flatten
 
 NAME = re.compile(r"samples-(\d{12,})(?:\.(\d+))?")
@@ -54,26 +57,41 @@ class CheckpointStore:
     """The checkpoints of one run, a folder each: `samples-000000065536` and so on.
 
     `save` copies the state and returns; a thread writes the copy. The copy's memory is kept for the next save, so that
-    a run that saves needs room for its state twice. One process at a time may save into a folder; any may read.
+    a run that saves needs room for its state twice. One run at a time may save into a folder; any process may read.
+
+    On several ranks every call but `list` is made by all of them, as it is a collective one or waits for the others.
+    A rank saves its pieces of what is parted (`Parts`) and what is each rank's own; all else is rank 0's. A checkpoint
+    of any number of ranks is restored by any other. How they settle it: see `shared_saves`.
 
     Args:
-        folder: made at the first save.
+        folder: made at the first save, or by several ranks at once.
         keep_last: checkpoints that are kept; the best one is kept besides.
         finite: refuse to write a state whose tensors hold NaN or infinities.
+        ranks: who saves and restores together.
+        timeout_seconds: after which ranks that write nothing are given up.
 
     Raises:
-        ValueError: `keep_last` is below 1.
+        ValueError: `keep_last` is below 1, or a rank does not see the folder.
     """
 
-    def __init__(self, folder: Path | str, *, keep_last: int = 3, finite: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        keep_last: int = 3,
+        finite: bool = True,
+        ranks: Ranks = ALONE,
+        timeout_seconds: float = 600.0,
+    ) -> None:
         if keep_last < 1:
             raise ValueError(f"--checkpoint.keep-last: expected at least 1, got {keep_last}")
-        self.folder, self.keep_last, self.finite = Path(folder), keep_last, finite
+        self.folder, self.keep_last, self.finite, self.ranks = Path(folder), keep_last, finite, ranks
         self._copies: dict[tuple[str, str], Tensor] = {}
         self._damaged: set[Path] = set()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        remove_leftovers(self.folder)
+        self._saves = 0
+        self._awaited_samples: int | None = None
+        self._shared = SharedSaves(self.folder, ranks, timeout_seconds)
 
     def save(
         self, state: Mapping[str, object], *, samples: int, metric: float | None = None, is_best: bool = False
@@ -83,6 +101,7 @@ class CheckpointStore:
         Args:
             state: nested dict, list and tuple of tensors, str, int, float, bool and None; each top-level key with
                 tensors below it gets a file. What comes back is equal, its tensors contiguous and on the CPU.
+                A top-level value may be `Parts`.
             samples: how far the run has come; replaces a checkpoint of as many samples.
             metric: what `list` shows; NaN counts as None.
             is_best: this is the best state so far.
@@ -91,12 +110,14 @@ class CheckpointStore:
             ValueError: the state holds something else than the above, or the save before this one failed.
         """
         self.wait()
-        flat = flatten(state)
+        flat = flatten(state if self.ranks.is_first else own_part(state))
         flat.tensors = self._copy(flat.tensors)
-        self._pending = self._thread.submit(self._write, flat, samples, metric, is_best)
+        self._saves += 1
+        self._awaited_samples = samples
+        self._pending = self._start(lambda: self._write(flat, samples, metric, is_best))
 
     def wait(self) -> None:
-        """Wait until everything that was asked for is on disk.
+        """Wait until everything that was asked for is on disk, of all ranks.
 
         Raises:
             ValueError: the last save failed, as the disk is full or the state not finite; earlier ones are still there.
@@ -104,7 +125,15 @@ class CheckpointStore:
         if self._pending is not None:
             wait((self._pending,))  # apart from asking for the result, so that Ctrl-C in between forgets nothing
             done, self._pending = self._pending, None
-            done.result()
+            try:
+                done.result()
+            except BaseException:
+                self._awaited_samples = None
+                raise
+        if self._awaited_samples is not None:
+            awaited, self._awaited_samples = self._awaited_samples, None
+            if not self.ranks.is_first:
+                self._shared.wait_for_checkpoint(self._saves, lambda save: self._is_there(save, awaited))
 
     def restore_latest(self) -> Restored | None:
         """Read the newest checkpoint whose checksums hold; None if there is none at all.
@@ -140,50 +169,121 @@ class CheckpointStore:
                 self._copies[group, name] = copy.copy_(tensor)
         return {group: {name: self._copies[group, name] for name in named} for group, named in tensors.items()}
 
+    def _start(self, work: Callable[[], None]) -> Future[None]:
+        future: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+
+        # One process ends after its write. A rank does not stay for others, which may be dead.
+        Thread(target=run, name="checkpoint", daemon=self.ranks.count > 1).start()
+        return future
+
     def _write(self, state: FlatState, samples: int, metric: float | None, is_best: bool) -> None:
         failure = f"the checkpoint after {samples:,} samples was not written"
-        if self.finite:
-            try:
-                check_finite(state)
-            except ValueError as error:
-                raise ValueError(f"{failure}: {error}; {self._what_remains()}") from None
         needed = sum(tensor.nbytes for named in state.tensors.values() for tensor in named.values())
         try:
-            with make_folder(self._free_name(samples)) as folder:
+            if self.finite:
+                check_finite(state)
+            self._write_files(state, needed, samples=samples, metric=metric, is_best=is_best)
+        except ValueError as error:
+            if str(error).startswith("rank "):
+                raise  # another one's, who told it
+            told = f"{failure}: {error}; {self._what_remains()}"
+            self._shared.tell_failure(self._saves, told)
+            raise ValueError(told) from None
+        except (OSError, SafetensorError) as error:
+            told = (
+                f"{failure} ({error}): expected {needed:,} bytes of room at {self.folder}, got "
+                f"{_free_bytes(self.folder):,}; make room or choose another --output; {self._what_remains()}"
+            )
+            self._shared.tell_failure(self._saves, told)
+            raise ValueError(told) from error
+        if self.ranks.is_first:
+            self._remove_old()
+
+    def _write_files(self, state: FlatState, needed: int, **described: Any) -> None:
+        save, rank = self._saves, self.ranks.rank
+        with share_folder(self._shared.scratch(save)) as folder:
+            try:
                 # Asked beforehand: a disk filled to its end also hurts whoever else writes there.
                 if needed > shutil.disk_usage(folder).free:
                     raise OSError("the disk is full")
-                write_checkpoint(folder, state, samples=samples, metric=metric, is_best=is_best)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(
-                f"{failure} ({error}): expected {needed:,} bytes of room at {self.folder}, got "
-                f"{_free_bytes(self.folder):,}; make room or choose another --output; {self._what_remains()}"
-            ) from error
-        self._remove_old()
+                written = write_rank_files(folder, state, rank)
+                if rank:
+                    write_done(folder, rank, written)
+                    return
+                ranks = [written, *self._shared.wait_for_files(save)]
+                complete_checkpoint(folder, state, ranks, save=self._shared.name(save), **described)
+                publish(folder, self._free_name(described["samples"]))
+            finally:
+                if not rank:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def _is_there(self, save: str, samples: int) -> bool:
+        """Whether the checkpoint of a save is there, on a rank which had a part in it."""
+        for folder in self._folders():
+            if _age(folder)[0] == samples:
+                with suppress(DamagedCheckpointError):
+                    if read_manifest(folder).save == save:
+                        return True
+        return False
 
     def _restore(self, *, best: bool) -> Restored | None:
         self.wait()
         skipped = []
-        for folder in self._folders():
-            try:
-                manifest = read_manifest(folder)
-                if best and not manifest.is_best:
-                    continue
-                verify_files(folder, manifest)
-            except DamagedCheckpointError as error:
+        for name in self.ranks.object_from_first([folder.name for folder in self._folders()]):
+            folder = self.folder / name
+            manifest = self._read_manifest(folder)
+            if isinstance(manifest, Manifest) and best and not manifest.is_best:
+                continue
+            damage = self._find_damage(folder, manifest) if isinstance(manifest, Manifest) else manifest
+            if damage is not None or not isinstance(manifest, Manifest):
                 self._damaged.add(folder)
-                skipped.append(str(error))
+                skipped.append(str(damage))
                 continue
             lines = tuple(
                 f"{line}; using an earlier checkpoint, after {manifest.samples:,} samples" for line in skipped
             )
-            return Restored(state=read_state(folder), info=_describe(folder, manifest), skipped=lines)
+            state = read_state(folder, manifest, self.ranks.rank)
+            return Restored(state=state, info=_describe(folder, manifest), skipped=lines)
         if skipped:
             kind, remedy = ("checkpoint", "begin anew with another --output")
             if best:
                 kind, remedy = ("best checkpoint", "measure the last weights with --evaluation.no-test-best")
             raise ValueError(f"expected an intact {kind} in {self.folder}, got none ({'; '.join(skipped)}); {remedy}")
         return None
+
+    def _read_manifest(self, folder: Path) -> Manifest | DamagedCheckpointError:
+        """Return what rank 0 reads; an error that is no damage is raised on all ranks."""
+        read: Manifest | ValueError | None = None
+        if self.ranks.is_first:
+            try:
+                read = read_manifest(folder)
+            except ValueError as error:
+                read = error
+        read = self.ranks.object_from_first(read)
+        if isinstance(read, Manifest | DamagedCheckpointError):
+            return read
+        assert read is not None
+        raise read
+
+    def _find_damage(self, folder: Path, manifest: Manifest) -> DamagedCheckpointError | None:
+        """Check every file on one of the ranks, and return the first damage, the same on all."""
+        names = list(manifest.files)
+        if self.ranks.count > 1:
+            names = sorted(names, key=lambda name: -manifest.files[name].bytes)[self.ranks.rank :: self.ranks.count]
+        damage = None
+        try:
+            verify_files(folder, manifest, names)
+        except DamagedCheckpointError as error:
+            damage = error
+        return next((found for found in self.ranks.gather(damage) if found is not None), None)
 
     def _remove_old(self) -> None:
         """Remove all but the last ones and the best; of those that cannot be read, what is newer stays too."""

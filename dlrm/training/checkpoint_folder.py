@@ -1,8 +1,12 @@
-"""One checkpoint on disk: what its files hold, how they are written so that they last, and how damage is recognised.
+"""One checkpoint on disk: what its files hold, who writes them, and how a state is put together from them.
 
 - `<group>.safetensors`: the tensors below one top-level key of the state, under their names in it.
-- `state.json`: the rest of the state, and which file holds which group.
-- `manifest.json`: size and XXH3 checksum of every other file, and the checksum of the manifest itself.
+- `state.json`: the rest of the state; which file holds which group; and where the pieces of parted tensors lie.
+- `manifest.json`: see `manifest.py`.
+
+Rank 0 writes what exists once, and its own pieces of what is parted. Any other rank r writes its pieces and the
+entries that are each rank's own (`PER_RANK`): `rank-0000r.<group>.safetensors` and `rank-0000r.state.json`. One process
+is rank 0.
 """
 
 from __future__ import annotations
@@ -10,178 +14,179 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cattrs
 import torch
-import xxhash
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dlrm.data.dataset import checksum
 from dlrm.training.atomic_folder import sync
+from dlrm.training.manifest import FileInfo, Manifest, describe_file, own_versions, write_manifest
+from dlrm.training.pieces import PartedTensor, Parts, Piece, describe_pieces, merge_pieces
 from dlrm.training.state_tree import FlatState, unflatten
+from dlrm.training.tensor_file import TensorFile
 
-FORMAT_VERSION = 1
-MANIFEST, STATE = "manifest.json", "state.json"
-CHUNK = 32_768  # torch works on so few elements in the calling thread; on more, also on the trainer's cores
-
-
-class DamagedCheckpointError(ValueError):
-    """A checkpoint is not what was written: half of it, or other bytes."""
+STATE = "state.json"
+PER_RANK = ("random",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileInfo:
-    """Size and checksum of one file."""
+class RankFiles:
+    """What one rank has written: its files, and group -> tensor -> its pieces among them."""
 
-    bytes: int
-    xxh3_128: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """The contents of `manifest.json`; `xxh3_128` is the checksum of its text with this field left empty."""
-
-    samples: int
-    metric: float | None
-    is_best: bool
     files: dict[str, FileInfo]
-    written_with: dict[str, str] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
-    xxh3_128: str = ""
+    pieces: dict[str, dict[str, Any]]
 
 
-def write_checkpoint(folder: Path, state: FlatState, *, samples: int, metric: float | None, is_best: bool) -> None:
-    """Write a checkpoint's files into an empty folder, down to the disk.
+def own_part(state: Mapping[str, object]) -> dict[str, object]:
+    """Return the entries of a state that another rank than 0 saves."""
+    return {key: value for key, value in state.items() if key in PER_RANK or isinstance(value, Parts)}
+
+
+def write_rank_files(folder: Path, state: FlatState, rank: int) -> RankFiles:
+    """Write a rank's files, down to the disk; rank 0's `state.json` comes later, as it tells of all ranks' pieces.
 
     Raises:
         OSError, safetensors.SafetensorError: a write failed, for instance because the disk is full.
     """
-    names = _name_files(state.tensors)
+    names = _name_files(state.tensors, _prefix(rank))
     for group, tensors in state.tensors.items():
         save_file(tensors, folder / names[group])
-    content = {"files": names, "state": state.skeleton}
-    (folder / STATE).write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
-    mode = (folder / STATE).stat().st_mode
-    files = {}
-    for name in (*names.values(), STATE):
-        (folder / name).chmod(mode)  # safetensors makes files that nobody else may read
-        sync(folder / name)
-        files[name] = FileInfo(bytes=(folder / name).stat().st_size, xxh3_128=checksum(folder / name))
+    written = list(names.values())
+    if rank:
+        _write_json(folder / f"{_prefix(rank)}{STATE}", {"files": names, "state": state.skeleton})
+        written.append(f"{_prefix(rank)}{STATE}")
+    files = {name: _settle(folder / name) for name in written}
+    pieces = {group: describe_pieces(parts, names[group]) for group, parts in state.parts.items()}
+    return RankFiles(files=files, pieces=pieces)
+
+
+def complete_checkpoint(
+    folder: Path,
+    state: FlatState,
+    ranks: list[RankFiles],
+    *,
+    samples: int,
+    metric: float | None,
+    is_best: bool,
+    save: str = "",
+) -> None:
+    """Write rank 0's `state.json` and the manifest, once all ranks have written their files.
+
+    Args:
+        folder: holds these files.
+        state: rank 0's.
+        ranks: what each has written, by rank.
+        samples: of the manifest, as all that follows.
+        metric: NaN counts as None.
+        is_best: as is.
+        save: as is.
+
+    Raises:
+        ValueError: the ranks' pieces do not make up the whole of a tensor.
+        OSError: a write failed, or a rank's file is not there.
+    """
+    groups = {group: merge_pieces([rank.pieces[group] for rank in ranks]) for group in state.parts}
+    for parts in groups.values():
+        for name, tensor in _open_parts(folder, parts).items():
+            tensor.check_tiled(name)
+    for name, info in ((name, info) for rank in ranks[1:] for name, info in rank.files.items()):
+        if (size := (folder / name).stat().st_size) != info.bytes:
+            raise OSError(f"expected {info.bytes} bytes in {name}, got {size}")
+    names = _name_files(state.tensors)
+    _write_json(folder / STATE, {"files": names, "state": state.skeleton, "pieces": groups})
+    files = {name: info for rank in ranks for name, info in rank.files.items()}
     manifest = Manifest(
         samples=samples,
         metric=metric if metric is not None and math.isfinite(metric) else None,
         is_best=is_best,
-        files=files,
-        written_with={"recforge": _own_version(), "torch": torch.__version__},
+        files=files | {STATE: _settle(folder / STATE)},
+        written_with=own_versions(),
+        ranks=len(ranks),
+        save=save,
     )
-    text = json.dumps(asdict(manifest), indent=1) + "\n"
-    (folder / MANIFEST).write_text(_insert_checksum(text, "", _checksum_text(text)), encoding="utf-8")
-    sync(folder / MANIFEST)
+    write_manifest(folder, manifest)
+
+
+def write_done(folder: Path, rank: int, written: RankFiles) -> None:
+    """Say in the folder, atomically, that a rank has written its files."""
+    scratch = folder / f"{_prefix(rank)}tmp"
+    _write_json(scratch, asdict(written))
+    sync(scratch)
+    scratch.rename(_done(folder, rank))
     sync(folder)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read what a checkpoint says of itself; its other files are not looked at.
+def take_done(folder: Path, rank: int) -> RankFiles | None:
+    """Return, once, what a rank has written; None if it is not done yet."""
+    path = _done(folder, rank)
+    if not path.exists():
+        return None
+    written = cattrs.structure(json.loads(path.read_text(encoding="utf-8")), RankFiles)
+    path.unlink()
+    return written
 
-    Raises:
-        DamagedCheckpointError: the manifest is absent, cannot be read, or is not what was written.
-        ValueError: a newer version of recforge wrote it.
+
+def read_state(folder: Path, manifest: Manifest, rank: int = 0) -> dict[str, Any]:
+    """Read the state of a checkpoint whose files are intact, as a rank sees it.
+
+    Tensors lie in memory of their own, on the CPU; parted tensors are read when they are asked for. Of a rank that had
+    no part in the save, the entries that are each rank's own say only `{"rank": ..., "samples": ...}`.
     """
-    try:
-        text = (folder / MANIFEST).read_bytes().decode("utf-8")
-        raw = json.loads(text)
-        found = raw["xxh3_128"]
-        intact = _checksum_text(_insert_checksum(text, found, "")) == found
-    except FileNotFoundError as error:
-        raise DamagedCheckpointError(f"{folder}: {MANIFEST} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedCheckpointError(f"{folder}: {MANIFEST} cannot be read ({type(error).__name__})") from error
-    if not intact:
-        raise DamagedCheckpointError(f"{folder}: {MANIFEST} is damaged (checksum)")
-    if raw["format_version"] != FORMAT_VERSION:
-        raise ValueError(
-            f"{folder}: expected checkpoint format {FORMAT_VERSION}, got {raw['format_version']} (written with "
-            f"{raw['written_with']}); use that version of recforge"
-        )
-    return cattrs.structure(raw, Manifest)
-
-
-def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Read every file of a checkpoint and compare sizes and checksums.
-
-    Raises:
-        DamagedCheckpointError: naming the first file that is not what was written.
-    """
-    for name, info in manifest.files.items():
-        path = folder / name
-        try:
-            size = path.stat().st_size
-            if size != info.bytes:
-                raise DamagedCheckpointError(f"{folder}: {name} is damaged (expected {info.bytes} bytes, got {size})")
-            intact = checksum(path) == info.xxh3_128
-        except FileNotFoundError as error:
-            raise DamagedCheckpointError(f"{folder}: {name} is missing") from error
-        except OSError as error:
-            raise DamagedCheckpointError(f"{folder}: {name} cannot be read ({error.strerror})") from error
-        if not intact:
-            raise DamagedCheckpointError(f"{folder}: {name} is damaged (checksum)")
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """Read the state of a checkpoint whose files are intact; its tensors lie in memory of their own, on the CPU."""
     content = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    parts = {group: _open_parts(folder, described) for group, described in content.get("pieces", {}).items()}
+    state = _read_skeleton(folder, content, parts)
+    if rank:
+        own_file = f"{_prefix(rank)}{STATE}"
+        own: dict[str, Any] = {}
+        if own_file in manifest.files:
+            own = _read_skeleton(folder, json.loads((folder / own_file).read_text(encoding="utf-8")), parts)
+        for key in PER_RANK:
+            if key in state:
+                state[key] = own.get(key, {"rank": rank, "samples": manifest.samples})
+    return state
+
+
+def _read_skeleton(folder: Path, content: Any, parts: dict[str, Parts]) -> dict[str, Any]:
     with ExitStack() as stack:
         # Read rather than mapped: mapped pages count as the process's memory, beside the tensors made of them.
         files = {
             group: stack.enter_context(safe_open(folder / name, framework="pt", backend="pread"))
             for group, name in content["files"].items()
+            if group not in parts
         }
-        # Cloned, as torch aligns its memory to 64 bytes, which can decide in which order a kernel sums.
-        state: dict[str, Any] = unflatten(content["state"], lambda group, name: files[group].get_tensor(name).clone())
+
+        def find(group: str, name: str) -> Tensor:
+            # Cloned, as torch aligns its memory to 64 bytes, which can decide in which order a kernel sums.
+            tensor: Tensor = files[group].get_tensor(name).clone()
+            return tensor
+
+        state: dict[str, Any] = unflatten(content["state"], find, parts.__getitem__)
     return state
 
 
-def check_finite(state: FlatState) -> None:
-    """Look for NaN and infinities in every tensor, in the calling thread alone.
-
-    Raises:
-        ValueError: naming the first such tensor, and the row in it.
-    """
-    for group, tensors in state.tensors.items():
-        for name, tensor in tensors.items():
-            if not (tensor.is_floating_point() or tensor.is_complex()):
-                continue
-            at = _first_nonfinite(tensor)
-            if at is None:
-                continue
-            value = tensor.reshape(-1)[at].item()
-            row = f" in row {at // math.prod(tensor.shape[1:])}" if tensor.ndim else ""
-            raise ValueError(f"expected finite values in {group}/{name}, got {value}{row}; lower the learning rate")
+def _open_parts(folder: Path, described: Mapping[str, Any]) -> Parts:
+    files: dict[str, TensorFile] = {}
+    parts = Parts()
+    for name, tensor in described.items():
+        pieces = []
+        for piece in tensor["pieces"]:
+            file = files.setdefault(piece["file"], TensorFile(folder / piece["file"]))
+            read = partial(file.read, piece["name"])
+            pieces.append(Piece(first=tuple(piece["first"]), shape=tuple(piece["shape"]), read=read))
+        dtype = getattr(torch, tensor["dtype"])
+        parts[name] = PartedTensor(shape=tuple(tensor["shape"]), dtype=dtype, pieces=tuple(pieces))
+    return parts
 
 
-def _first_nonfinite(tensor: Tensor) -> int | None:
-    flat = tensor.reshape(-1)
-    for start in range(0, flat.numel(), CHUNK):
-        chunk = flat[start : start + CHUNK]
-        numbers = torch.view_as_real(chunk) if chunk.is_complex() else chunk
-        if numbers.itemsize == 1:  # 8-bit floats know no minimum
-            numbers = numbers.float()
-        lowest, highest = torch.aminmax(numbers)
-        if not (math.isfinite(lowest) and math.isfinite(highest)):
-            finite = torch.isfinite(chunk.float() if chunk.itemsize == 1 else chunk)
-            return start + int((~finite).nonzero()[0])
-    return None
-
-
-def _name_files(groups: Iterable[str]) -> dict[str, str]:
+def _name_files(groups: Iterable[str], prefix: str = "") -> dict[str, str]:
     """Give every group a file whose name any file system takes."""
     names: dict[str, str] = {}
     taken: set[str] = set()
@@ -192,22 +197,24 @@ def _name_files(groups: Iterable[str]) -> dict[str, str]:
             attempt += 1
             stem = f"{wanted}-{attempt}"
         taken.add(stem.lower())
-        names[group] = f"{stem}.safetensors"
+        names[group] = f"{prefix}{stem}.safetensors"
     return names
 
 
-def _checksum_text(text: str) -> str:
-    return xxhash.xxh3_128(text.encode("utf-8")).hexdigest()
+def _prefix(rank: int) -> str:
+    return f"rank-{rank:05d}." if rank else ""
 
 
-def _insert_checksum(text: str, old: str, new: str) -> str:
-    # The last one: every file has a checksum before it.
-    head, key, tail = text.rpartition(f'"xxh3_128": "{old}"')
-    return f'{head}"xxh3_128": "{new}"{tail}' if key else text
+def _done(folder: Path, rank: int) -> Path:
+    return folder / f"{_prefix(rank)}done"
 
 
-def _own_version() -> str:
-    try:
-        return version("recforge")
-    except PackageNotFoundError:
-        return "not installed"
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _settle(path: Path) -> FileInfo:
+    """Wait until a file is on the disk, and describe it."""
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files that nobody else may read
+    sync(path)
+    return describe_file(path)

@@ -2,44 +2,56 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from embeddings.interface import Tables
-
-
-def take_model(model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """Return a model's live tensors in two groups: `dense`, and `tables` with `<table>.weight` and so on."""
-    prefixes, shared = _table_prefixes(model)
-    groups: dict[str, dict[str, Tensor]] = {"dense": {}, "tables": {}}
-    for key, tensor in model.state_dict().items():
-        if key.startswith(prefixes):
-            groups["tables"][key.removeprefix(shared)] = tensor
-        else:
-            groups["dense"][key] = tensor
-    return groups
+from dlrm.config import ResizedTables
+from dlrm.training.table_state import load_tables, table_prefixes, take_tables
 
 
-def load_model(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Set a model's tensors to what `take_model` returned.
+def take_model(model: nn.Module) -> dict[str, Any]:
+    """Return a model's live tensors in two groups: `dense`, and the parts `tables` with `<table>.weight` and so on."""
+    prefixes = table_prefixes(model)
+    dense = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(prefixes)}
+    return {"dense": dense, "tables": take_tables(model)}
+
+
+def load_model(
+    model: nn.Module, state: Mapping[str, Any], *, resized_tables: ResizedTables = "refuse"
+) -> tuple[str, ...]:
+    """Set a model's tensors to what `take_model` returned, of as many ranks and whatever plan.
+
+    Args:
+        model: whose tables may lie on other ranks than those of the model that was saved.
+        state: what `take_model` returned, or what was restored of it.
+        resized_tables: what to do about tables of another number of rows, new ones and gone ones. `keep` takes over
+            the rows that both have, and leaves other rows of the model, and their optimizer's state, as they are.
+
+    Returns:
+        A line for each table that `keep` has changed.
 
     Raises:
         ValueError: the model has other tensors than the one that was saved.
     """
-    _, shared = _table_prefixes(model)
-    tensors = state["dense"] | {shared + key: tensor for key, tensor in state["tables"].items()}
+    lines = load_tables(model, state["tables"], resized_tables)
+    prefixes = table_prefixes(model)
     try:
-        model.load_state_dict(tensors)
+        missing, unexpected = model.load_state_dict(state["dense"], strict=False)
+        wrong = [key for key in (*missing, *unexpected) if not key.startswith(prefixes)]
+        if wrong:
+            raise RuntimeError(f"one of the two lacks {', '.join(wrong)}")
     except RuntimeError as error:
         why = " ".join(str(error).split())
         raise ValueError(
             f"expected a checkpoint of this model, got one of another ({why}); choose another --output"
         ) from None
+    return lines
 
 
 def seed_generators(seed: int) -> None:
@@ -63,17 +75,18 @@ def take_random_state(device: torch.device) -> dict[str, Any]:
 
 
 def load_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Set the generators to what `take_random_state` returned; a GPU's only if it was saved on one."""
+    """Set the generators to what `take_random_state` returned; a GPU's only if it was saved on one.
+
+    A rank that had no part in the checkpoint gets `{"rank": ..., "samples": ...}`: its generators start from these and
+    the seed that torch's generator was last given.
+    """
+    if "torch" not in state:
+        text = f"{torch.initial_seed()} {state['rank']} {state['samples']}".encode()
+        seed_generators(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little"))
+        return
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     words, *rest = state["numpy"]
     np.random.set_state(("MT19937", words.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def _table_prefixes(model: nn.Module) -> tuple[tuple[str, ...], str]:
-    """Return how the keys of each set of tables begin, and what to leave out: all of it if there is but one set."""
-    names = (name for name, module in model.named_modules() if isinstance(module, Tables))
-    prefixes = tuple(f"{name}." if name else "" for name in names)
-    return prefixes, prefixes[0] if len(prefixes) == 1 else ""

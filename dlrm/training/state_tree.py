@@ -2,7 +2,8 @@
 
 JSON alone would turn a tuple into a list and the key 0 into "0", and knows neither NaN nor tensors; pickle would run
 whatever code a file tells it to. In the skeleton, lists and scalars are what they are, and one-key objects the rest:
-`{"dict": [[key, value], ...]}`, `{"tuple": [...]}`, `{"float": "nan"}` and `{"tensor": [group, name]}`.
+`{"dict": [[key, value], ...]}`, `{"tuple": [...]}`, `{"float": "nan"}` and `{"tensor": [group, name]}`. A group whose
+tensors lie in pieces over ranks is `{"parts": group}`.
 """
 
 from __future__ import annotations
@@ -15,20 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlrm.training.pieces import Parts, name_piece
+
 RESERVED = "__metadata__"  # the one name that a safetensors file keeps for itself
 
 
 @dataclass
 class FlatState:
-    """A state in two parts.
+    """A state taken apart.
 
     Attributes:
         skeleton: what JSON can hold, with references to tensors.
         tensors: group (the state's top-level key) -> name (the keys below it, joined by "/") -> tensor.
+        parts: group -> its parted tensors; the pieces at hand are among `tensors`, under the names of `name_piece`.
     """
 
     skeleton: Any = None
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    parts: dict[str, Parts] = field(default_factory=dict)
 
 
 def flatten(state: Mapping[str, object]) -> FlatState:
@@ -36,6 +41,7 @@ def flatten(state: Mapping[str, object]) -> FlatState:
 
     Args:
         state: nested dict, list and tuple of dense tensors, str, int, float, bool and None; keys are str or int.
+            A top-level value may be `Parts`.
 
     Raises:
         ValueError: it holds something else, whose place is named.
@@ -43,14 +49,24 @@ def flatten(state: Mapping[str, object]) -> FlatState:
     if not isinstance(state, Mapping):
         raise ValueError(f"state: expected a dict, got {type(state).__name__}")
     flat = FlatState()
+    for key, value in state.items():
+        if isinstance(value, Parts):
+            flat.parts[key] = value
+            flat.tensors[key] = {
+                name_piece(name, piece.first, piece.shape, tensor.shape): piece.whole().detach()
+                for name, tensor in value.items()
+                for piece in tensor.pieces
+            }
     flat.skeleton = _take_apart(state, (), flat.tensors)
     return flat
 
 
-def unflatten(skeleton: Any, find_tensor: Callable[[str, str], Tensor]) -> Any:
-    """Put a state together again from its skeleton and `find_tensor(group, name)`."""
+def unflatten(
+    skeleton: Any, find_tensor: Callable[[str, str], Tensor], find_parts: Callable[[str], Parts] | None = None
+) -> Any:
+    """Put a state together again from its skeleton, `find_tensor(group, name)` and `find_parts(group)`."""
     if isinstance(skeleton, list):
-        return [unflatten(item, find_tensor) for item in skeleton]
+        return [unflatten(item, find_tensor, find_parts) for item in skeleton]
     if not isinstance(skeleton, dict):
         return skeleton
     ((kind, content),) = skeleton.items()
@@ -59,8 +75,10 @@ def unflatten(skeleton: Any, find_tensor: Callable[[str, str], Tensor]) -> Any:
     if kind == "float":
         return float(content)
     if kind == "tuple":
-        return tuple(unflatten(item, find_tensor) for item in content)
-    return {key: unflatten(item, find_tensor) for key, item in content}
+        return tuple(unflatten(item, find_tensor, find_parts) for item in content)
+    if kind == "parts" and find_parts is not None:
+        return find_parts(content)
+    return {key: unflatten(item, find_tensor, find_parts) for key, item in content}
 
 
 def _take_apart(value: object, path: tuple[str, ...], tensors: dict[str, dict[str, Tensor]]) -> Any:
@@ -72,6 +90,8 @@ def _take_apart(value: object, path: tuple[str, ...], tensors: dict[str, dict[st
         return value
     if isinstance(value, int):
         return int(value)
+    if isinstance(value, Parts) and len(path) == 1:
+        return {"parts": path[0]}
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str | int) or isinstance(key, bool):

@@ -101,7 +101,9 @@ class Trainer:
             keep_freed_memory()
         self.guard = LearningGuard(config.guards)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.checkpoints = CheckpointStore(self.folder / "checkpoints", keep_last=config.checkpoint.keep_last)
+        self.checkpoints = CheckpointStore(
+            self.folder / "checkpoints", keep_last=config.checkpoint.keep_last, ranks=ranks
+        )
 
     @property
     def progress(self) -> Progress:
@@ -266,8 +268,6 @@ class Trainer:
         return {"stage_seconds": seconds} | ({"stages_of_ranks": totals} if self.ranks.count > 1 else {})
 
     def _save(self, *, is_best: bool) -> None:
-        if self.ranks.count > 1:
-            return
         with self.stopwatch.stage("checkpoint"):
             state = {
                 **take_model(self.model),
@@ -294,22 +294,25 @@ class Trainer:
             raise ValueError(
                 f"{self.folder} was trained on other data than {self.dataset.folder}; choose another --output"
             )
-        load_model(self.model, state)
+        resized = load_model(self.model, state, resized_tables=self.config.checkpoint.resized_tables)
         self.optimizer.load_state_dict(state["dense_optimizer"])
         self.course.progress = Progress(**state["progress"])
+        if resized:  # the best one so far was of other tables
+            self.progress.best, self.progress.evaluations_without_gain = None, 0
         self.stopwatch.seconds.update(state["stage_seconds"])
         load_random_state(state["random"], self.device)
-        return [*restored.skipped, f"continuing after {self.progress.samples:,} samples"]
+        return [*restored.skipped, *resized, f"continuing after {self.progress.samples:,} samples"]
 
     def _finish(self, log: RunLog, why: str) -> dict[str, Any]:
         """Measure the test split with the best weights, and write `summary.json` and `tables.json`."""
-        if self.config.evaluation.test_best and (best := self.checkpoints.restore_best()) is not None:
+        progress = self.progress
+        has_best = self.config.evaluation.test_best and progress.best is not None
+        if has_best and (best := self.checkpoints.restore_best()) is not None:
             load_model(self.model, best.state)
         split = next((name for name in ("test", "valid", "train") if self.dataset.rows(name)), "train")
         reader = Reader(self.dataset, split)
         values = self._measure(reader)
         truth = evaluate_true_probability(reader, directory=self.folder, ranks=self.ranks)
-        progress = self.progress
         described = self._describe(values)
         log.record(split, progress.samples, described)
         course = {

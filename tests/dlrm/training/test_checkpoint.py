@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dlrm.training import checkpoint_folder
+from dlrm.training import checkpoint_folder, manifest
 from dlrm.training.checkpoint import CheckpointStore
 
 
@@ -44,14 +44,14 @@ def test_a_checkpoint_holds_the_state_of_the_moment_it_was_asked_for(tmp_path: P
 
 def test_saving_returns_while_the_write_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     has_begun, go_on = threading.Event(), threading.Event()
-    write = checkpoint_folder.write_checkpoint
+    write = checkpoint_folder.write_rank_files
 
-    def write_later(*args: Any, **kwargs: Any) -> None:
+    def write_later(*args: Any, **kwargs: Any) -> Any:
         has_begun.set()
         assert go_on.wait(timeout=30)
-        write(*args, **kwargs)
+        return write(*args, **kwargs)
 
-    monkeypatch.setattr("dlrm.training.checkpoint.write_checkpoint", write_later)
+    monkeypatch.setattr("dlrm.training.checkpoint.write_rank_files", write_later)
     store = CheckpointStore(tmp_path)
     store.save({"a": torch.ones(1)}, samples=1)
     assert store.list() == ()
@@ -175,8 +175,8 @@ def test_every_checkpoint_damaged_is_an_error(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_an_error_and_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path)
-    monkeypatch.setattr(checkpoint_folder, "FORMAT_VERSION", 0)
-    with pytest.raises(ValueError, match="expected checkpoint format 0, got 1"):
+    monkeypatch.setattr(manifest, "READABLE", (0,))
+    with pytest.raises(ValueError, match="expected checkpoint format 0, got 2"):
         CheckpointStore(tmp_path).restore_latest()
 
 
@@ -310,12 +310,13 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 
 def test_manifests_say_what_wrote_them(tmp_path: Path) -> None:
     fill(tmp_path)
-    manifest = json.loads((tmp_path / "samples-000000000200" / "manifest.json").read_text())
-    assert manifest["format_version"] == 1
-    assert manifest["samples"] == 200
-    assert manifest["metric"] == 0.2
-    assert manifest["written_with"]["torch"] == torch.__version__
-    sizes = {name: info["bytes"] for name, info in manifest["files"].items()}
+    said = json.loads((tmp_path / "samples-000000000200" / "manifest.json").read_text())
+    assert said["format_version"] == 2
+    assert said["samples"] == 200
+    assert said["metric"] == 0.2
+    assert said["ranks"] == 1
+    assert said["written_with"]["torch"] == torch.__version__
+    sizes = {name: info["bytes"] for name, info in said["files"].items()}
     assert sizes == {p.name: p.stat().st_size for p in (tmp_path / "samples-000000000200").iterdir() if p.name in sizes}
     assert CheckpointStore(tmp_path).list()[0].bytes == sum(sizes.values())
 

@@ -19,6 +19,7 @@ import torch
 
 from dlrm.data.dataset import Dataset
 from dlrm.training.checkpoint import CheckpointStore
+from dlrm.training.pieces import PartedTensor
 from dlrm.training.run_log import read_records
 
 # Imports once, and forks a process for every command line; says its id, and how it ended.
@@ -114,6 +115,8 @@ def commands() -> Iterator[subprocess.Popen[str]]:
 
 def without_times(value: Any) -> Any:
     """Leave out times, memory and place; tensors become their bytes."""
+    if isinstance(value, PartedTensor):
+        value = value.read()
     if isinstance(value, torch.Tensor):
         return (str(value.dtype), tuple(value.shape), value.reshape(-1).view(torch.uint8).numpy().tobytes())
     if isinstance(value, dict):
