@@ -20,13 +20,14 @@ def all_to_all_seconds(machine: Machine, ranks: int, ranks_per_node: int, bytes_
     part = bytes_per_rank / ranks
     within = near * (machine.near.latency_seconds + part / machine.near.bytes_per_second)
     between = far * (machine.far.latency_seconds + part / machine.far.bytes_per_second)
-    return max(within, between)
+    return max(within, between) * machine.link_slowdown(min(ranks, ranks_per_node))
 
 
 def all_to_all_seconds_per_byte(machine: Machine, ranks: int, ranks_per_node: int) -> float:
     """Return what a byte more adds to an all-to-all, where it goes to any rank alike: latencies are left out."""
     near, far = _partners(ranks, ranks_per_node)
-    return max(near / machine.near.bytes_per_second, far / machine.far.bytes_per_second) / ranks
+    slowest = max(near / machine.near.bytes_per_second, far / machine.far.bytes_per_second)
+    return slowest / ranks * machine.link_slowdown(min(ranks, ranks_per_node))
 
 
 def all_reduce_seconds(
@@ -37,7 +38,8 @@ def all_reduce_seconds(
     nodes = ranks // per_node
     # Within a node each rank sums one part, which it then sums over nodes with its likes.
     within = _fastest_all_reduce(machine.near, per_node, num_bytes, latency=latency)
-    return within + _fastest_all_reduce(machine.far, nodes, num_bytes / per_node, latency=latency)
+    between = _fastest_all_reduce(machine.far, nodes, num_bytes / per_node, latency=latency)
+    return (within + between) * machine.link_slowdown(per_node)
 
 
 def _fastest_all_reduce(link: Link, ranks: int, num_bytes: float, *, latency: bool) -> float:

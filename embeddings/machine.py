@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +16,14 @@ class Link:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowRate:
+    """How fast rows at random places are worked on: n ids take ``n * seconds_per_id + bytes / bytes_per_second``."""
+
+    seconds_per_id: float
+    bytes_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Machine:
     """One rank's share of a machine, as if the other ranks were idle.
 
@@ -22,14 +32,17 @@ class Machine:
         near: the link between ranks of one node.
         far: the link between nodes.
         copy_bytes_per_second: of large copies; what is read and what is written both count.
-        row_bytes_per_second: of reading and writing rows at random places.
-        lookup_seconds_per_id: to look up an id, beside its bytes.
-        update_seconds_per_id: to sort an id and sum its gradient, beside its bytes.
+        lookup: of rows that are read and pooled.
+        update: of gradients that are sorted by row and summed, and of rows and states that are read and written.
+        cut_seconds_per_id: to pack an id for the rank that holds its row, and to unpack it there.
         seconds_per_shard: of a step, for each shard that a rank holds, however small it is.
         seconds_per_step: of a step, for what is neither arithmetic nor bytes.
         flops: of the dense part's matrix products.
         overlap: share of the dense backward pass behind which an all-reduce can hide.
         cores_per_node: ranks of a node that can compute at full speed at the same time.
+        slowdowns: (ranks of a node, how much longer each then takes) where it was measured, ascending; instead of
+            ``cores_per_node``.
+        links_take_cores: whether ranks that share cores also send more slowly, as processes of one CPU do.
         padded: whether empty bags and partial sums of bags without ids travel too, as in torchrec's sharded tables.
         memory_bytes: of a rank, for tables; None is not known.
     """
@@ -38,32 +51,84 @@ class Machine:
     near: Link
     far: Link
     copy_bytes_per_second: float
-    row_bytes_per_second: float
-    lookup_seconds_per_id: float
-    update_seconds_per_id: float
+    lookup: RowRate
+    update: RowRate
+    cut_seconds_per_id: float
     seconds_per_shard: float
     seconds_per_step: float
     flops: float
     overlap: float = 0.0
     cores_per_node: int = 1 << 30
+    slowdowns: tuple[tuple[int, float], ...] = ()
+    links_take_cores: bool = False
     padded: bool = False
     memory_bytes: int | None = None
 
     def slowdown(self, ranks_per_node: int) -> float:
-        """Return how much longer a rank computes when ``ranks_per_node`` share the cores of a node."""
-        return max(1.0, ranks_per_node / self.cores_per_node)
+        """Return how much longer a rank computes when ``ranks_per_node`` share a node."""
+        if not self.slowdowns:
+            return max(1.0, ranks_per_node / self.cores_per_node)
+        counts, factors = np.array(self.slowdowns, dtype=np.float64).T
+        if ranks_per_node > counts[-1]:
+            return float(factors[-1] * ranks_per_node / counts[-1])
+        return float(np.interp(ranks_per_node, counts, factors))
+
+    def link_slowdown(self, ranks_per_node: int) -> float:
+        """Return how much longer a message takes when ``ranks_per_node`` share a node."""
+        return self.slowdown(ranks_per_node) if self.links_take_cores else 1.0
 
 
-# Two cores of a cloud machine and gloo over its loopback; `recforge plan --calibrate` measures the machine at hand.
+# Two cores of a cloud machine, gloo over its loopback and, between machines, 10 Gbit/s Ethernet.
+# `recforge plan --calibrate` measures the machine at hand.
 CPU = Machine(
     name="cpu",
     near=Link(latency_seconds=60e-6, bytes_per_second=1.2e9),
-    far=Link(latency_seconds=100e-6, bytes_per_second=1.2e9),  # 10 Gbit/s Ethernet
-    copy_bytes_per_second=10e9,
-    row_bytes_per_second=8e9,
-    lookup_seconds_per_id=15e-9,
-    update_seconds_per_id=60e-9,
+    far=Link(latency_seconds=100e-6, bytes_per_second=1.1e9),
+    copy_bytes_per_second=12e9,
+    lookup=RowRate(seconds_per_id=15e-9, bytes_per_second=8e9),
+    update=RowRate(seconds_per_id=60e-9, bytes_per_second=8e9),
+    cut_seconds_per_id=20e-9,
     seconds_per_shard=20e-6,
     seconds_per_step=1e-3,
     flops=60e9,
+    links_take_cores=True,
 )
+
+# NVIDIA's data sheets for A100 80GB SXM, H100 SXM and H200 SXM name the peaks: memory 2.04, 3.35 and 4.8 TB/s; NVLink
+# 600, 900 and 900 GB/s in both directions together, so half of it in each; float32 19.5, 67 and 67 TFLOPS. DGX systems
+# have one InfiniBand port per GPU, of 200 Gbit/s (A100) or 400 Gbit/s. What is reached of these, and all latencies, are
+# assumptions of ours, not measurements: 80 % of copies and links, half for random rows, 70 % of the arithmetic.
+_ROWS, _COPIES, _LINKS, _ARITHMETIC = 0.5, 0.8, 0.8, 0.7
+
+
+def _gpu(name: str, *, memory: float, nvlink: float, infiniband: float, flops: float, size: float) -> Machine:
+    return Machine(
+        name=name,
+        near=Link(latency_seconds=3e-6, bytes_per_second=_LINKS * nvlink),
+        far=Link(latency_seconds=5e-6, bytes_per_second=_LINKS * infiniband),
+        copy_bytes_per_second=_COPIES * memory,
+        lookup=RowRate(seconds_per_id=0.05e-9, bytes_per_second=_ROWS * memory),
+        update=RowRate(seconds_per_id=1e-9, bytes_per_second=_ROWS * memory),
+        cut_seconds_per_id=0.2e-9,
+        seconds_per_shard=1e-6,
+        seconds_per_step=1e-3,
+        flops=_ARITHMETIC * flops,
+        overlap=0.8,
+        padded=True,
+        memory_bytes=int(0.8 * size),
+    )
+
+
+MACHINES: dict[str, Machine] = {
+    "cpu": CPU,
+    "a100": _gpu("a100", memory=2.04e12, nvlink=300e9, infiniband=25e9, flops=19.5e12, size=80e9),
+    "h100": _gpu("h100", memory=3.35e12, nvlink=450e9, infiniband=50e9, flops=67e12, size=80e9),
+    "h200": _gpu("h200", memory=4.8e12, nvlink=450e9, infiniband=50e9, flops=67e12, size=141e9),
+}
+
+
+def machine_for(device: str, kernel: str = "auto") -> Machine:
+    """Return what a run is planned for: a CPU or a GPU, and whose sharded tables exchange the rows."""
+    if device == "cuda":
+        return MACHINES["h100"]
+    return replace(CPU, padded=True) if kernel == "fbgemm" else CPU

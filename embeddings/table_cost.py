@@ -108,7 +108,8 @@ def cost_of(config: TableConfig, plan: TablePlan, setting: Setting) -> TableCost
     per_byte = all_to_all_seconds_per_byte(machine, setting.ranks, setting.ranks_per_node)
     slowdown = machine.slowdown(setting.ranks_per_node)
     holding = np.zeros((len(rows), len(STAGES)))
-    holding[:, IDS] = (ids * setting.usage.id_bytes + cells * COUNT_BYTES) * per_byte
+    counts = np.where(ids > cells, cells * COUNT_BYTES, 0.0)  # where every bag has one id, nothing need be said
+    holding[:, IDS] = (ids * setting.usage.id_bytes + counts) * per_byte
     holding[:, ROWS] = holding[:, GRADIENTS] = vectors * _seconds_per_vector_byte(plan, setting)
     asking = holding.sum(axis=0) / setting.ranks
     for stage, seconds in (
@@ -118,7 +119,8 @@ def cost_of(config: TableConfig, plan: TablePlan, setting: Setting) -> TableCost
         holding[:, stage] = slowdown * (machine.seconds_per_shard / 2 + seconds)
     # Whoever asked adds what comes back up into the vectors of its samples, and cuts their gradient the same way.
     everywhere = np.zeros(len(STAGES))
-    everywhere[[ROWS, GRADIENTS]] = slowdown * 2 * vectors.sum() / setting.ranks / machine.copy_bytes_per_second
+    everywhere[IDS] = slowdown * ids.sum() / setting.ranks * machine.cut_seconds_per_id
+    everywhere[[LOOKUP, UPDATE]] = slowdown * 2 * vectors.sum() / setting.ranks / machine.copy_bytes_per_second
     holders = np.array([shard.rank for shard in plan.shards])
     return TableCost(
         holders=holders, bytes=_bytes(config, rows, columns), holding=holding, asking=asking, everywhere=everywhere
@@ -143,16 +145,16 @@ def count_cells(config: TableConfig, plan: TablePlan, setting: Setting) -> tuple
 def lookup_seconds(config: TableConfig, ids: Numbers, num_columns: Numbers, machine: Machine) -> Numbers:
     """Return the time to look ids up and pool them."""
     row_bytes = num_columns * row_number_bytes(config)
-    return np.asarray(ids * (machine.lookup_seconds_per_id + row_bytes / machine.row_bytes_per_second))
+    return np.asarray(ids * (machine.lookup.seconds_per_id + row_bytes / machine.lookup.bytes_per_second))
 
 
 def update_seconds(
     config: TableConfig, ids: Numbers, distinct: Numbers, num_columns: Numbers, machine: Machine
 ) -> Numbers:
     """Return the time to sum the gradients of ids and to update ``distinct`` rows: each is read and written."""
-    touched = 2 * (num_columns * row_number_bytes(config) + _state_bytes_per_row(config, num_columns))
-    summed = ids * (machine.update_seconds_per_id + num_columns * FLOAT_BYTES / machine.copy_bytes_per_second)
-    return np.asarray(summed + distinct * touched / machine.row_bytes_per_second)
+    touched = 2 * distinct * (num_columns * row_number_bytes(config) + _state_bytes_per_row(config, num_columns))
+    moved = touched + ids * num_columns * FLOAT_BYTES
+    return np.asarray(ids * machine.update.seconds_per_id + moved / machine.update.bytes_per_second)
 
 
 def _sizes(plan: TablePlan) -> tuple[Numbers, Numbers]:

@@ -129,6 +129,7 @@ def _plan(config: RunConfig, dataset: Dataset, group: Group, device: str) -> Sha
             check_memory(tables)
         return None
     from dlrm.planning.plan_run import memory_for_tables, plan_run
+    from embeddings.machine import machine_for
 
     ranks = group.ranks
     (least,) = min(ranks.gather_numbers([memory_for_tables(device, ranks.per_node)]))
@@ -140,6 +141,7 @@ def _plan(config: RunConfig, dataset: Dataset, group: Group, device: str) -> Sha
         ranks_per_node=ranks.per_node,
         global_batch_size=config.step.global_batch_size,
         memory_bytes=int(least),
+        machine=machine_for(device, config.tables.kernel),
     )
 
 
