@@ -143,7 +143,9 @@ def sum_gradients(
     places: Longs,
     scales: Floats,
     gradient: Floats,  # flat
-    weight: Floats,  # [num_rows, dim], asked for
+    weight: NDArray[Any],  # [num_rows, dim], asked for
+    first_state: Floats,  # [num_rows or 0, dim or 1], asked for
+    second_state: Floats,
     rows: Keys,  # [block], written
     sums: Floats,  # [block, dim], written
 ) -> tuple[int, int]:
@@ -165,6 +167,10 @@ def sum_gradients(
             if used == rows.size:
                 break
             prefetch(weight[row])
+            if first_state.size:
+                prefetch(first_state[row])
+            if second_state.size:
+                prefetch(second_state[row])
             rows[used] = row
             used += 1
         entry = keys[at] & _ENTRY_MASK
@@ -190,9 +196,9 @@ def add_gradients(
     segments: Longs,
     mean: bool,
     gradient: Floats,
+    out: Floats,  # [num_rows, dim + 1], added to
     part: int,
     parts: int,
-    out: Floats,  # [num_rows, dim + 1], added to
 ) -> None:
     """Adds each id's gradient to its row of ``out``, and 1 to that row's last number; of the rows of ``part`` only."""
     dim = out.shape[1] - 1

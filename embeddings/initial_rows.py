@@ -26,19 +26,19 @@ def initial_rows(
     """Draws a table's first rows, or a rectangle of them: float32 on the CPU, uniform in [-scale, scale).
 
     The stream depends on the seed and the table's name only, so adding, removing or reordering tables leaves the
-    others as they were. Philox is counter-based: rows before the first one wanted are never drawn.
+    others as they were. Philox is counter-based: what comes before the first row wanted is never drawn.
 
     Returns:
-        [num_rows, num_columns], from ``first_row`` and ``first_column`` on; by default the whole table.
+        [num_rows, num_columns], from ``first_row`` and ``first_column`` on; by default to the end of the table.
     """
     num_rows = config.num_rows - first_row if num_rows is None else num_rows
     num_columns = config.dim - first_column if num_columns is None else num_columns
     rows = np.empty((num_rows, num_columns), dtype=np.float32)
+    stream = _stream_from(config, seed, first_row * config.dim)
     if num_columns == config.dim:
-        _stream_from(config, seed, first_row * config.dim).random(dtype=np.float32, out=rows)
+        stream.random(dtype=np.float32, out=rows)
     else:
         columns = slice(first_column, first_column + num_columns)
-        stream = _stream_from(config, seed, first_row * config.dim)
         step = max(1, _CHUNK // config.dim)
         for first in range(0, num_rows, step):
             some = rows[first : first + step]
@@ -49,18 +49,19 @@ def initial_rows(
     return torch.from_numpy(rows)
 
 
-def stream_of(config: TableConfig, seed: int) -> int:
-    """Gives the 64-bit number that sets a table's random numbers apart from other tables' and seeds'."""
-    # Python's hash() of a string differs from process to process.
-    text = f"{seed} {config.name}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+def random_stream(config: TableConfig, seed: int, updates: int) -> int:
+    """Gives 63 bits that set the random numbers of one update of a table apart from all others'."""
+    return _hash(f"{seed} {updates} {config.name}") >> 1
 
 
 def _stream_from(config: TableConfig, seed: int, draws: int) -> np.random.Generator:
-    # Python's hash() of a string differs from process to process.
-    name_hash = int.from_bytes(hashlib.blake2b(config.name.encode(), digest_size=8).digest(), "little")
-    bits = np.random.Philox(np.random.SeedSequence([seed, name_hash]))
+    bits = np.random.Philox(np.random.SeedSequence([seed, _hash(config.name)]))
     bits.advance(draws // _DRAWS_PER_COUNT)
     stream = np.random.Generator(bits)
     stream.random(draws % _DRAWS_PER_COUNT, dtype=np.float32)
     return stream
+
+
+def _hash(text: str) -> int:
+    # Python's hash() of a string differs from process to process.
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

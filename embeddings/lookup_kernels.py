@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from embeddings.compiled import compiled
 from embeddings.prefetch import prefetch
+from embeddings.sixteen_bit_kernels import Rows, widen
 
 Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
@@ -23,7 +24,7 @@ _AHEAD = 8  # how many ids ahead to ask for what an id needs
 
 @compiled
 def look_up(
-    weight: Floats,  # [num_rows, dim]
+    weight: Rows,  # [num_rows, dim]
     ids: NDArray[Any],  # [num_ids], int32 or int64
     offsets: Longs,  # [cells + 1]
     weights: Floats,  # [num_ids], or empty: all ones
@@ -60,10 +61,10 @@ def look_up(
                 share = weights[at] if weights.size else np.float32(1)
                 if at == begin:
                     for d in range(dim):
-                        out[d] = share * vector[d]
+                        out[d] = share * widen(vector[d])
                 else:
                     for d in range(dim):
-                        out[d] += share * vector[d]
+                        out[d] += share * widen(vector[d])
             if mean and end - begin > 1:
                 share = np.float32(1) / np.float32(end - begin)
                 for d in range(dim):

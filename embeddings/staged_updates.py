@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embeddings.row_updates import RowUpdate
+from embeddings.held_part import HeldPart
+from embeddings.row_updates import Kernel
+from embeddings.sixteen_bit_kernels import Rounding, round_rows, widen_rows
 from embeddings.threads import run_all
-from embeddings.update_kernels import Doubles, Floats, UpdateSettings
+from embeddings.update_kernels import MEASURES, Floats, UpdateSettings
 
 Keys = NDArray[np.uint64]
 
@@ -46,58 +47,79 @@ class WholeSums(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
 class StagedRows:
-    """The touched rows of one part, between the stages of their update."""
+    """The touched rows of one part, between the stages of their update.
 
-    part: int
-    update: RowUpdate
-    settings: UpdateSettings
-    rows: Keys  # [n], ascending
-    held: Floats  # rows[i] is held[at[i]]
-    at: Keys
-    sums: Floats  # [n, columns]
-    first: Floats
-    second: Floats
-    measured: Doubles  # [n, MEASURES]
-    last_measure_over: Literal["row", "touched"]
-    has_all_columns: bool
-    has_whole_table: bool
+    Args:
+        part: Its number.
+        held: The part.
+        told: What the kernels are told.
+        rows: [n], ascending.
+        sums: [n, columns], their gradients; overwritten.
+    """
 
-    def run(self, stage: Any) -> None:
-        """Runs one of the optimizer's stages on all rows."""
-        stage(
-            self.held, self.at, self.rows, self.sums, self.first, self.second, self.measured, self.settings
-        )  # fmt: skip
+    def __init__(
+        self, part: int, held: HeldPart, told: tuple[UpdateSettings, Rounding], rows: Keys, sums: Floats
+    ) -> None:
+        self.part, self.held = part, held
+        self.measures, self.sizes = held.update.measures, held.update.sizes
+        self._settings, self._rounding = told
+        self._rows, self._sums = rows, sums
+        self._stored, self._states = held.stored(), held.states()
+        self._wide, self._at = self._stored, rows
+        self.measured = np.empty((rows.size, MEASURES))
+        if self._stored.dtype != np.float32:
+            self._wide, self._at = np.empty(sums.shape, np.float32), np.arange(rows.size, dtype=np.uint64)
+            widen_rows(self._stored, rows, self._wide)
+
+    def measure(self, number: int) -> None:
+        """Runs the stage that measures for the exchange of a number."""
+        self._run(self.measures[number])
+
+    def finish(self) -> None:
+        """Runs the last stage, after which the rows are updated."""
+        self._run(self.held.update.finish)
+        if self._wide is not self._stored:
+            round_rows(self._stored, self._rows, self._wide, self._rounding)
+
+    def _run(self, stage: Kernel) -> None:
+        arrays = (self._wide, self._at, self._rows, self._sums, *self._states, self.measured)
+        stage(*arrays, self._settings)
 
 
 def run_stages(blocks: Sequence[StagedRows], whole: WholeSums | None) -> None:
-    """Runs all stages of some parts' updates, and the exchanges between them."""
+    """Runs all stages of some parts' updates, and the exchanges between them.
+
+    Raises:
+        ValueError: When a part needs sums over more than it holds, and ``whole`` gives none.
+    """
     rounds = whole.rounds if whole is not None else 0
-    for number in range(max([rounds, *(len(block.update.measures) for block in blocks)])):
-        measuring = [block for block in blocks if number < len(block.update.measures)]
-        run_all([partial(block.run, block.update.measures[number]) for block in measuring])
-        over_columns: dict[int, Tensor] = {}
-        over_table: dict[int, Tensor] = {}
-        for block in measuring:
-            size = block.update.sizes[number]
-            own = block.measured[:, :size]
-            if block.last_measure_over == "touched" and number == len(block.update.measures) - 1:
-                total = own.sum(axis=0)
-                if block.has_whole_table:
-                    own[:] = total
-                else:
-                    over_table[block.part] = torch.from_numpy(total)
-            elif not block.has_all_columns:
-                over_columns[block.part] = torch.from_numpy(np.ascontiguousarray(own))
+    for number in range(max([rounds, *(len(block.measures) for block in blocks)])):
+        measuring = [block for block in blocks if number < len(block.measures)]
+        run_all([partial(block.measure, number) for block in measuring])
+        over_columns, over_table = _partial_sums(measuring, number)
         if whole is not None and number < rounds:
             over_columns, over_table = whole.exchange(number, over_columns, over_table)
         elif over_columns or over_table:
-            raise ValueError(f"update: expected {number + 1} or more rounds of sums over a split table, got {rounds}")
+            raise ValueError(f"update: expected more than {number} rounds of sums over split tables, got {rounds}")
         for block in measuring:
-            size = block.update.sizes[number]
-            if block.part in over_columns:
-                block.measured[:, :size] = over_columns[block.part].numpy()
-            elif block.part in over_table:
-                block.measured[:, :size] = over_table[block.part].numpy()
-    run_all([partial(block.run, block.update.finish) for block in blocks])
+            for sums in (over_columns, over_table):
+                if block.part in sums:
+                    block.measured[:, : block.sizes[number]] = sums[block.part].numpy()
+    run_all([block.finish for block in blocks])
+
+
+def _partial_sums(measuring: Sequence[StagedRows], number: int) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    over_columns: dict[int, Tensor] = {}
+    over_table: dict[int, Tensor] = {}
+    for block in measuring:
+        own = block.measured[:, : block.sizes[number]]
+        if block.held.trust == "touched" and number == len(block.measures) - 1:
+            total = own.sum(axis=0)
+            if block.held.has_whole_table:
+                own[:] = total
+            else:
+                over_table[block.part] = torch.from_numpy(total)
+        elif not block.held.has_all_columns:
+            over_columns[block.part] = torch.from_numpy(own.copy())
+    return over_columns, over_table

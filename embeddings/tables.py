@@ -11,6 +11,8 @@ from embeddings.row_optimizers import RowOptimizer, RowWiseAdagrad
 
 Pooling = Literal["sum", "mean"]
 RowType = Literal["fp32", "bf16", "fp16"]
+ROW_TYPES: dict[RowType, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""torch's names of them."""
 Memory = Literal["device", "uvm", "uvm_caching"]
 
 
@@ -81,7 +83,10 @@ class IdOutOfRangeError(ValueError):
         num_rows: The table's number of rows.
         bag: Position of the bag in the batch, from 0.
         id: The id.
+        others_know: Whether every other rank raises ``OtherRanksIdError`` at the same moment.
     """
+
+    others_know = False
 
     def __init__(self, *, feature: str, table: str, num_rows: int, bag: int, id: int) -> None:
         super().__init__(
@@ -93,6 +98,10 @@ class IdOutOfRangeError(ValueError):
         self.num_rows = num_rows
         self.bag = bag
         self.id = id
+
+
+class OtherRanksIdError(ValueError):
+    """An id of another rank's share of the batch lies outside its table; that rank can say which."""
 
 
 def check_tables(configs: Sequence[TableConfig]) -> None:

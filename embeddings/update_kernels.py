@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from embeddings.compiled import compiled, reordering
 from embeddings.grouping_kernels import Keys, sum_gradients
+from embeddings.sixteen_bit_kernels import Rounding, Rows, borrow_rows, return_rows
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -38,7 +39,7 @@ class UpdateSettings(NamedTuple):
 
 @compiled
 def finish_sgd(
-    held: Floats,  # rows in float32, updated: row ``rows[i]`` of the table is held[at[i]]
+    held: Floats,  # rows in float32, updated: row ``rows[i]`` of the part is held[at[i]]
     at: Keys,  # [n]
     rows: Keys,  # [n]
     sums: Floats,  # [n, columns], gradients; may be overwritten
@@ -93,9 +94,35 @@ def finish_row_wise_adagrad(
         row, total = held[at[i]], sums[i]
         state = first[rows[i], 0] + np.float32(measured[i, 0] / settings.dim)
         first[rows[i], 0] = state
-        step = rate / (np.sqrt(state) + eps)
+        below = np.sqrt(state) + eps
+        # Where all gradients were 0 so far nothing moves, also with eps = 0.
+        step = np.float32(0) if below == 0 else rate / below
         for d in range(total.size):
             row[d] -= step * total[d]
+
+
+@compiled
+def finish_adagrad(
+    held: Floats,
+    at: Keys,
+    rows: Keys,
+    sums: Floats,
+    first: Floats,  # [num_rows, columns]
+    second: Floats,
+    measured: Doubles,
+    settings: UpdateSettings,
+) -> None:
+    """Updates rows as ``RowAdagrad`` says."""
+    rate, decay, eps = np.float32(settings.rate), np.float32(settings.decay), np.float32(settings.eps)
+    zero = np.float32(0)
+    for i in range(at.size):
+        row, total, state = held[at[i]], sums[i], first[rows[i]]
+        for d in range(total.size):
+            g = total[d] + decay * row[d]
+            squares = state[d] + g * g
+            state[d] = squares
+            below = np.sqrt(squares) + eps
+            row[d] -= zero if below == zero else rate * g / below
 
 
 @reordering
@@ -108,8 +135,16 @@ def sum_of_squares(vector: Floats) -> np.float32:
 
 
 @compiled
+def make_block(weight: Rows) -> tuple[Keys, Floats, Doubles, Floats]:
+    """Makes room for a block of rows: their numbers, gradients and measures, and themselves if they have 16 bits."""
+    shape = (_BLOCK, weight.shape[1])
+    rows, measured = np.empty(_BLOCK, np.uint64), np.empty((_BLOCK, MEASURES))
+    return rows, np.empty(shape, np.float32), measured, np.empty(shape, np.float32)
+
+
+@compiled
 def update_sgd(
-    weight: Floats,
+    weight: Rows,
     keys: Keys,
     places: Longs,
     scales: Floats,
@@ -117,19 +152,21 @@ def update_sgd(
     first: Floats,
     second: Floats,
     settings: UpdateSettings,
+    rounding: Rounding,
 ) -> None:
     """Updates each row in ``keys`` once, block by block."""
-    rows, sums = np.empty(_BLOCK, np.uint64), np.empty((_BLOCK, weight.shape[1]), np.float32)
-    measured = np.empty((_BLOCK, MEASURES))
+    rows, sums, measured, scratch = make_block(weight)
     key = 0
     while key < keys.size:
-        used, key = sum_gradients(keys, key, places, scales, gradient, weight, rows, sums)
-        finish_sgd(weight, rows[:used], rows, sums, first, second, measured, settings)
+        used, key = sum_gradients(keys, key, places, scales, gradient, weight, first, second, rows, sums)
+        held, at = borrow_rows(weight, rows[:used], scratch)
+        finish_sgd(held, at, rows, sums, first, second, measured, settings)
+        return_rows(weight, rows[:used], scratch, rounding)
 
 
 @compiled
 def update_row_wise_adagrad(
-    weight: Floats,
+    weight: Rows,
     keys: Keys,
     places: Longs,
     scales: Floats,
@@ -137,12 +174,36 @@ def update_row_wise_adagrad(
     first: Floats,
     second: Floats,
     settings: UpdateSettings,
+    rounding: Rounding,
 ) -> None:
     """Updates each row in ``keys`` once, block by block."""
-    rows, sums = np.empty(_BLOCK, np.uint64), np.empty((_BLOCK, weight.shape[1]), np.float32)
-    measured = np.empty((_BLOCK, MEASURES))
+    rows, sums, measured, scratch = make_block(weight)
     key = 0
     while key < keys.size:
-        used, key = sum_gradients(keys, key, places, scales, gradient, weight, rows, sums)
-        measure_gradients(weight, rows[:used], rows, sums, first, second, measured, settings)
-        finish_row_wise_adagrad(weight, rows[:used], rows, sums, first, second, measured, settings)
+        used, key = sum_gradients(keys, key, places, scales, gradient, weight, first, second, rows, sums)
+        held, at = borrow_rows(weight, rows[:used], scratch)
+        measure_gradients(held, at, rows, sums, first, second, measured, settings)
+        finish_row_wise_adagrad(held, at, rows, sums, first, second, measured, settings)
+        return_rows(weight, rows[:used], scratch, rounding)
+
+
+@compiled
+def update_adagrad(
+    weight: Rows,
+    keys: Keys,
+    places: Longs,
+    scales: Floats,
+    gradient: Floats,
+    first: Floats,
+    second: Floats,
+    settings: UpdateSettings,
+    rounding: Rounding,
+) -> None:
+    """Updates each row in ``keys`` once, block by block."""
+    rows, sums, measured, scratch = make_block(weight)
+    key = 0
+    while key < keys.size:
+        used, key = sum_gradients(keys, key, places, scales, gradient, weight, first, second, rows, sums)
+        held, at = borrow_rows(weight, rows[:used], scratch)
+        finish_adagrad(held, at, rows, sums, first, second, measured, settings)
+        return_rows(weight, rows[:used], scratch, rounding)
