@@ -31,6 +31,7 @@ def run_train(argv: list[str]) -> int:
         print(_usage())
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     place = Place.from_environment()
+    place.end_with_launcher()
     with OneVoice(place) as voice:
         recipe = _find_recipe(argv[0])
         program = f"recforge train {argv[0]}"

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +65,9 @@ class Place:
             has_agent=given.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             notes=Path(error_file).parents[1] if error_file else None,
         )
+
+    def end_with_launcher(self) -> None:
+        """Have the system ask this process to stop when its launcher dies, whom nobody would replace."""
+        if self.has_agent and sys.platform == "linux":
+            with contextlib.suppress(OSError, AttributeError):
+                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -117,10 +117,11 @@ def join_ranks(
 def leave(store: Store, place: Place, seconds: float) -> None:
     """Wait until all ranks want to leave, so that none takes the others down; at most for so many seconds."""
     end = time.monotonic() + seconds
-    gone = store.add("leaving", 1)
-    while gone < place.count and time.monotonic() < end:
-        time.sleep(POLL_SECONDS)
-        gone = store.add("leaving", 0)
+    with contextlib.suppress(RuntimeError):  # who kept the store has gone already
+        gone = store.add("leaving", 1)
+        while gone < place.count and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+            gone = store.add("leaving", 0)
     if place.rank == 0 and not place.has_agent:  # it keeps the store that the others have just looked at
         time.sleep(10 * POLL_SECONDS)
 
@@ -140,7 +141,7 @@ def open_store(place: Place, *, is_host: bool | None = None) -> Store:
         ) from None
     if is_host is None:
         is_host = place.rank == 0 and not place.has_agent
-    limit = timedelta(seconds=MEETING_SECONDS)
+    limit = timedelta(seconds=60 if place.has_agent else MEETING_SECONDS)  # an agent's store is there from the start
     return TCPStore(host, port, None, is_host, limit, wait_for_workers=False, multi_tenant=True)
 
 
