@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from embeddings.initial_rows import initial_rows
 from embeddings.interface import TableRows, Tables
 from embeddings.jagged import Jagged
 from embeddings.late_check import LateCheck, read_features
-from embeddings.tables import TableConfig
+from embeddings.tables import Pooling, TableConfig
 
 if TYPE_CHECKING:
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
@@ -32,6 +31,7 @@ class _Group:
     tables: list[int]
     features: list[int]
     kernel: SplitTableBatchedEmbeddingBagsCodegen
+    is_mean: bool
     updates: Tensor  # [] float64 on the CPU: backward passes so far, the same for all of its tables
 
 
@@ -121,11 +121,11 @@ class FbgemmTables(Tables):
         for table, config in enumerate(self.table_configs):
             kind = (config.pooling, config.optimizer, config.row_type, config.memory)
             by_kind.setdefault(kind, []).append(table)
-        for tables in by_kind.values():
+        for (pooling, *_), tables in by_kind.items():
             features = [f for f, table in enumerate(self.feature_tables) if table in tables]
             feature_table_map = [tables.index(self.feature_tables[f]) for f in features]
             kernel = make_kernel([self.table_configs[t] for t in tables], feature_table_map, self.device)
-            yield _Group(tables, features, kernel, torch.zeros((), dtype=torch.float64))
+            yield _Group(tables, features, kernel, pooling == "mean", torch.zeros((), dtype=torch.float64))
 
     def _look_up(self, ids: Tensor, batch: Jagged, weights: Tensor | None) -> Tensor:
         if len(self._groups) == 1:
@@ -153,7 +153,7 @@ def make_kernel(
 ) -> SplitTableBatchedEmbeddingBagsCodegen:
     """Makes the fbgemm module of tables of one kind, with rows that are not set yet."""
     # Imported here: loading fbgemm takes seconds, and the CPU's own kernels do without it.
-    from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation, PoolingMode
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
         ComputeDevice,
         SplitTableBatchedEmbeddingBagsCodegen,
@@ -166,7 +166,7 @@ def make_kernel(
     return SplitTableBatchedEmbeddingBagsCodegen(
         embedding_specs=[(config.num_rows, config.dim, location, compute) for config in configs],
         feature_table_map=feature_table_map,
-        pooling_mode=PoolingMode.SUM if configs[0].pooling == "sum" else PoolingMode.MEAN,
+        pooling_mode=pooling_mode(configs[0].pooling),
         bounds_check_mode=BoundsCheckMode.NONE,
         device=device,
         table_names=[config.name for config in configs],
@@ -182,15 +182,36 @@ def _call(group: _Group, ids: Tensor, offsets: Tensor, weights: Tensor | None) -
         ids = ids.long()
     if ids.is_cuda:
         _set_output_type(kernel)
-    _set_updates(kernel, int(group.updates))
-    pooled: Tensor = kernel(ids, offsets.to(ids.dtype), None if weights is None else weights.detach().float())
+    set_updates(kernel, int(group.updates))
+    kernel.pooling_mode = pooling_mode("mean" if group.is_mean and weights is None else "sum")
+    if weights is not None:
+        weights = weights.float() / _lengths_by_id(offsets, len(ids)) if group.is_mean else weights.float()
+    pooled: Tensor = kernel(ids, offsets.to(ids.dtype), weights)
     if pooled.requires_grad:
-        pooled.register_hook(partial(_count, group.updates))
+        pooled.register_hook(count_updates(group.updates))
     return pooled
 
 
-def _count(updates: Tensor, _: Tensor) -> None:
-    updates += 1
+def _lengths_by_id(offsets: Tensor, num_ids: int) -> Tensor:
+    # fbgemm's CPU kernels leave the division of a weighted mean out of its gradient.
+    lengths = offsets.diff()
+    return torch.repeat_interleave(lengths, lengths, output_size=num_ids)
+
+
+def pooling_mode(pooling: Pooling) -> Any:
+    """Says a pooling in fbgemm's words."""
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
+
+    return PoolingMode.SUM if pooling == "sum" else PoolingMode.MEAN
+
+
+def count_updates(updates: Tensor) -> Callable[[Tensor], None]:
+    """Makes a hook for pooled vectors that counts how often a gradient comes back to them."""
+
+    def count(_: Tensor) -> None:
+        updates.add_(1)
+
+    return count
 
 
 def _set_output_type(kernel: SplitTableBatchedEmbeddingBagsCodegen) -> None:
@@ -200,7 +221,8 @@ def _set_output_type(kernel: SplitTableBatchedEmbeddingBagsCodegen) -> None:
     kernel.output_dtype = (SparseType.BF16 if half else SparseType.FP32).as_int()
 
 
-def _set_updates(kernel: SplitTableBatchedEmbeddingBagsCodegen, updates: int) -> None:
+def set_updates(kernel: SplitTableBatchedEmbeddingBagsCodegen, updates: int) -> None:
+    """Tells fbgemm's Adam and LAMB how many updates there were."""
     # fbgemm counts every call, those of evaluations too, and where it has come to 0 reads the counter on the GPU.
     if updates == 0:
         kernel.iter.zero_()

@@ -89,13 +89,13 @@ def read_features(features: KeyedJaggedTensor, names: Sequence[str]) -> KeyedJag
     if features.values().is_cuda:
         _check_form(features, names)
     else:
-        read_jagged(KeyedJaggedTensor(keys, features.values(), lengths=features.lengths()), names)
+        read_jagged(features, names)
     positions = [keys.index(name) for name in names]
     return features if positions == list(range(len(keys))) else features.permute(positions)
 
 
 def _check_form(features: KeyedJaggedTensor, names: Sequence[str]) -> None:
-    keys, ids = features.keys(), features.values()
+    keys, ids, weights = features.keys(), features.values(), features.weights_or_none()
     for name in names:
         if name not in keys:
             raise ValueError(f"feature {name!r}: expected it in the batch, got the features {', '.join(keys)}")
@@ -103,6 +103,10 @@ def _check_form(features: KeyedJaggedTensor, names: Sequence[str]) -> None:
         raise ValueError("batch: expected as many bags in every feature, got a batch size per feature")
     if ids.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"batch: expected ids of type int32 or int64, got {ids.dtype}")
+    if weights is not None and (weights.requires_grad or weights.shape != ids.shape):
+        raise ValueError(
+            f"batch: expected a weight for each of {len(ids)} ids and no gradient of it, got {len(weights)}"
+        )
     if features.lengths().numel() != len(keys) * features.stride():
         raise ValueError(f"batch: expected {len(keys) * features.stride()} lengths, got {features.lengths().numel()}")
     total = sum(features.length_per_key())
