@@ -1,25 +1,23 @@
-"""Batches one ahead: while one is trained, the next is read, on its device, and its ids are on their way."""
+"""Batches one ahead: while one is trained, the next is read and on its device, so that its ids can be sent."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 
 from dlrm.batch import Batch
 from dlrm.training.stage_times import WAITING_FOR_DATA
-from embeddings.interface import Tables
 from embeddings.stopwatch import Stopwatch
 
 
 def look_ahead(
-    batches: Iterator[Batch], every_tables: Sequence[Tables], device: torch.device, stopwatch: Stopwatch
-) -> Iterator[Batch]:
-    """Yield batches on `device`; before each, tables are told of the ids of the one after it.
+    batches: Iterator[Batch], device: torch.device, stopwatch: Stopwatch
+) -> Iterator[tuple[Batch, Batch | None]]:
+    """Yield each batch on `device`, with the one after it, if there is one.
 
     Args:
         batches: read by threads of their own.
-        every_tables: exchange ids between ranks, if they do.
         device: of the model.
         stopwatch: counts the time until a batch is there.
     """
@@ -29,12 +27,10 @@ def look_ahead(
             batch = next(batches, None)
             if batch is None or device.type == "cpu":
                 return batch
+            batch.sparse.length_per_key()  # kept with the batch, so that nobody has to ask the GPU for it
             return batch.pin_memory().to(device, non_blocking=True)
 
     following = take()
     while following is not None:
         batch, following = following, take()
-        if following is not None:
-            for tables in every_tables:
-                tables.prefetch(following.sparse)
-        yield batch
+        yield batch, following

@@ -18,6 +18,7 @@ from dlrm.training.guards import NonFiniteLossError, check_batch, check_logits, 
 from dlrm.training.parallelize import Control, DenseReducer
 from embeddings import IdOutOfRangeError
 from embeddings.stopwatch import Stopwatch
+from embeddings.tables import OtherRanksIdError
 
 
 class ClickTask(nn.Module):
@@ -93,13 +94,14 @@ class TrainStep:
             tables.stopwatch = self.stopwatch
             _watch_calls(tables, self.stopwatch, self._looked_up)
 
-    def __call__(self, batch: Batch, samples: int, wishes: Wishes = NO_WISHES) -> float:
+    def __call__(self, batch: Batch, samples: int, wishes: Wishes = NO_WISHES, following: Batch | None = None) -> float:
         """Train on a batch, or a share of one, and return the mean loss over all ranks' samples.
 
         Args:
             batch: its `global_size` says how many samples all ranks have together.
             samples: number of all samples up to the end of this batch, over all ranks.
             wishes: this rank's; afterwards `agreed` holds what any rank has wished.
+            following: the next batch, whose ids travel while this one's gradients are computed.
 
         Raises:
             NonFiniteLossError: before a dense weight was updated with it, and alone in a process, a row; on every rank.
@@ -111,12 +113,16 @@ class TrainStep:
         failure = self._check_labels(batch)
         with self.stopwatch.stage("dense forward"):
             loss = self._forward(batch)
-        mean = float(loss.item())
+            mean = float(loss.item())
+        failure = failure or self._check_ids(batch)
         if failure is None and not math.isfinite(mean):
             failure = self._explain(mean, samples, batch)
+        if failure is not None and self.reducer is None:
+            raise failure
+        if following is not None:
+            for tables in self.tables:
+                tables.prefetch(following.sparse)
         if self.reducer is None:
-            if failure is not None:
-                raise failure
             with self.stopwatch.stage("dense backward"):
                 self.dense_optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -150,6 +156,17 @@ class TrainStep:
             return error
         return None
 
+    def _check_ids(self, batch: Batch) -> ValueError | None:
+        try:
+            for tables in self.tables:
+                tables.check_ids()
+        except IdOutOfRangeError as error:
+            return self._name_row(error, batch)
+        return None
+
+    def _name_row(self, error: IdOutOfRangeError, batch: Batch) -> ValueError:
+        return ValueError(f"row {int(batch.rows[error.bag])} of split '{self.split}': {error}")
+
     def _explain(self, loss: float, samples: int, batch: Batch) -> NonFiniteLossError:
         part = find_first_nonfinite(self.task, batch, self.numeric_names, self._looked_up)
         if self.reducer is not None:
@@ -160,8 +177,11 @@ class TrainStep:
         try:
             with autocast(self.precision, batch.labels.device.type):
                 loss: Tensor = self.task(batch)[0]
-        except IdOutOfRangeError as error:
-            raise ValueError(f"row {int(batch.rows[error.bag])} of split '{self.split}': {error}") from error
+        except (IdOutOfRangeError, OtherRanksIdError) as error:
+            named = self._name_row(error, batch) if isinstance(error, IdOutOfRangeError) else None
+            if self.reducer is not None and getattr(error, "others_know", True):
+                self.reducer.ranks.raise_any(named)
+            raise named or error from error
         return loss
 
     def _set_learning_rates(self, samples: float) -> None:
@@ -221,9 +241,7 @@ def compile_dense(model: nn.Module, device: torch.device) -> None:
     part.compile()
 
 
-def describe_step(
-    config: StepConfig, device: torch.device, threads: int, *, ranks_on_machine: int = 1
-) -> list[str]:
+def describe_step(config: StepConfig, device: torch.device, threads: int, *, ranks_on_machine: int = 1) -> list[str]:
     """Say what was chosen for the step and why, a line per choice."""
     lines = [f"device {device.type}" + (" (--step.device)" if config.device != "auto" else " (auto)")]
     why = "every core of this process"

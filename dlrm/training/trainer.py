@@ -20,14 +20,7 @@ from dlrm.optim.dense import build_dense_optimizer
 from dlrm.training.checkpoint import CheckpointStore
 from dlrm.training.course import Course, Progress
 from dlrm.training.evaluate import evaluate, evaluate_true_probability
-from dlrm.training.guards import (
-    LearningGuard,
-    NonFiniteLossError,
-    check_model_fits,
-    check_segments,
-    check_shares,
-    find_tables,
-)
+from dlrm.training.guards import LearningGuard, NonFiniteLossError, check_model_fits, check_segments, check_shares
 from dlrm.training.interrupt import StopRequest, only_run_in
 from dlrm.training.look_ahead import look_ahead
 from dlrm.training.metrics import MetricValues, is_at_chance
@@ -175,10 +168,10 @@ class Trainer:
             return why
         self.model.train()
         self.stages.begin(progress.seconds)
-        for batch in self._batches():
+        for batch, following in self._batches():
             before, size = progress.samples, batch.global_size or len(batch)
             with self._timed():
-                loss = self.step(batch, before + size, self._wishes(stop_request))
+                loss = self.step(batch, before + size, self._wishes(stop_request), following)
             course.advance(size, loss)
             log.advance(size, loss, self.stages.remark)
             if course.is_due(before, self.config.log_every_samples):
@@ -199,20 +192,20 @@ class Trainer:
                 return why
         return "all epochs done"
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[tuple[Batch, Batch | None]]:
         read = self.reader.batches(
             self.config.step.global_batch_size,
             start=self.progress.samples,
             stop=self.course.total_samples,
             share=self.ranks.share_of if self.ranks.count > 1 else None,
         )
-        batches = look_ahead(read, find_tables(self.model), self.device, self.stopwatch)
+        batches = look_ahead(read, self.device, self.stopwatch)
         while True:
             with self._timed():
-                batch = next(batches, None)
-            if batch is None:
+                pair = next(batches, None)
+            if pair is None:
                 return
-            yield batch
+            yield pair
 
     def _wishes(self, stop_request: StopRequest) -> Wishes:
         return Wishes(asked_to_stop=stop_request.requested, time_is_up=self.course.time_is_up())
