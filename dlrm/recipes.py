@@ -98,3 +98,24 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
 }
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return the recipe of that name, or what a configuration file describes.
+
+    Raises:
+        ValueError: there is no such recipe, or the file is not a configuration.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    if name.endswith(".toml"):
+        from dlrm.data.config_file import load_config
+
+        return load_config(Path(name)).recipe()
+    raise ValueError(f"expected a recipe ({', '.join(RECIPES)}) or a configuration file (*.toml), got '{name}'")
+
+
+def list_recipes() -> list[str]:
+    """Return a line per recipe: its name and what it is."""
+    width = max(map(len, RECIPES))
+    return [f"  {name:{width}}  {recipe.help}" for name, recipe in RECIPES.items()]

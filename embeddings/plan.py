@@ -9,7 +9,7 @@ from embeddings.plan_remedies import DoesNotFitError, explain_misfit
 from embeddings.plan_search import Board, Choice, by_seconds, candidates_of, choose_ranks, search
 from embeddings.plan_task import WHOLE, Asked, PlanTask, ask, format_bytes
 from embeddings.shards import Sharding, ShardingPlan
-from embeddings.table_cost import Setting, shard_bytes
+from embeddings.table_cost import FLOAT_BYTES, Setting, shard_bytes
 from embeddings.tables import TableConfig
 from embeddings.usage import Usage
 
@@ -27,6 +27,7 @@ def plan_tables(
     sharding: Asked = "auto",
     fixed: Mapping[str, Sharding] | None = None,
     replicate_below_rows: int = 2048,
+    exchange_bytes: int = FLOAT_BYTES,
 ) -> ShardingPlan:
     """Decide which rank holds which part of which table; the same arguments give the same plan everywhere.
 
@@ -40,6 +41,7 @@ def plan_tables(
         sharding: the kind of every table; ``auto`` chooses.
         fixed: kinds of tables by name, which come before ``sharding``.
         replicate_below_rows: ``auto`` copies tables with fewer rows to every rank.
+        exchange_bytes: of a number of a row that travels.
 
     Raises:
         DoesNotFitError: a ``ValueError`` that names the tables, and what would make them fit.
@@ -49,7 +51,13 @@ def plan_tables(
     task = PlanTask(
         configs=tuple(configs),
         asked=ask(configs, sharding, fixed or {}),
-        setting=Setting(machine=machine, usage=statistics or Usage(), ranks=ranks, ranks_per_node=ranks_per_node),
+        setting=Setting(
+            machine=machine,
+            usage=statistics or Usage(),
+            ranks=ranks,
+            ranks_per_node=ranks_per_node,
+            exchange_bytes=exchange_bytes,
+        ),
         memory_bytes=machine.memory_bytes if memory_bytes is None else memory_bytes,
         replicate_below_rows=replicate_below_rows,
     )

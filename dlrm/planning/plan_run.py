@@ -5,61 +5,87 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dlrm.config import ParallelConfig
 from dlrm.data.dataset import Dataset
 from dlrm.planning.statistics import measure_usage
-from embeddings.machine import CPU, Machine
+from embeddings.machine import Machine
 from embeddings.plan import DoesNotFitError, plan_tables
 from embeddings.shards import SHARDINGS, Sharding, ShardingPlan
+from embeddings.table_cost import Setting
 from embeddings.tables import TableConfig
 
 GPU_SHARE = 0.8
+EXCHANGE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 
 
-def plan_run(
+def setting_of(
     configs: Sequence[TableConfig],
     parallel: ParallelConfig,
     dataset: Dataset,
     *,
+    machine: Machine,
     ranks: int,
     ranks_per_node: int,
     global_batch_size: int,
-    memory_bytes: int | None,
-    machine: Machine = CPU,
+) -> Setting:
+    """Return what a run's plan depends on beside its tables; its data are looked at.
+
+    Args:
+        configs: the tables.
+        parallel: what the user asked for.
+        dataset: whose training samples tell what batches ask for.
+        machine: where the ranks run.
+        ranks: number of processes.
+        ranks_per_node: of them on one machine.
+        global_batch_size: samples per step, over all ranks.
+    """
+    return Setting(
+        machine=machine,
+        usage=measure_usage(dataset, configs, global_batch_size),
+        ranks=ranks,
+        ranks_per_node=ranks_per_node,
+        exchange_bytes=EXCHANGE_BYTES[parallel.exchange],
+    )
+
+
+def plan_run(
+    configs: Sequence[TableConfig], parallel: ParallelConfig, setting: Setting, *, memory_bytes: int | None
 ) -> ShardingPlan:
     """Plan the tables of a run; equal arguments give equal plans, so that ranks need not talk about it.
 
     Args:
         configs: the tables.
         parallel: what the user asked for.
-        dataset: whose training samples tell what batches ask for.
-        ranks: number of processes.
-        ranks_per_node: of them on one machine.
-        global_batch_size: samples per step, over all ranks.
-        memory_bytes: of a rank, where ``--parallel.memory`` does not say; the same on all ranks.
-        machine: where the ranks run.
+        setting: ranks, machine, and what a batch asks for.
+        memory_bytes: of a rank, for tables: the same on all ranks; None is no limit.
 
     Raises:
-        ValueError: the tables do not fit, or a flag does; its message names the flag.
+        ValueError: the tables do not fit, or a flag does not; its message names the flag.
     """
-    asked = parallel.memory
     try:
         return plan_tables(
             configs,
-            ranks=ranks,
-            ranks_per_node=ranks_per_node,
-            statistics=measure_usage(dataset, configs, global_batch_size),
-            machine=machine,
-            memory_bytes=parse_bytes(asked, "--parallel.memory") if asked is not None else memory_bytes,
+            ranks=setting.ranks,
+            ranks_per_node=setting.ranks_per_node,
+            statistics=setting.usage,
+            machine=replace(setting.machine, memory_bytes=None),
+            memory_bytes=memory_bytes,
             sharding=parallel.sharding,
             fixed=parse_fixed(parallel.tables, [config.name for config in configs]),
             replicate_below_rows=parallel.replicate_below_rows,
+            exchange_bytes=setting.exchange_bytes,
         )
     except DoesNotFitError as error:
         raise ValueError(f"{error} ({_name_flags(error)})") from error
+
+
+def choose_memory(parallel: ParallelConfig, available: int | None) -> int | None:
+    """Return the bytes of a rank that tables may take: what ``--parallel.memory`` says, or what is available."""
+    return available if parallel.memory is None else parse_bytes(parallel.memory, "--parallel.memory")
 
 
 def parse_fixed(entries: Sequence[str], names: Sequence[str]) -> dict[str, Sharding]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlrm.cli import parse
 from dlrm.config import RunConfig
-from dlrm.recipes import RECIPES, Recipe
+from dlrm.recipes import Recipe, find_recipe, list_recipes
 from dlrm.training.one_voice import OneVoice
 from dlrm.training.place import Place
 
@@ -33,7 +33,7 @@ def run_train(argv: list[str]) -> int:
     place = Place.from_environment()
     place.end_with_launcher()
     with OneVoice(place) as voice:
-        recipe = _find_recipe(argv[0])
+        recipe = find_recipe(argv[0])
         program = f"recforge train {argv[0]}"
         config = parse(RunConfig, argv[1:], program=program, description=recipe.help, default=recipe.config)
         if not place.is_launched and (config.ranks or 1) > 1:
@@ -129,21 +129,21 @@ def _plan(config: RunConfig, dataset: Dataset, group: Group, device: str) -> Sha
         if device == "cpu":
             check_memory(tables)
         return None
-    from dlrm.planning.plan_run import memory_for_tables, plan_run
+    from dlrm.planning.plan_run import choose_memory, memory_for_tables, plan_run, setting_of
     from embeddings.machine import machine_for
 
     ranks = group.ranks
-    (least,) = min(ranks.gather_numbers([memory_for_tables(device, ranks.per_node)]))
-    return plan_run(
+    setting = setting_of(
         tables,
         config.parallel,
         dataset,
+        machine=machine_for(device, config.tables.kernel),
         ranks=ranks.count,
         ranks_per_node=ranks.per_node,
         global_batch_size=config.step.global_batch_size,
-        memory_bytes=int(least),
-        machine=machine_for(device, config.tables.kernel),
     )
+    (least,) = min(ranks.gather_numbers([memory_for_tables(device, ranks.per_node)]))
+    return plan_run(tables, config.parallel, setting, memory_bytes=choose_memory(config.parallel, int(least)))
 
 
 def _launch(argv: list[str], config: RunConfig) -> int:
@@ -159,25 +159,13 @@ def _name_run(name: str) -> str:
     return str(Path("runs") / f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
-def _find_recipe(name: str) -> Recipe:
-    if name in RECIPES:
-        return RECIPES[name]
-    if name.endswith(".toml"):
-        from dlrm.data.config_file import load_config
-
-        return load_config(Path(name)).recipe()
-    raise ValueError(f"expected a recipe ({', '.join(RECIPES)}) or a configuration file (*.toml), got '{name}'")
-
-
 def _usage() -> str:
-    width = max(map(len, RECIPES))
-    lines = [f"  {name:{width}}  {recipe.help}" for name, recipe in RECIPES.items()]
     return "\n".join(
         [
             "usage: recforge train RECIPE|CONFIG.toml [--data PATH] [--output RUN] [--seed N] ...",
             "",
             "recipes:",
-            *lines,
+            *list_recipes(),
             "",
             "`recforge train RECIPE --help` lists every flag of a recipe with its value there.",
         ]
