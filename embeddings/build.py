@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
 from embeddings.interface import Tables
 from embeddings.shards import ShardingPlan
 from embeddings.tables import TableConfig
+
+if TYPE_CHECKING:
+    from embeddings.sequence_tables import SequenceTables
 
 Exchange = Literal["fp32", "fp16", "bf16"]  # how rows and gradients travel between ranks
 Kernel = Literal["auto", "numba", "fbgemm"]
@@ -66,6 +69,20 @@ def build_tables(
     from embeddings.fbgemm_tables import FbgemmTables
 
     return FbgemmTables(configs, device=device, seed=seed)
+
+
+def build_sequence_tables(
+    configs: Sequence[TableConfig],
+    *,
+    seed: int = 0,
+    plan: ShardingPlan | None = None,
+    exchange: Exchange = "fp32",
+) -> SequenceTables:
+    """Builds tables that give a vector for each id, on the CPU; the arguments are those of ``build_tables``."""
+    from embeddings.sequence_tables import SequenceTables
+
+    _check_memory(configs)
+    return SequenceTables(configs, plan=plan, seed=seed, exchange=exchange)
 
 
 def _check_memory(configs: Sequence[TableConfig]) -> None:

@@ -64,6 +64,8 @@ class ShardedRows:
         ValueError: When the plan is not one of these tables, or of the running group.
     """
 
+    over_ranks = True
+
     def __init__(
         self, configs: Sequence[TableConfig], plan: ShardingPlan, *, seed: int = 0, exchange: Exchange = "fp32"
     ) -> None:
