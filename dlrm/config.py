@@ -52,23 +52,31 @@ class ModelConfig:
 class TablesConfig:
     """What all tables of a recipe have in common; the Python API sets each table apart."""
 
-    optimizer: Literal["rowwise_adagrad", "sgd"] = "rowwise_adagrad"
-    """How rows are updated, inside backward."""
+    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam", "lamb", "partial_lamb"] = "rowwise_adagrad"
+    """How rows are updated, inside backward; partial_lamb keeps one second moment per row."""
     learning_rate: float = 0.05
-    """Peak learning rate of the rows; `--tables-schedule` scales it."""
-    eps: float = 1e-8
-    """rowwise_adagrad: added to the root of a row's mean squared gradients. Where it is small beside them, a row's
-    first step has the length of the learning rate however little it has learned from; where it is large, rows move in
-    proportion to what they have learned from, which rare ids need. Gradients are those of the mean over the batch:
-    double the batch, halve eps."""
+    """Peak learning rate of the rows; `--tables-schedule` scales it. Of lamb it is relative to a row's length."""
+    eps: float | None = None
+    """All but sgd: added to the root of the squared gradients; None means 1e-8, or 1e-6 of lamb. Where it is small
+    beside them, a row's first step has the length of the learning rate however little it has learned from; where it is
+    large, rows move in proportion to what they have learned from, which rare ids need. Gradients are those of the mean
+    over the batch: double the batch, halve eps."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """adam and lamb: decay per update of the two moments."""
+    trust: Literal["row", "touched"] = "row"
+    """lamb: the ratio of norms is that of each row, or of all rows that the batch touches."""
     weight_decay: float = 0.0
-    """L2 decay, of the rows that a batch touches only."""
+    """Decay, of the rows that a batch touches only: L2, or of adam decoupled, or of lamb within the direction."""
     pooling: Literal["sum", "mean"] = "sum"
     """How the rows of one bag become one vector."""
     init_scale: float | None = None
     """Rows start uniform in [-init_scale, init_scale); None means 1 / sqrt(num_rows) of each table."""
     kernel: Literal["auto", "numba", "fbgemm"] = "auto"
     """Whose kernels: auto is numba on a CPU and fbgemm on a GPU."""
+    row_type: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """How rows are stored; 16 bits are rounded at random, so that small updates are not lost."""
+    memory: Literal["device", "uvm", "uvm_caching"] = "device"
+    """Where a GPU's rows lie: its own memory, the host's, or the host's with a cache in its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
