@@ -38,7 +38,10 @@ class TorchrecTables(Tables):
 
     A gradient is that of the loss as it stands: each rank's loss is its part of the mean over the global batch, and
     gradients are summed over ranks. torchrec would divide them by the number of ranks; that is switched off for the
-    whole process. Each shard of columns has its own sum of squares under row-wise Adagrad, the mean over its columns
+    whole process.
+
+    An id outside its table is found out by ``check_ids``, or else at the next call, and looked up as id 0 until then:
+    this rank must do its part of what others wait for. Each shard of columns has its own sum of squares under row-wise Adagrad, the mean over its columns
     and not over the row: there alone, it trains other rows than one process does. So do LAMB's ratios.
 
     Args:
@@ -122,8 +125,6 @@ class TorchrecTables(Tables):
             batch_size=read.stride(),
         )
         ids = self._check.begin(batch)
-        if self.device.type == "cpu":
-            self.check_ids()
         (sharded,) = self._sharded
         context = sharded.create_context()
         with self.stopwatch.stage("ids all-to-all"):
@@ -153,7 +154,8 @@ class TorchrecTables(Tables):
 
     @override
     def rows(self) -> Iterator[TableRows]:
-        self._raise_for_earlier_batch()
+        if self._ahead is None:  # what is only under way has not been looked up
+            self._raise_for_earlier_batch()
         by_name = {config.name: config for config in self.table_configs}
         found: dict[str, list[TableRows]] = {name: [] for name in by_name}
         for tables, kernel in self._kernels():

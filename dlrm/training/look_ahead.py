@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from dlrm.batch import Batch
+from dlrm.training.device_input import copy_ahead
 from dlrm.training.stage_times import WAITING_FOR_DATA
 from embeddings.stopwatch import Stopwatch
 
@@ -22,13 +23,11 @@ def look_ahead(
         stopwatch: counts the time until a batch is there.
     """
 
+    batches = copy_ahead(batches, device)
+
     def take() -> Batch | None:
         with stopwatch.stage(WAITING_FOR_DATA):
-            batch = next(batches, None)
-            if batch is None or device.type == "cpu":
-                return batch
-            batch.sparse.length_per_key()  # kept with the batch, so that nobody has to ask the GPU for it
-            return batch.pin_memory().to(device, non_blocking=True)
+            return next(batches, None)
 
     following = take()
     while following is not None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embeddings import RowAdagrad, RowOptimizer, RowSGD, RowWiseAdagrad, ShardingPlan, TableConfig
+from embeddings import IdOutOfRangeError, RowAdagrad, RowOptimizer, RowSGD, RowWiseAdagrad, ShardingPlan, TableConfig
 from embeddings.fbgemm_tables import FbgemmTables
 from embeddings.interface import Tables
 from embeddings.shards import Sharding, place
@@ -121,6 +121,15 @@ def train_ranks(rank: int, count: int) -> dict[str, tuple[Any, ...]]:
     before = describe(tables)
     tables(draw(configs, 4, *share(4, rank, count), 0, False))
     results["evaluated"] = (before, [], describe(tables), [])
+    wrong = KeyedJaggedTensor(
+        ["x", "y", "b", "c"], torch.tensor([1, 2, 3, 4 + 297 * (rank == 0)]), lengths=torch.ones(4).long()
+    )
+    tables(wrong)
+    try:
+        tables.check_ids()
+        results["wrong id"] = ("",)
+    except IdOutOfRangeError as error:
+        results["wrong id"] = (str(error),)
     return results
 
 
@@ -177,6 +186,12 @@ def test_evaluation_changes_nothing_and_a_table_not_replicated_is_told(on_two_ra
             "table 'b': on rank 1",
             "table 'c': on rank 1",
         ]
+
+
+def test_a_wrong_id_is_named_by_its_rank_after_all_have_looked_up(on_two_ranks):
+    told = [results["wrong id"][0] for results in on_two_ranks]
+    assert told[0].startswith("feature 'c', row 0 of the batch: expected an id in [0, 301) for table 'c', got 301")
+    assert told[1] == ""
 
 
 def test_what_torchrec_cannot_hold_is_one_line():
