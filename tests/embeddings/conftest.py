@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -11,43 +11,73 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embeddings import RowSGD, TableConfig
+from embeddings import RowAdagrad, RowAdam, RowSGD, RowWiseAdagrad, TableConfig
 
 Bags = dict[str, list[list[int]]]  # feature -> bag -> ids
+Weights = dict[str, list[list[float]]]  # feature -> bag -> a weight for each id
 
 
 @dataclass
 class PlainTables:
-    """`nn.functional.embedding_bag` in float64, and the row optimizers written as their docstrings say."""
+    """Pooling in float64 with autograd's gradients, and the row optimizers written as their docstrings say."""
 
     configs: Sequence[TableConfig]
     weights: list[Tensor]
-    states: list[Tensor]
+    states: list[dict[str, Tensor]] = field(default_factory=list)
+    updates: int = 0
 
-    def look_up(self, bags: Bags) -> Tensor:
+    def look_up(self, bags: Bags, bag_weights: Weights | None = None) -> Tensor:
         for weight in self.weights:
             weight.requires_grad_(True).grad = None
         columns = []
         for config, weight in zip(self.configs, self.weights, strict=True):
             for feature in config.features:
-                ids = torch.tensor([i for bag in bags[feature] for i in bag], dtype=torch.int64)
-                offsets = torch.tensor([0, *(len(bag) for bag in bags[feature])]).cumsum(0)[:-1]
-                columns.append(nn.functional.embedding_bag(ids, weight, offsets, mode=config.pooling))
+                pooled = []
+                for b, bag in enumerate(bags[feature]):
+                    rows = weight[torch.tensor(bag, dtype=torch.int64)]
+                    if bag_weights is not None:
+                        rows = rows * torch.tensor(bag_weights[feature][b], dtype=torch.float64)[:, None]
+                    total = rows.sum(dim=0)
+                    pooled.append(total / len(bag) if bag and config.pooling == "mean" else total)
+                columns.append(torch.stack(pooled))
         return torch.cat(columns, dim=1)
 
     @torch.no_grad()
     def update(self, bags: Bags, factor: float = 1.0) -> None:
+        self.updates += 1
         for config, weight, state in zip(self.configs, self.weights, self.states, strict=True):
             rows = sorted({i for feature in config.features for bag in bags[feature] for i in bag})
-            if not rows:
-                continue
-            g = weight.grad[rows] + config.optimizer.weight_decay * weight[rows]
-            rate = config.optimizer.learning_rate * factor
-            if isinstance(config.optimizer, RowSGD):
-                weight[rows] -= rate * g
-            else:
-                state[rows] += g.pow(2).mean(dim=1)
-                weight[rows] -= rate * g / (state[rows].sqrt()[:, None] + config.optimizer.eps)
+            if rows:
+                gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                weight[rows] += self._step(config, weight[rows], gradient[rows], rows, state, factor)
+
+    def _step(
+        self, config: TableConfig, w: Tensor, g: Tensor, rows: list[int], state: dict[str, Tensor], factor: float
+    ) -> Tensor:
+        optimizer = config.optimizer
+        rate, decay = optimizer.learning_rate * factor, optimizer.weight_decay
+        if isinstance(optimizer, RowSGD):
+            return -rate * (g + decay * w)
+        if isinstance(optimizer, RowWiseAdagrad | RowAdagrad):
+            g = g + decay * w
+            squares = g**2 if isinstance(optimizer, RowAdagrad) else (g**2).mean(dim=1)
+            state["sum_of_squares"][rows] += squares
+            root = state["sum_of_squares"][rows].sqrt().reshape(len(rows), -1)
+            return -rate * g / (root + optimizer.eps)
+        beta1, beta2 = optimizer.betas
+        m, v = state["first_moment"], state["second_moment"]
+        squares = g**2 if v.dim() == 2 else (g**2).mean(dim=1)
+        m[rows] = beta1 * m[rows] + (1 - beta1) * g
+        v[rows] = beta2 * v[rows] + (1 - beta2) * squares
+        m_hat, v_hat = m[rows] / (1 - beta1**self.updates), v[rows] / (1 - beta2**self.updates)
+        u = m_hat / (v_hat.sqrt().reshape(len(rows), -1) + optimizer.eps) + decay * w
+        if isinstance(optimizer, RowAdam):
+            return -rate * u
+        lengths, steps = ((w**2).sum(1, keepdim=True), (u**2).sum(1, keepdim=True))
+        if optimizer.trust == "touched":
+            lengths, steps = lengths.sum(), steps.sum()
+        ratio = torch.where((lengths > 0) & (steps > 0), (lengths / steps).sqrt(), 1.0)
+        return -rate * ratio * u
 
 
 @pytest.fixture
@@ -59,10 +89,27 @@ def plain_tables() -> Callable[..., PlainTables]:
         return PlainTables(
             [row.config for row in rows],
             [row.weight.cpu().double().clone() for row in rows],
-            [torch.zeros(row.config.num_rows, dtype=torch.float64) for row in rows],
+            [
+                {name: tensor.cpu().double().clone() for name, tensor in row.state.items() if tensor.dim()}
+                for row in rows
+            ],
         )
 
     return make
+
+
+@pytest.fixture
+def assert_equals_plain() -> Callable[..., None]:
+    """Compares tables' rows and states with those of plain ones."""
+
+    def check(tables: nn.Module, plain: PlainTables, *, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+        for row, weight, state in zip(tables.rows(), plain.weights, plain.states, strict=True):
+            torch.testing.assert_close(row.weight.cpu().double(), weight.detach(), rtol=rtol, atol=atol)
+            for name, tensor in row.state.items():
+                expected = state[name] if tensor.dim() else torch.tensor(float(plain.updates), dtype=torch.float64)
+                torch.testing.assert_close(tensor.cpu().double(), expected, rtol=rtol, atol=atol)
+
+    return check
 
 
 @pytest.fixture
@@ -82,17 +129,29 @@ def draw_bags() -> Callable[..., Bags]:
 
 
 @pytest.fixture
+def draw_weights() -> Callable[..., Weights]:
+    """Draws a weight for each id of bags, some of them negative."""
+
+    def draw(bags: Bags, random: np.random.Generator) -> Weights:
+        return {feature: [random.normal(1, 1, len(bag)).tolist() for bag in its] for feature, its in bags.items()}
+
+    return draw
+
+
+@pytest.fixture
 def keyed_jagged() -> Callable[..., KeyedJaggedTensor]:
     """Makes the batch that tables take of bags."""
 
-    def make(bags: Bags, dtype: torch.dtype = torch.int64) -> KeyedJaggedTensor:
+    def make(bags: Bags, dtype: torch.dtype = torch.int64, weights: Weights | None = None) -> KeyedJaggedTensor:
         flat = [bag for feature in bags.values() for bag in feature]
+        weighted = [w for feature in (weights or {}).values() for bag in feature for w in bag]
         return KeyedJaggedTensor(
             keys=list(bags),
             values=torch.tensor([i for bag in flat for i in bag], dtype=dtype),
             lengths=torch.tensor(
                 [len(bag) for bag in flat], dtype=torch.int32 if dtype == torch.int32 else torch.int64
             ),
+            weights=None if weights is None else torch.tensor(weighted),
         )
 
     return make

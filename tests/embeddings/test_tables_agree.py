@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embeddings import RowSGD, RowWiseAdagrad, TableConfig
+from embeddings import RowAdagrad, RowAdam, RowLamb, RowSGD, RowWiseAdagrad, TableConfig
 from embeddings.build import build_tables
 from embeddings.local_tables import LocalTables
 
@@ -19,6 +19,9 @@ CASES = {
         TableConfig(
             name="a", num_rows=7, dim=8, optimizer=RowWiseAdagrad(learning_rate=0.1, weight_decay=0.1, eps=1e-3)
         )
+    ],
+    "an accumulator per number": [
+        TableConfig(name="a", num_rows=7, dim=8, optimizer=RowAdagrad(learning_rate=0.1, eps=1e-3))
     ],
     "mean": [
         TableConfig(name="a", num_rows=9, dim=4, pooling="mean", optimizer=RowSGD(learning_rate=0.1)),
@@ -43,7 +46,9 @@ CASES = {
 )
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("case", CASES)
-def test_twenty_steps_equal_plain_tables(case, dtype, kernel, device, plain_tables, draw_bags, keyed_jagged):
+def test_twenty_steps_equal_plain_tables(
+    case, dtype, kernel, device, plain_tables, assert_equals_plain, draw_bags, keyed_jagged
+):
     configs = CASES[case]
     if (kernel, device) == ("fbgemm", "cpu") and any(config.optimizer.weight_decay for config in configs):
         pytest.skip("fbgemm on the CPU has no weight decay")
@@ -61,14 +66,7 @@ def test_twenty_steps_equal_plain_tables(case, dtype, kernel, device, plain_tabl
         (pooled - target.float()).square().sum().backward()
         (expected - target).square().sum().backward()
         plain.update(bags, factor)
-    for (config, weight, state, *_), plain_weight, plain_state in zip(
-        tables.rows(), plain.weights, plain.states, strict=True
-    ):
-        torch.testing.assert_close(weight.cpu().double(), plain_weight.detach(), rtol=1e-4, atol=1e-5, msg=config.name)
-        if state:
-            torch.testing.assert_close(
-                state["sum_of_squares"].cpu().double(), plain_state, rtol=1e-4, atol=1e-5, msg=config.name
-            )
+    assert_equals_plain(tables, plain)
 
 
 @pytest.mark.parametrize("kernel", ["numba", "fbgemm"])
@@ -129,7 +127,16 @@ def test_any_shape_equals_plain_tables(data, plain_tables, keyed_jagged):
                 features=features,
                 pooling=data.draw(st.sampled_from(["sum", "mean"]), "pooling"),
                 optimizer=data.draw(
-                    st.sampled_from([RowSGD(learning_rate=0.1), RowWiseAdagrad(learning_rate=0.1, weight_decay=0.01)])
+                    st.sampled_from(
+                        [
+                            RowSGD(learning_rate=0.1),
+                            RowWiseAdagrad(learning_rate=0.1, weight_decay=0.01),
+                            RowAdagrad(learning_rate=0.1, weight_decay=0.01),
+                            RowAdam(learning_rate=0.1, eps=1e-2),
+                            RowLamb(learning_rate=0.1, eps=1e-2, partial=True),
+                            RowLamb(learning_rate=0.1, eps=1e-2, trust="touched"),
+                        ]
+                    )
                 ),
             )
         )
