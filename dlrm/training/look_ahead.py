@@ -22,7 +22,6 @@ def look_ahead(
         device: of the model.
         stopwatch: counts the time until a batch is there.
     """
-
     batches = copy_ahead(batches, device)
 
     def take() -> Batch | None:
