@@ -198,6 +198,7 @@ class CheckpointStore:
             self._shared.tell_failure(self._saves, told)
             raise ValueError(told) from None
         except (OSError, SafetensorError) as error:
+            self._shared.raise_failure(self._saves)  # which may be why the folder has gone
             told = (
                 f"{failure} ({error}): expected {needed:,} bytes of room at {self.folder}, got "
                 f"{_free_bytes(self.folder):,}; make room or choose another --output; {self._what_remains()}"

@@ -19,6 +19,7 @@ it.
 
 from __future__ import annotations
 
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -71,7 +72,7 @@ class SharedSaves:
         scratch, others = self.scratch(save), range(1, self.ranks.count)
 
         def all_done() -> bool:
-            self._raise_failure(save)
+            self.raise_failure(save)
             for rank in others:
                 if rank not in found and (written := take_done(scratch, rank)) is not None:
                     found[rank] = written
@@ -90,7 +91,7 @@ class SharedSaves:
         """
 
         def decided() -> bool:
-            self._raise_failure(save)
+            self.raise_failure(save)
             return is_there(self.name(save))
 
         if not self._poll(decided, save):
@@ -112,11 +113,17 @@ class SharedSaves:
             except OSError:  # a full disk takes no words, but often still a name
                 note.touch()
 
-    def _raise_failure(self, save: int) -> None:
+    def raise_failure(self, save: int) -> None:
+        """Raise what another rank has said of its failure; nothing will come of the save then, and its files go.
+
+        Raises:
+            ValueError: a rank has failed.
+        """
         for note in sorted(self.folder.glob(f"{self.scratch(save).name}.*.failed")):
             rank = note.name.split(".")[-2]
             if rank != str(self.ranks.rank):
                 why = note.read_text(encoding="utf-8") or "the checkpoint was not written"
+                shutil.rmtree(self.scratch(save), ignore_errors=True)
                 raise ValueError(f"rank {rank}: {why}")
 
     def _poll(self, is_done: Callable[[], bool], save: int) -> bool:

@@ -1,0 +1,287 @@
+"""Checkpoints move: over 1, 2 and 3 ranks and every sharding, bit for bit; and what befalls one rank befalls all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dlrm.config import CheckpointConfig, EvaluationConfig, GuardConfig, StepConfig, TrainingConfig
+from dlrm.data.dataset import Dataset
+from dlrm.data.synthetic import SyntheticConfig, generate
+from dlrm.model import DLRM
+from dlrm.optim.config import DenseOptimizerConfig
+from dlrm.training import checkpoint, shared_saves
+from dlrm.training.checkpoint import CheckpointStore
+from dlrm.training.checkpoint_folder import read_state
+from dlrm.training.manifest import read_manifest
+from dlrm.training.ranks import ALONE, Ranks
+from dlrm.training.run_state import load_model, load_random_state, take_model, take_random_state
+from dlrm.training.trainer import Trainer
+from embeddings import RowAdagrad, RowAdam, RowLamb, RowSGD, RowWiseAdagrad, ShardingPlan, TableConfig
+from embeddings.build import build_tables
+from embeddings.shards import SHARDINGS, place
+
+CPU = torch.device("cpu")
+CONFIGS = [
+    TableConfig(name="sgd", num_rows=7, dim=6, optimizer=RowSGD(learning_rate=0.1)),
+    TableConfig(name="adagrad", num_rows=50, dim=6, optimizer=RowAdagrad(learning_rate=0.1)),
+    TableConfig(name="rowwise", num_rows=31, dim=6, optimizer=RowWiseAdagrad(learning_rate=0.1)),
+    TableConfig(name="adam", num_rows=40, dim=6, optimizer=RowAdam(learning_rate=0.1)),
+    TableConfig(name="partial", num_rows=3, dim=6, optimizer=RowLamb(learning_rate=0.1, partial=True)),
+    TableConfig(name="half", num_rows=20, dim=6, optimizer=RowAdam(learning_rate=0.1), row_type="bf16"),
+]
+
+
+class Model(nn.Module):
+    """Tables with every optimizer, and a dense weight."""
+
+    def __init__(self, plan, seed):
+        super().__init__()
+        self.tables = build_tables(CONFIGS, seed=seed, plan=plan)
+        torch.manual_seed(seed)
+        self.dense = nn.Linear(3, 2)
+
+
+def make_plan(configs, sharding, ranks, per_node=1):
+    kinds = [sharding] * len(configs) if sharding else ["row_wise", "replicated"] * len(configs)
+    tables = [
+        place(config, kind, list(range(ranks)), ranks_per_node=per_node)
+        for config, kind in zip(configs, kinds, strict=False)
+    ]
+    return ShardingPlan(ranks=ranks, ranks_per_node=per_node, tables=tuple(tables))
+
+
+def make_trained():
+    """A model of one process whose rows and states all differ from those of a new one."""
+    model = Model(None, seed=1)
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(3):
+        lengths = torch.randint(0, 4, (len(CONFIGS) * 32,), generator=generator)
+        ids = torch.cat(
+            [
+                torch.randint(0, config.num_rows, (int(part.sum()),), generator=generator)
+                for config, part in zip(CONFIGS, lengths.split(32), strict=True)
+            ]
+        )
+        batch = KeyedJaggedTensor(keys=[config.name for config in CONFIGS], values=ids, lengths=lengths)
+        model.tables(batch).values().square().sum().backward()
+    return model
+
+
+def tensors_of(state):
+    return {name: tensor.read() for name, tensor in state["tables"].items()}
+
+
+def save(store, model, ranks, samples, **more):
+    optimizer = {"state": {0: {"first_moment": torch.full((3,), float(ranks.rank))}}}
+    random = take_random_state(CPU)
+    state = {**take_model(model), "optimizer": optimizer, "random": random, "progress": {"at": samples}}
+    store.save(state, samples=samples, **more)
+    store.wait()
+
+
+def go_round(rank, count, folder, start, per_node):
+    """Restore and save again under one plan after the other; tell what came in and what went on."""
+    ranks = Ranks(rank=rank, count=count)
+    store = CheckpointStore(folder, keep_last=100, ranks=ranks)
+    told = []
+    for number, sharding in enumerate([*SHARDINGS, None]):
+        model = Model(make_plan(CONFIGS, sharding, count, per_node), seed=100 + number)
+        restored = store.restore_latest()
+        assert restored.skipped == ()
+        assert restored.info.samples == start + number
+        assert load_model(model, restored.state) == ()
+        torch.manual_seed(3 + 7 * rank)
+        load_random_state(restored.state["random"], CPU)
+        drawn = torch.rand(3).tolist()
+        assert restored.state["progress"] == {"at": start + number}
+        assert restored.state["optimizer"]["state"][0]["first_moment"].tolist() == [0.0] * 3
+        save(store, model, ranks, start + number + 1, is_best=number == 2)
+        copied = sum(copy.nbytes for (group, _), copy in store._copies.items() if group == "tables")
+        told.append((drawn, sorted(restored.state["random"]), sharding, copied))
+    best = store.restore_best()
+    assert best.info.samples == start + 3
+    return told
+
+
+def test_any_ranks_restore_what_any_others_saved_under_every_sharding(run_ranks, tmp_path):
+    trained = make_trained()
+    store = CheckpointStore(tmp_path, keep_last=100)
+    save(store, trained, ALONE, 100)
+    expected = tensors_of(take_model(trained))
+    assert {name.rpartition(".")[2] for name in expected} == {
+        *("weight", "sum_of_squares", "first_moment", "second_moment", "updates")
+    }
+    assert all(
+        not torch.equal(value, tensors_of(take_model(Model(None, seed=1)))[name]) for name, value in expected.items()
+    )
+
+    two = run_ranks(go_round, 2, str(tmp_path), 100, 1)
+    three = run_ranks(go_round, 3, str(tmp_path), 107, 1)
+    assert [info.samples for info in store.list()] == list(range(114, 99, -1))
+    for info in store.list():
+        state = read_state(info.folder, read_manifest(info.folder))
+        found = tensors_of(state)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), (info.samples, name)
+        assert torch.equal(state["dense"]["dense.weight"], trained.dense.weight)
+    model = Model(None, seed=9)
+    load_model(model, store.restore_latest().state)
+    assert all(torch.equal(value, tensors_of(take_model(model))[name]) for name, value in expected.items())
+
+    # The first restore finds the generators of rank 0 only: the other draws numbers of its own. Later each has its own.
+    for told in (two, three):
+        numbers = [drawn for rank in told for drawn, *_ in rank]
+        assert len({tuple(drawn) for drawn in numbers}) == len(numbers)
+    assert two[1][0][1] == three[2][0][1] == ["rank", "samples"]
+    assert two[1][1][1] == three[1][0][1] == ["numpy", "python", "torch"]
+
+    # Nobody copies more than its own rectangles.
+    whole = sum(value.nbytes for value in expected.values())
+    for told in (two, three):
+        for of_ranks in zip(*told, strict=True):
+            sizes = [size for *_, size in of_ranks]
+            assert sum(sizes) == whole
+            if of_ranks[0][2] == "row_wise":
+                assert max(sizes) < 1.3 * whole / len(sizes)
+
+
+def meet_trouble(rank, count, folder):
+    """Let one rank after the other be in trouble, and tell what each says."""
+    folder, ranks, said = Path(folder), Ranks(rank=rank, count=count), {}
+
+    def hear(name, call):
+        try:
+            said[name] = call()
+        except ValueError as error:
+            said[name] = str(error)
+        dist.barrier()
+
+    shared_saves.SIGHT_SECONDS = 0.2
+    hear("not shared", lambda: CheckpointStore(folder / f"own-{rank}", ranks=ranks))
+    hear("no folder", lambda: CheckpointStore(folder / "file" / "in the way", ranks=ranks))
+
+    store = CheckpointStore(folder / "c", ranks=ranks, timeout_seconds=1.0)
+    model = Model(make_plan(CONFIGS, "row_wise", count), seed=1)
+    save(store, model, ranks, 1)
+    free = checkpoint.shutil.disk_usage
+    for victim in (0, 1):
+        if rank == victim:
+            checkpoint.shutil.disk_usage = lambda path: SimpleNamespace(free=10)
+        hear(f"disk full on {victim}", lambda: save(store, model, ranks, 2))
+        checkpoint.shutil.disk_usage = free
+    weight = next(rows.weight for rows in model.tables.rows() if rows.config.name == "adagrad")
+    if rank == 1:
+        weight[3, 1] = float("nan")
+    hear("not finite", lambda: save(store, model, ranks, 3))
+    if rank == 1:
+        weight[3, 1] = 0.0
+    hear("absent", lambda: save(store, model, ranks, 4) if rank == 0 else None)
+    leftovers = sorted(path.name.split(".")[-1] for path in (folder / "c").glob(".*"))
+    dist.barrier()
+    store = CheckpointStore(folder / "c", ranks=ranks)
+    dist.barrier()
+    said["leftovers"] = leftovers, len(list((folder / "c").glob(".*")))
+    save(store, model, ranks, 5)
+    said["kept"] = [info.samples for info in store.list()]
+
+    dist.barrier()
+    if rank == 0:
+        victim = folder / "c" / "samples-000000000005" / "rank-00001.tables.safetensors"
+        content = bytearray(victim.read_bytes())
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    dist.barrier()
+    restored = store.restore_latest()
+    said["damaged"] = restored.info.samples, restored.skipped
+    dist.barrier()
+    if rank == 0:
+        (folder / "c" / "samples-000000000001" / "manifest.json").unlink()
+    dist.barrier()
+    hear("all damaged", store.restore_latest)
+    hear("no best", store.restore_best)
+    return said
+
+
+def test_trouble_of_one_rank_is_one_line_on_all(run_ranks, tmp_path):
+    (tmp_path / "file").touch()
+    zero, one = run_ranks(meet_trouble, 2, str(tmp_path))
+    for name, told in zero.items():
+        if name not in ("disk full on 0", "disk full on 1", "not finite", "absent"):
+            assert one[name] == told, name
+    assert (
+        f"does not see the checkpoints that rank 0 keeps in {tmp_path}/own-0, got {tmp_path}/own-1"
+        in zero["not shared"]
+    )
+    assert zero["not shared"].startswith("rank 1 on ")
+    assert "--output" in zero["not shared"]
+    assert "file/in the way" in zero["no folder"]
+    for victim, (own, other) in enumerate([(zero, one), (one, zero)]):
+        name = f"disk full on {victim}"
+        assert own[name].startswith("the checkpoint after 2 samples was not written (the disk is full): expected")
+        assert other[name] == f"rank {victim}: {own[name]}"
+    assert "tables/adagrad.weight, got nan in row 28;" in one["not finite"]  # row 3 of the second half
+    assert zero["not finite"] == f"rank 1: {one['not finite']}"
+    assert "(waited 1 s for rank 1, which has not written its part)" in zero["absent"]
+    assert one["absent"] is None
+    assert zero["leftovers"] == (["failed"] * 4, 0)
+    assert zero["kept"] == [5, 1]
+    samples, (line,) = zero["damaged"]
+    assert samples == 1
+    assert "samples-000000000005: rank-00001.tables.safetensors is damaged (checksum)" in line
+    assert "using an earlier checkpoint, after 1 samples" in line
+    assert "expected an intact checkpoint" in zero["all damaged"]
+
+
+TRAIN_ROWS, BATCH = 1_002, 100
+
+
+def train(rank, count, data, output, samples, sharding):
+    """Train on so many samples, going on from what others have left in `output`."""
+    ranks, dataset = Ranks(rank=rank, count=count), Dataset(Path(data))
+    torch.manual_seed(2)
+    optimizers = [RowAdam(learning_rate=0.01), RowWiseAdagrad(learning_rate=0.05), RowLamb(learning_rate=0.01)]
+    tables = [
+        TableConfig(name=feature.name, num_rows=feature.num_rows, dim=4, optimizer=optimizers[number % 3])
+        for number, feature in enumerate(dataset.info.features)
+    ]
+    plan = make_plan(tables, sharding, count) if count > 1 else None
+    model = DLRM(num_numeric=len(dataset.info.numeric), tables=tables, dim=4, bottom=(8,), top=(8,), seed=2, plan=plan)
+    config = TrainingConfig(
+        epochs=samples / TRAIN_ROWS,
+        seed=3,
+        log_every_samples=1,
+        dense=DenseOptimizerConfig(name="lamb", learning_rate=0.01),
+        step=StepConfig(global_batch_size=BATCH, device="cpu", threads=1),
+        evaluation=EvaluationConfig(every_samples=500, batch_size=64, test_best=False),
+        guards=GuardConfig(chance_evaluations=0, constant_prediction=False),
+        checkpoint=CheckpointConfig(every_samples=200, keep_last=1),
+    )
+    summary = Trainer(model, dataset, config, Path(output), ranks=ranks).fit()
+    return summary["samples"], summary["logloss"]
+
+
+def test_a_run_goes_on_under_other_ranks_and_plans_as_if_nothing_had_happened(run_ranks, tmp_path):
+    config = SyntheticConfig(num_train=TRAIN_ROWS, num_valid=257, num_test=193, max_ids=200, rows_per_part=400)
+    data = str(generate(config, tmp_path / "data").folder)
+    samples, logloss = train(0, 1, data, tmp_path / "whole", 1_202, None)
+    assert samples == 1_202
+    moved = str(tmp_path / "moved")
+    train(0, 1, data, moved, 300, None)
+    assert run_ranks(train, 2, data, moved, 600, "column_wise")[0][0] == 600
+    assert run_ranks(train, 3, data, moved, 900, None)[0][0] == 900
+    assert train(0, 1, data, moved, samples, None) == (samples, pytest.approx(logloss, abs=1e-6))
+    ours, theirs = (CheckpointStore(tmp_path / name / "checkpoints").restore_latest() for name in ("moved", "whole"))
+    found, expected = tensors_of(ours.state), tensors_of(theirs.state)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=2e-6, msg=name)
+    for name, value in theirs.state["dense"].items():
+        torch.testing.assert_close(ours.state["dense"][name], value, rtol=0, atol=2e-6, msg=name)
