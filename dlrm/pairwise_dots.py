@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dlrm import dot_kernels
+from dlrm.batched_dots import batched_dots
 from embeddings.threads import run_all
 
 _SAMPLES_PER_TASK = 256
@@ -29,7 +30,7 @@ def pairwise_dots(dense: Tensor, pooled: Tensor) -> Tensor:
     if dense.device.type == "cpu" and torch.float64 not in (dense.dtype, pooled.dtype):
         out: Tensor = _pairwise_dots_on_cpu(dense.float(), pooled.float())
         return out
-    return pairwise_dots_by_products(dense, pooled)
+    return batched_dots(dense, pooled)
 
 
 def pairwise_dots_by_products(dense: Tensor, pooled: Tensor) -> Tensor:
