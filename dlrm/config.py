@@ -85,10 +85,12 @@ class StepConfig:
 
     global_batch_size: int = 4096
     """Samples per step, over all ranks."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the dense part; rows, loss and optimizers stay in fp32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Arithmetic of the dense part; rows, loss and optimizers stay in fp32. tf32 shortens a GPU's factors only."""
     compile: bool = False
     """Run the dense part through torch.compile (needs a C++ compiler; the first steps wait for it)."""
+    cuda_graphs: bool = False
+    """Replay the compiled dense part as CUDA graphs: less work for the CPU, one more copy of its input on the GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
     threads: int | None = None
@@ -96,6 +98,8 @@ class StepConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, self.global_batch_size, "--step.global-batch-size")
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("--step.cuda-graphs: expected --step.compile beside it, got none")
         if self.threads is not None:
             _at_least(1, self.threads, "--step.threads")
 

@@ -82,7 +82,7 @@ def _fit(
 ) -> dict[str, Any]:
     from dlrm.model import build_dlrm
     from dlrm.training.run_state import seed_generators
-    from dlrm.training.train_step import choose_device, compile_dense
+    from dlrm.training.train_step import choose_device, compile_dense, set_matmul_precision
     from dlrm.training.trainer import Trainer
 
     device = choose_device(config.step.device)
@@ -97,8 +97,9 @@ def _fit(
         plan=plan,
         exchange=config.parallel.exchange,
     )
+    set_matmul_precision(config.step.precision)
     if config.step.compile:
-        compile_dense(model, device)
+        compile_dense(model, device, cuda_graphs=config.step.cuda_graphs)
     trainer = Trainer(model, dataset, config, output, recipe=name, ranks=group.ranks)
     watch.follow(trainer.stopwatch, lambda: trainer.progress.samples)
     return trainer.fit()

@@ -192,6 +192,11 @@ class TrainStep:
             tables.set_learning_rate_factor(self.tables_schedule.factor(samples))
 
 
+def set_matmul_precision(precision: str) -> None:
+    """Let a GPU's matrix products shorten their factors, or keep it from doing so."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
 def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
     """Return the context in which a forward pass has the asked-for precision."""
     return torch.autocast(device, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
@@ -227,18 +232,25 @@ def choose_device(asked: str) -> torch.device:
     return torch.device("cuda" if available and asked != "cpu" else "cpu")
 
 
-def compile_dense(model: nn.Module, device: torch.device) -> None:
+def compile_dense(model: nn.Module, device: torch.device, *, cuda_graphs: bool = False) -> None:
     """Compile the dense part of a model (its `dense` module, else the whole of it) at its first call.
 
+    Args:
+        model: of which the tables are left as they are.
+        device: the model's.
+        cuda_graphs: replay it as CUDA graphs.
+
     Raises:
-        ValueError: on a CPU without a C++ compiler.
+        ValueError: on a CPU without a C++ compiler, or asked for CUDA graphs.
     """
+    if cuda_graphs and device.type != "cuda":
+        raise ValueError(f"--step.cuda-graphs: expected --step.device cuda, got {device.type}")
     if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
         raise ValueError(
             "--step.compile: expected g++ or clang++ on the PATH, found neither; install one or leave it off"
         )
     part: nn.Module = getattr(model, "dense", model)
-    part.compile()
+    part.compile(mode="reduce-overhead" if cuda_graphs else None)
 
 
 def describe_step(config: StepConfig, device: torch.device, threads: int, *, ranks_on_machine: int = 1) -> list[str]:
@@ -250,6 +262,8 @@ def describe_step(config: StepConfig, device: torch.device, threads: int, *, ran
     lines.append(f"{threads} CPU threads ({'--step.threads' if config.threads else why})")
     if config.precision == "bf16":
         lines.append("dense part in bf16 (--step.precision bf16); rows, loss and optimizers in fp32")
+    elif config.precision == "tf32":
+        lines.append("dense part in fp32 with factors of 10 bits on a GPU (--step.precision tf32)")
     else:
         lines.append("dense part in fp32 (the default; --step.precision bf16 may be faster where the hardware has it)")
     compiled = "compiled (--step.compile)" if config.compile else "not compiled (the default; --step.compile does)"
