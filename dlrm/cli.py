@@ -36,6 +36,9 @@ COMMANDS: dict[str, Command] = {
     "init": Command("look at a data file and write a configuration for it", "dlrm.data.commands:run_init"),
     "prepare": Command("turn raw files into a prepared dataset", "dlrm.data.commands:run_prepare"),
     "train": Command("train a recipe, or what a configuration file describes", "dlrm.training.command:run_train"),
+    "plan": Command(
+        "say where tables would lie on many ranks, and how fast a step would be", "dlrm.planning.command:run_plan"
+    ),
     "report": Command("write a run as one HTML page", "dlrm.analysis.report:run_report"),
 }
 

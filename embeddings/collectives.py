@@ -37,7 +37,7 @@ def all_reduce_seconds(
     per_node = min(ranks, ranks_per_node)
     nodes = ranks // per_node
     # Within a node each rank sums one part, which it then sums over nodes with its likes.
-    within = _fastest_all_reduce(machine.near, per_node, num_bytes, latency=latency)
+    within = _fastest_all_reduce(machine.near_sums or machine.near, per_node, num_bytes, latency=latency)
     between = _fastest_all_reduce(machine.far, nodes, num_bytes / per_node, latency=latency)
     return (within + between) * machine.link_slowdown(per_node)
 

@@ -31,6 +31,7 @@ class Machine:
         name: for who reads a plan.
         near: the link between ranks of one node.
         far: the link between nodes.
+        near_sums: the link between ranks of one node as all-reduces find it; None is ``near``.
         copy_bytes_per_second: of large copies; what is read and what is written both count.
         lookup: of rows that are read and pooled.
         update: of gradients that are sorted by row and summed, and of rows and states that are read and written.
@@ -57,6 +58,7 @@ class Machine:
     seconds_per_shard: float
     seconds_per_step: float
     flops: float
+    near_sums: Link | None = None
     overlap: float = 0.0
     cores_per_node: int = 1 << 30
     slowdowns: tuple[tuple[int, float], ...] = ()
@@ -104,8 +106,8 @@ _ROWS, _COPIES, _LINKS, _ARITHMETIC = 0.5, 0.8, 0.8, 0.7
 def _gpu(name: str, *, memory: float, nvlink: float, infiniband: float, flops: float, size: float) -> Machine:
     return Machine(
         name=name,
-        near=Link(latency_seconds=3e-6, bytes_per_second=_LINKS * nvlink),
-        far=Link(latency_seconds=5e-6, bytes_per_second=_LINKS * infiniband),
+        near=Link(latency_seconds=1e-6, bytes_per_second=_LINKS * nvlink),
+        far=Link(latency_seconds=2e-6, bytes_per_second=_LINKS * infiniband),
         copy_bytes_per_second=_COPIES * memory,
         lookup=RowRate(seconds_per_id=0.05e-9, bytes_per_second=_ROWS * memory),
         update=RowRate(seconds_per_id=1e-9, bytes_per_second=_ROWS * memory),

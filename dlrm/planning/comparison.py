@@ -1,0 +1,113 @@
+"""What was foreseen for 1, 2 and 4 ranks of the machine at hand, beside what a short training took."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dlrm.config import RunConfig
+from dlrm.data.dataset import Dataset
+from dlrm.planning.calibration import COUNTS, fit_machine, run_probe
+from dlrm.planning.dense_cost import DenseCost
+from dlrm.planning.findings import TINY_BATCH, Findings, ProbeTask
+from dlrm.planning.foresee import foresee
+from dlrm.planning.plan_run import plan_run
+from dlrm.planning.text import align, format_milliseconds
+from embeddings.machine import CPU, Machine
+from embeddings.shards import ShardingPlan
+from embeddings.table_cost import Setting
+from embeddings.tables import TableConfig
+from embeddings.usage import Usage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One number of ranks, on this machine.
+
+    Attributes:
+        ranks: number of ranks, of one thread each.
+        foreseen: seconds of a step.
+        measured: seconds of a step, the median of a short training.
+    """
+
+    ranks: int
+    foreseen: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """By what share of the measured time foresight is off; above 0 it expected more."""
+        return self.foreseen / self.measured - 1
+
+
+def calibrate(
+    configs: Sequence[TableConfig], dense: DenseCost, run: RunConfig, dataset: Dataset, usage: Usage
+) -> tuple[Machine, list[Comparison]]:
+    """Measure this machine, and train a little with 1, 2 and 4 ranks.
+
+    The fit takes no part in what it is compared with, but for one number: what a step of one rank takes however small
+    its batch is.
+
+    Raises:
+        ValueError: a measurement failed.
+    """
+    plans: dict[int, ShardingPlan] = {}
+    settings = {ranks: Setting(machine=CPU, usage=usage, ranks=ranks, ranks_per_node=ranks) for ranks in COUNTS}
+    found: dict[int, Findings] = {}
+    for ranks, setting in settings.items():
+        print(f"recforge: measuring {ranks} rank{'s' if ranks > 1 else ''} of one thread each", file=sys.stderr)
+        plans[ranks] = plan_run(configs, run.parallel, setting, memory_bytes=None)
+        found[ranks] = _probe(dataset, run, plans[ranks])
+    machine = fit_machine(found)
+    machine = replace(machine, seconds_per_step=_overhead(configs, dense, plans[1], settings[1], machine, found[1]))
+    return machine, [
+        Comparison(
+            ranks=ranks,
+            foreseen=foresee(configs, plans[ranks], dense, replace(setting, machine=machine)).seconds,
+            measured=found[ranks].step,
+        )
+        for ranks, setting in settings.items()
+    ]
+
+
+def _probe(dataset: Dataset, run: RunConfig, plan: ShardingPlan) -> Findings:
+    with tempfile.TemporaryDirectory() as folder:
+        return run_probe(
+            ProbeTask(
+                folder=Path(folder),
+                dataset=dataset.folder.resolve(),
+                run=run,
+                plan=plan if plan.ranks > 1 else None,
+                ranks=plan.ranks,
+            )
+        )
+
+
+def _overhead(
+    configs: Sequence[TableConfig],
+    dense: DenseCost,
+    plan: ShardingPlan,
+    setting: Setting,
+    machine: Machine,
+    alone: Findings,
+) -> float:
+    """Return what a step takes beside bytes and arithmetic, from one with next to no samples."""
+    usage = replace(setting.usage, global_batch_size=TINY_BATCH)
+    free = replace(machine, seconds_per_step=0.0)
+    explained = foresee(configs, plan, dense, replace(setting, usage=usage, machine=free)).seconds
+    return max(alone.tiny_step - explained, 0.0)
+
+
+def describe_comparisons(comparisons: Sequence[Comparison]) -> str:
+    """Return a line per number of ranks: foreseen, measured and the error."""
+    rows = [("ranks here", "foreseen", "measured", "error")]
+    rows += [
+        (str(c.ranks), format_milliseconds(c.foreseen), format_milliseconds(c.measured), f"{c.error:+.1%}")
+        for c in comparisons
+    ]
+    cores = len(os.sched_getaffinity(0))
+    return f"{align(rows, right=range(4))}\none thread per rank, {cores} cores, batches in memory"

@@ -1,0 +1,72 @@
+"""What the ranks of a measurement are told, and what they find; free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlrm.config import RunConfig
+from embeddings.shards import ShardingPlan
+
+COPY_NUMBERS = 1 << 23
+SAMPLES, WIDTH = 2048, 512  # of a matrix product
+TABLES, ROWS, BAGS = 4, 200_000, 8192
+DIMS = (16, 64)
+TINY_BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Seconds of one rank.
+
+    Attributes:
+        copy: of ``COPY_NUMBERS`` float32.
+        product: of [SAMPLES, WIDTH] with [WIDTH, WIDTH].
+        lookups: of ``TABLES * BAGS`` ids of one-id bags, by dim.
+        updates: of the same with row-wise Adagrad, by dim.
+        shard: of a step on a table that is asked for next to nothing.
+    """
+
+    copy: float
+    product: float
+    lookups: tuple[float, ...]
+    updates: tuple[float, ...]
+    shard: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeTask:
+    """What a rank is told.
+
+    Attributes:
+        folder: for the ranks to meet in, and for what they find.
+        dataset: the prepared data's folder.
+        run: the recipe.
+        plan: None for one rank.
+        ranks: number of ranks.
+    """
+
+    folder: Path
+    dataset: Path
+    run: RunConfig
+    plan: ShardingPlan | None
+    ranks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What ranks have measured together, in seconds.
+
+    Attributes:
+        rates: of one rank while the others do the same.
+        all_to_all: by bytes that each rank sends, its own part among them.
+        all_reduce: by bytes.
+        step: of a training step.
+        tiny_step: of one with a batch of ``TINY_BATCH`` samples; 0 where it was not measured.
+    """
+
+    rates: Rates
+    all_to_all: tuple[tuple[int, float], ...]
+    all_reduce: tuple[tuple[int, float], ...]
+    step: float
+    tiny_step: float

@@ -1,0 +1,180 @@
+"""Everything that `recforge plan` finds out: the plan, the step it leads to, and steps on other numbers of ranks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dlrm.config import RunConfig
+from dlrm.data.dataset import Dataset
+from dlrm.data.schema import DataSchema
+from dlrm.planning.calibration import default_path, load_machine, save_machine
+from dlrm.planning.command import PlanConfig
+from dlrm.planning.dense_cost import DenseCost, dense_cost
+from dlrm.planning.foresee import Foresight, foresee
+from dlrm.planning.plan_run import EXCHANGE_BYTES, choose_memory, memory_for_tables, parse_bytes, plan_run
+from dlrm.planning.simulate import Scaling, parse_counts, simulate
+from dlrm.planning.statistics import measure_usage
+from dlrm.planning.text import describe_plan, describe_ranks, describe_scaling, describe_step
+from embeddings.machine import MACHINES, Machine
+from embeddings.shards import ShardingPlan
+from embeddings.table_cost import Setting
+from embeddings.tables import TableConfig
+from embeddings.usage import Usage
+
+if TYPE_CHECKING:
+    from dlrm.planning.comparison import Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What stays the same whatever the number of ranks.
+
+    Attributes:
+        configs: the tables.
+        dense: the dense part.
+        run: the run's settings.
+        usage: what batches ask for.
+        machine: where the ranks run.
+        ranks_per_node: at most so many share a machine.
+        memory_bytes: of each rank, for tables.
+    """
+
+    configs: Sequence[TableConfig]
+    dense: DenseCost
+    run: RunConfig
+    usage: Usage
+    machine: Machine
+    ranks_per_node: int
+    memory_bytes: int | None
+
+    def answer(self, ranks: int, global_batch_size: int, *, limited: bool = True) -> tuple[ShardingPlan, Foresight]:
+        """Plan for so many ranks, and foresee the step."""
+        setting = Setting(
+            machine=self.machine,
+            usage=replace(self.usage, global_batch_size=global_batch_size),
+            ranks=ranks,
+            ranks_per_node=min(ranks, self.ranks_per_node),
+            exchange_bytes=EXCHANGE_BYTES[self.run.parallel.exchange],
+        )
+        plan = plan_run(self.configs, self.run.parallel, setting, memory_bytes=self.memory_bytes if limited else None)
+        return plan, foresee(self.configs, plan, self.dense, setting)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What was found out.
+
+    Attributes:
+        name: of the recipe.
+        dataset: what the statistics are of.
+        question: what was asked.
+        plan: where tables lie.
+        foresight: the step.
+        scalings: steps on other numbers of ranks.
+        comparisons: what was foreseen and what was measured on this machine.
+    """
+
+    name: str
+    dataset: Dataset
+    question: Question
+    plan: ShardingPlan
+    foresight: Foresight
+    scalings: Sequence[Scaling] = ()
+    comparisons: Sequence[Comparison] = ()
+
+    def text(self) -> str:
+        """Return everything as text."""
+        parts = [
+            describe_plan(self.question.configs, self.plan),
+            describe_ranks(self.foresight, self.question.memory_bytes),
+            describe_step(self.foresight),
+        ]
+        if self.scalings:
+            parts.append(describe_scaling(self.scalings))
+        if self.comparisons:
+            from dlrm.planning.comparison import describe_comparisons
+
+            parts.append(describe_comparisons(self.comparisons))
+        return "\n\n".join(parts)
+
+
+def look_ahead(
+    name: str, source: str | tuple[DataSchema, tuple[Path, ...]], config: PlanConfig, run: RunConfig
+) -> Outlook:
+    """Provide the data, plan its tables and foresee a step.
+
+    Raises:
+        ValueError: the tables do not fit, or a flag is out of range.
+    """
+    from dlrm.data.provide import provide_dataset
+    from dlrm.model import describe_tables
+
+    counts = parse_counts(config.simulate, config.per_node) if config.simulate is not None else []
+    dataset = provide_dataset(source, config.data)
+    configs = describe_tables(dataset.info, run.model.dim, run.tables)
+    size = config.global_batch_size or run.step.global_batch_size
+    dense = dense_cost(run.model, len(dataset.info.numeric), [c.dim for c in configs for _ in c.features])
+    usage = measure_usage(dataset, configs, size)
+    machine, comparisons = _find_machine(config, configs, dense, run, dataset, usage)
+    question = Question(
+        configs=configs,
+        dense=dense,
+        run=run,
+        usage=usage,
+        machine=machine,
+        ranks_per_node=config.per_node,
+        memory_bytes=_choose_memory(config, machine),
+    )
+    plan, foresight = question.answer(config.ranks, size)
+    scalings = []
+    if counts:
+        scalings = simulate(
+            counts,
+            lambda ranks, batch: question.answer(ranks, batch, limited=ranks > 1)[1],
+            ranks=config.ranks,
+            global_batch_size=size,
+        )
+    return Outlook(
+        name=name,
+        dataset=dataset,
+        question=question,
+        plan=plan,
+        foresight=foresight,
+        scalings=scalings,
+        comparisons=comparisons,
+    )
+
+
+def _find_machine(
+    config: PlanConfig,
+    configs: Sequence[TableConfig],
+    dense: DenseCost,
+    run: RunConfig,
+    dataset: Dataset,
+    usage: Usage,
+) -> tuple[Machine, Sequence[Comparison]]:
+    """Return the machine to plan for; with --calibrate it is measured now, and kept."""
+    path = config.calibration or default_path()
+    comparisons: Sequence[Comparison] = ()
+    if config.calibrate:
+        from dlrm.planning.comparison import calibrate
+
+        step = replace(run.step, global_batch_size=usage.global_batch_size)
+        measured, comparisons = calibrate(configs, dense, replace(run, step=step), dataset, usage)
+        save_machine(measured, path)
+        print(f"recforge: the measurement is kept in {path}", file=sys.stderr)
+    found = load_machine(path) if config.machine == "cpu" else None
+    if config.machine == "cpu" and found is None:
+        print("recforge: machine 'cpu' by typical figures; --calibrate measures this one", file=sys.stderr)
+    machine = found or MACHINES[config.machine]
+    return replace(machine, padded=machine.padded or run.tables.kernel == "fbgemm"), comparisons
+
+
+def _choose_memory(config: PlanConfig, machine: Machine) -> int | None:
+    if config.memory is not None:
+        return parse_bytes(config.memory, "--memory")
+    return choose_memory(config.parallel, machine.memory_bytes or memory_for_tables("cpu", config.per_node))

@@ -1,0 +1,171 @@
+"""A plan as one HTML page, which needs nothing else and no network."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+import dlrm.analysis
+from dlrm.analysis.charts import GREY
+from dlrm.analysis.quantities import format_count, format_number
+from dlrm.planning.foresee import STAGES, whole_bytes
+from dlrm.planning.outlook import Outlook
+from dlrm.planning.pictures import draw_holdings, draw_scaling, draw_times
+from dlrm.planning.text import format_milliseconds, name_ranks
+from embeddings.plan_task import format_bytes
+
+FILTERS = {
+    "count": format_count,
+    "number": format_number,
+    "size": format_bytes,
+    "milliseconds": format_milliseconds,
+    "signed_share": lambda share: f"{share:+.1%}",
+}
+
+
+def write_page(outlook: Outlook, output: Path) -> None:
+    """Write the page, whole or not at all."""
+    scratch = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        scratch.write_text(render(outlook), encoding="utf-8")
+        os.replace(scratch, output)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def render(outlook: Outlook) -> str:
+    """Return the page."""
+    folders = [Path(__file__).parent / "page", Path(dlrm.analysis.__file__).parent / "page"]
+    environment = Environment(
+        loader=FileSystemLoader(folders),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= FILTERS
+    foresight, question = outlook.foresight, outlook.question
+    names = [config.name for config in question.configs]
+    return environment.get_template("plan.html").render(
+        name=outlook.name,
+        dataset=str(outlook.dataset.folder),
+        ranks=outlook.plan.ranks,
+        lead=_describe_lead(outlook),
+        course=_describe_circumstances(outlook),
+        figures=_list_figures(outlook),
+        holdings=draw_holdings(names, foresight, question.memory_bytes),
+        holdings_words=_describe_holdings(outlook),
+        times=draw_times(foresight),
+        time_words=(
+            "Every exchange waits for the slowest rank, so a step takes the sum over stages of the slowest rank's time."
+        ),
+        stages=_list_stages(outlook),
+        step=_sum_up_step(outlook),
+        scaling=draw_scaling(outlook.scalings),
+        scaling_notes=[f"{s.ranks:,} ranks: {s.misfit}" for s in outlook.scalings if s.misfit],
+        comparisons=outlook.comparisons,
+        tables=_list_tables(outlook),
+        written_by=_name_version(),
+        plotly_js=get_plotlyjs(),
+        grey=GREY,
+    )
+
+
+def _describe_lead(outlook: Outlook) -> str:
+    foresight = outlook.foresight
+    stages = foresight.stages
+    longest = max(stages, key=lambda stage: stages[stage])
+    return (
+        f"A step of {foresight.setting.usage.global_batch_size:,} samples takes {format_milliseconds(foresight.seconds)}, of "
+        f"which {stages[longest] / foresight.seconds:.0%} go into: {longest}."
+    )
+
+
+def _describe_circumstances(outlook: Outlook) -> str:
+    setting = outlook.foresight.setting
+    return (
+        f"Foreseen for machine '{setting.machine.name}', {setting.ranks_per_node} ranks per node, from the bytes of "
+        "the tables, the bandwidths of the machine, and what the training samples ask of each table."
+    )
+
+
+def _list_figures(outlook: Outlook) -> list[dict[str, str]]:
+    foresight, configs = outlook.foresight, outlook.question.configs
+    sizes, memory = foresight.bytes_by_rank, outlook.question.memory_bytes
+    total = float(foresight.by_rank.sum(axis=1).mean())
+    return [
+        {
+            "label": "Samples per second",
+            "value": f"{foresight.samples_per_second:,.0f}",
+            "note": f"{foresight.samples_per_second / outlook.plan.ranks:,.0f} per rank",
+        },
+        {
+            "label": "Tables",
+            "value": format_bytes(sum(whole_bytes(configs))),
+            "note": f"{len(configs)} tables, optimizer states included",
+        },
+        {
+            "label": "Fullest rank",
+            "value": format_bytes(sizes.max()),
+            "note": "" if memory is None else f"of {format_bytes(memory)} that there are",
+        },
+        {
+            "label": "Imbalance",
+            "value": f"{foresight.seconds / total:.2f}",
+            "note": "step over the average rank's work",
+        },
+    ]
+
+
+def _describe_holdings(outlook: Outlook) -> str:
+    kinds: dict[str, int] = {}
+    for table in outlook.plan.tables:
+        kinds[table.sharding] = kinds.get(table.sharding, 0) + 1
+    words = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1]))
+    return f"Of {len(outlook.plan.tables)} tables: {words}. A dashed line is the memory of a rank, where it is near."
+
+
+def _list_stages(outlook: Outlook) -> list[dict[str, Any]]:
+    foresight = outlook.foresight
+    return [
+        {
+            "name": stage,
+            "slowest": float(foresight.by_rank[:, number].max()),
+            "average": float(foresight.by_rank[:, number].mean()),
+            "imbalance": foresight.imbalance(number),
+        }
+        for number, stage in enumerate(STAGES)
+    ]
+
+
+def _sum_up_step(outlook: Outlook) -> dict[str, float]:
+    average = float(outlook.foresight.by_rank.sum(axis=1).mean())
+    return {"slowest": outlook.foresight.seconds, "average": average, "imbalance": outlook.foresight.seconds / average}
+
+
+def _list_tables(outlook: Outlook) -> list[dict[str, Any]]:
+    configs = outlook.question.configs
+    return [
+        {
+            "name": config.name,
+            "num_rows": config.num_rows,
+            "dim": config.dim,
+            "bytes": size,
+            "sharding": table.sharding,
+            "ranks": name_ranks(table, outlook.plan.ranks),
+            "why": table.why,
+        }
+        for config, table, size in zip(configs, outlook.plan.tables, whole_bytes(configs), strict=True)
+    ]
+
+
+def _name_version() -> str:
+    try:
+        return f"recforge {version('recforge')}"
+    except PackageNotFoundError:
+        return "recforge"
