@@ -35,20 +35,49 @@ def describe_run(config: TrainingConfig, model: nn.Module, recipe: str) -> dict[
 def check_same_run(folder: Path, settings: Mapping[str, Any]) -> None:
     """Check that `folder` holds no run, or one of these settings.
 
+    With `--checkpoint.resized-tables keep`, tables may have other numbers of rows, be new or be gone.
+
     Raises:
         ValueError: naming the first setting that differs, and both values.
     """
     path = folder / CONFIG
     if not path.is_file():
         return
-    former = dict(leaves(json.loads(path.read_text(encoding="utf-8"))))
-    now = dict(leaves(settings))
-    for name in sorted(now.keys() | {key for key in former if key.split(".")[0] in settings}):
-        if name.split(".")[0] not in MAY_CHANGE and former.get(name) != now.get(name):
-            raise ValueError(
-                f"{folder} holds a run with {name} = {former.get(name)}, got {now.get(name)}; choose another --output, "
-                "or repeat that run's settings to continue it"
-            )
+    former = json.loads(path.read_text(encoding="utf-8"))
+    but_sizes = _differences(*_without_sizes(former, settings))
+    may_resize = settings.get("checkpoint", {}).get("resized_tables") == "keep"
+    for name, (before, now) in (but_sizes if may_resize else _differences(former, settings)).items():
+        cure = "choose another --output, or repeat that run's settings to continue it"
+        if name not in but_sizes:
+            cure += ", or keep the rows that both have with --checkpoint.resized-tables keep"
+        raise ValueError(f"{folder} holds a run with {name} = {before}, got {now}; {cure}")
+
+
+def _differences(former: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what may not change and has: dotted name -> both values, None where one has no such setting."""
+    before, now = dict(leaves(former)), dict(leaves(settings))
+    names = sorted(now.keys() | {name for name in before if name.split(".")[0] in settings})
+    return {
+        name: (before.get(name), now.get(name))
+        for name in names
+        if name.split(".")[0] not in MAY_CHANGE and before.get(name) != now.get(name)
+    }
+
+
+def _without_sizes(*runs: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Leave out tables that not all of these settings have, and the numbers of rows."""
+    tables = [run.get("network", {}).get("tables", {}) for run in runs]
+    common = [name for name in tables[0] if all(name in others for others in tables)]
+    return tuple(
+        {
+            **run,
+            "network": {
+                **run.get("network", {}),
+                "tables": {name: {**own[name], "num_rows": None} for name in common},
+            },
+        }
+        for run, own in zip(runs, tables, strict=True)
+    )
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -291,7 +291,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["dense_optimizer"])
         self.course.progress = Progress(**state["progress"])
         if resized:  # the best one so far was of other tables
-            self.progress.best, self.progress.evaluations_without_gain = None, 0
+            self.progress.best, self.progress.best_samples = None, 0
+            self.progress.evaluations_without_gain = 0
         self.stopwatch.seconds.update(state["stage_seconds"])
         load_random_state(state["random"], self.device)
         return [*restored.skipped, *resized, f"continuing after {self.progress.samples:,} samples"]
