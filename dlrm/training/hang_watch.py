@@ -7,7 +7,6 @@ import faulthandler
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from dlrm.training.one_voice import OneVoice
+from dlrm.training.one_voice import OneVoice, say_apart
 from embeddings.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -112,13 +111,13 @@ class HangWatch:
             while not self._closed.wait(self.interval):
                 self._publish(store)
                 if store.check([HANGS]):
-                    self._leave()
-                elif self._rank < WATCHERS and store.check(self._keys):
+                    return self._leave()
+                if self._rank < WATCHERS and store.check(self._keys):
                     pulses = [read_pulse(value) for value in store.multi_get(self._keys)]
                     if (line := look(pulses, seen, time.monotonic(), self.timeout_seconds)) is not None:
                         self._tell(line, store)
                         self._kill_silent(pulses, seen)
-                        self._leave()
+                        return self._leave()
             self._publish(store, left=True)
         except RuntimeError:  # the store has gone, with the launcher or the rank that kept it; all end soon
             return
@@ -138,7 +137,7 @@ class HangWatch:
 
     def _tell(self, line: str, store: Store) -> None:
         if self.voice.claim(STATUS, store) is None:
-            print(f"recforge: error: {line} ({FLAG} {self.timeout_seconds:g})", file=sys.stderr, flush=True)
+            say_apart(f"error: {line} ({FLAG} {self.timeout_seconds:g})")
         store.set(HANGS, line)
 
     def _kill_silent(self, pulses: Sequence[Pulse], seen: Mapping[int, _Seen]) -> None:

@@ -19,6 +19,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from dlrm.cli import ERROR, INTERRUPTED
+from dlrm.training.one_voice import say_apart
 
 STOP_SECONDS = 600  # that ranks may take to save their state when they are asked to stop
 FINAL = (ERROR, INTERRUPTED)  # statuses that another start would not change
@@ -104,9 +105,9 @@ class _Agent(LocalElasticAgent):
         why = f"rank {rank} was killed by {_name(-code)}; " if code < 0 else ""
         if self._remaining_restarts > 0:
             number = self._max_restarts - self._remaining_restarts + 1
-            _say(f"{why}all ranks start again from the last checkpoint (restart {number} of {self._max_restarts})")
+            say_apart(f"{why}all ranks start again from the last checkpoint (restart {number} of {self._max_restarts})")
         elif code < 0 or self._max_restarts:
-            _say(f"error: {why}no restart is left (--max-restarts {self._max_restarts})")
+            say_apart(f"error: {why}no restart is left (--max-restarts {self._max_restarts})")
 
 
 def _name(number: int) -> str:
@@ -115,10 +116,6 @@ def _name(number: int) -> str:
     except ValueError:
         return f"signal {number}"
     return f"{name} (as the system does when memory runs out)" if name == "SIGKILL" else name
-
-
-def _say(line: str) -> None:
-    print(f"recforge: {line}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from contextlib import suppress
 from types import TracebackType
@@ -91,6 +92,12 @@ class OneVoice:
         with suppress(RuntimeError):
             while time.monotonic() < end and not self.store.check([SAID]):
                 time.sleep(0.05)
+
+
+def say_apart(line: str) -> None:
+    """Print a line beside the progress bar that another process may be drawing, and no longer ends."""
+    start = "\r\033[K" if sys.stderr.isatty() else "\n"
+    print(f"{start}recforge: {line}", file=sys.stderr, flush=True)
 
 
 def _is_lost_connection(error: BaseException) -> bool:

@@ -229,7 +229,7 @@ def _read(store: Store, keys: Sequence[str]) -> list[str | None]:
 def _check_time(end: float, late: Sequence[int], seconds: float) -> None:
     if time.monotonic() > end:
         names = ", ".join(map(str, late))
-        raise ValueError(f"expected all ranks within {seconds:.0f} s, waited in vain for rank {names}")
+        raise ValueError(f"expected all ranks within {seconds:g} s, waited in vain for rank {names}")
     time.sleep(POLL_SECONDS)
 
 
