@@ -16,6 +16,11 @@ def compiled(function: Callable[..., Any]) -> Any:
     return _compile(function, {"contract"})
 
 
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compiles a part of an inner loop into the kernel that calls it: a call hands over dozens of numbers."""
+    return numba.njit(inline="always", nogil=True, error_model="numpy", fastmath={"contract"})(function)
+
+
 def reordering(function: Callable[..., Any]) -> Any:
     """Compiles a sum whose order does not matter, which lets it be vectorised.
 

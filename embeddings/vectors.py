@@ -19,6 +19,7 @@ LANES: int = 16 if binding.get_host_cpu_features().get("avx512f") else 8
 _FLOAT = ir.FloatType()
 _FLOATS = ir.VectorType(_FLOAT, LANES)
 _NUMBER_BYTES = 4
+REGISTER_BYTES = _NUMBER_BYTES * LANES
 
 
 class _VectorType(types.Type):
@@ -35,9 +36,9 @@ class _VectorModel(models.PrimitiveModel):
 _VECTOR = _VectorType()
 
 
-def _address(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+def _address(context: Any, builder: Any, signature: Any, arguments: Any, vector: ir.VectorType = _FLOATS) -> Any:
     view = context.make_array(signature.args[0])(context, builder, arguments[0])
-    return builder.bitcast(builder.gep(view.data, [arguments[1]]), _FLOATS.as_pointer())
+    return builder.bitcast(builder.gep(view.data, [arguments[1]]), vector.as_pointer())
 
 
 def _load(typing_context: Any, numbers: Any, at: Any) -> Any:
@@ -47,6 +48,46 @@ def _load(typing_context: Any, numbers: Any, at: Any) -> Any:
         return builder.load(_address(context, builder, signature, arguments), align=_NUMBER_BYTES)
 
     return _VECTOR(numbers, at), generate
+
+
+def _load_wide(typing_context: Any, numbers: Any, at: Any) -> Any:
+    """Reads as ``load`` does, from float32, or from bfloat16 in uint16 or float16 in int16, which are widened."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if numbers.dtype == types.float32:
+            return builder.load(_address(context, builder, signature, arguments), align=_NUMBER_BYTES)
+        stored = ir.IntType(16) if numbers.dtype == types.uint16 else ir.HalfType()
+        address = _address(context, builder, signature, arguments, ir.VectorType(stored, LANES))
+        narrow = builder.load(address, align=_NUMBER_BYTES // 2)
+        if numbers.dtype == types.int16:
+            return builder.fpext(narrow, _FLOATS)
+        words = ir.VectorType(ir.IntType(32), LANES)
+        bits = builder.shl(builder.zext(narrow, words), ir.Constant(words, [16] * LANES))
+        return builder.bitcast(bits, _FLOATS)
+
+    return _VECTOR(numbers, at), generate
+
+
+def _stream(typing_context: Any, numbers: Any, at: Any, vector: Any) -> Any:
+    """Writes as ``store`` does, past the caches, to a place that begins a register; then ``finish_streams``."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = _address(context, builder, signature, arguments)
+        written = builder.store(arguments[2], address, align=LANES * _NUMBER_BYTES)
+        written.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+        return context.get_dummy_value()
+
+    return types.void(numbers, at, vector), generate
+
+
+def _finish_streams(typing_context: Any) -> Any:
+    """Waits until other threads would see what was streamed."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 def _store(typing_context: Any, numbers: Any, at: Any, vector: Any) -> Any:
@@ -93,7 +134,10 @@ def _total(typing_context: Any, vector: Any) -> Any:
 
 # Numba calls them with its context in front; who reads the types of kernels must not expect that argument.
 load: Any = intrinsic(_load)
+load_wide: Any = intrinsic(_load_wide)
 store: Any = intrinsic(_store)
+stream: Any = intrinsic(_stream)
+finish_streams: Any = intrinsic(_finish_streams)
 splat: Any = intrinsic(_splat)
 multiply_add: Any = intrinsic(_multiply_add)
 total: Any = intrinsic(_total)
