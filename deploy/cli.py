@@ -10,6 +10,7 @@ from dlrm import cli
 
 COMMANDS: dict[str, cli.Command] = {
     **cli.COMMANDS,
+    "export": cli.Command("write a run's weights as plain safetensors files", "deploy.export:run_export"),
     "doctor": cli.Command("say whether torch, fbgemm, torchrec and the driver fit together", "deploy.doctor:main"),
 }
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -69,6 +69,7 @@ class CheckpointStore:
         finite: refuse to write a state whose tensors hold NaN or infinities.
         ranks: who saves and restores together.
         timeout_seconds: after which ranks that write nothing are given up.
+        read_only: leave alone what dead ones have left, and whatever else is in the folder.
 
     Raises:
         ValueError: `keep_last` is below 1, or a rank does not see the folder.
@@ -82,6 +83,7 @@ class CheckpointStore:
         finite: bool = True,
         ranks: Ranks = ALONE,
         timeout_seconds: float = 600.0,
+        read_only: bool = False,
     ) -> None:
         if keep_last < 1:
             raise ValueError(f"--checkpoint.keep-last: expected at least 1, got {keep_last}")
@@ -91,7 +93,7 @@ class CheckpointStore:
         self._pending: Future[None] | None = None
         self._saves = 0
         self._awaited_samples: int | None = None
-        self._shared = SharedSaves(self.folder, ranks, timeout_seconds)
+        self._shared = SharedSaves(self.folder, ranks, timeout_seconds, read_only=read_only)
 
     def save(
         self, state: Mapping[str, object], *, samples: int, metric: float | None = None, is_best: bool = False
@@ -150,6 +152,17 @@ class CheckpointStore:
             ValueError: as `restore_latest`.
         """
         return self._restore(best=True)
+
+    def restore(self, folder: Path) -> Restored:
+        """Read one checkpoint of this folder.
+
+        Raises:
+            DamagedCheckpointError: it is damaged.
+            ValueError: it is of another format version.
+        """
+        manifest = self._read_manifest(folder)
+        self._raise_damage(folder, manifest)
+        return Restored(state=read_state(folder, manifest, self.ranks.rank), info=_describe(folder, manifest))
 
     def list(self) -> tuple[CheckpointInfo, ...]:
         """Return what there is, newest first, going by manifests alone; one without a readable manifest is left out."""
@@ -240,19 +253,18 @@ class CheckpointStore:
         skipped = []
         for name in self.ranks.object_from_first([folder.name for folder in self._folders()]):
             folder = self.folder / name
-            manifest = self._read_manifest(folder)
-            if isinstance(manifest, Manifest) and best and not manifest.is_best:
-                continue
-            damage = self._find_damage(folder, manifest) if isinstance(manifest, Manifest) else manifest
-            if damage is not None or not isinstance(manifest, Manifest):
+            try:
+                if best and not self._read_manifest(folder).is_best:
+                    continue
+                restored = self.restore(folder)
+            except DamagedCheckpointError as error:
                 self._damaged.add(folder)
-                skipped.append(str(damage))
+                skipped.append(str(error))
                 continue
-            lines = tuple(
-                f"{line}; using an earlier checkpoint, after {manifest.samples:,} samples" for line in skipped
+            lines = (
+                f"{line}; using an earlier checkpoint, after {restored.info.samples:,} samples" for line in skipped
             )
-            state = read_state(folder, manifest, self.ranks.rank)
-            return Restored(state=state, info=_describe(folder, manifest), skipped=lines)
+            return replace(restored, skipped=tuple(lines))
         if skipped:
             kind, remedy = ("checkpoint", "begin anew with another --output")
             if best:
@@ -260,8 +272,8 @@ class CheckpointStore:
             raise ValueError(f"expected an intact {kind} in {self.folder}, got none ({'; '.join(skipped)}); {remedy}")
         return None
 
-    def _read_manifest(self, folder: Path) -> Manifest | DamagedCheckpointError:
-        """Return what rank 0 reads; an error that is no damage is raised on all ranks."""
+    def _read_manifest(self, folder: Path) -> Manifest:
+        """Return what rank 0 reads; its error is raised on all ranks."""
         read: Manifest | ValueError | None = None
         if self.ranks.is_first:
             try:
@@ -269,13 +281,13 @@ class CheckpointStore:
             except ValueError as error:
                 read = error
         read = self.ranks.object_from_first(read)
-        if isinstance(read, Manifest | DamagedCheckpointError):
+        if isinstance(read, Manifest):
             return read
         assert read is not None
         raise read
 
-    def _find_damage(self, folder: Path, manifest: Manifest) -> DamagedCheckpointError | None:
-        """Check every file on one of the ranks, and return the first damage, the same on all."""
+    def _raise_damage(self, folder: Path, manifest: Manifest) -> None:
+        """Check every file on one of the ranks; the first damage is raised on all."""
         names = list(manifest.files)
         if self.ranks.count > 1:
             names = sorted(names, key=lambda name: -manifest.files[name].bytes)[self.ranks.rank :: self.ranks.count]
@@ -284,7 +296,7 @@ class CheckpointStore:
             verify_files(folder, manifest, names)
         except DamagedCheckpointError as error:
             damage = error
-        return next((found for found in self.ranks.gather(damage) if found is not None), None)
+        self.ranks.raise_any(damage)
 
     def _remove_old(self) -> None:
         """Remove all but the last ones and the best; of those that cannot be read, what is newer stays too."""

@@ -42,14 +42,15 @@ class SharedSaves:
         folder: of the checkpoints.
         ranks: who writes; making this is a collective call.
         timeout_seconds: after which ranks that write nothing are given up.
+        read_only: nothing is removed.
 
     Raises:
         ValueError: a rank does not see the folder.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks, timeout_seconds: float) -> None:
+    def __init__(self, folder: Path, ranks: Ranks, timeout_seconds: float, *, read_only: bool = False) -> None:
         self.folder, self.ranks, self.timeout_seconds = folder, ranks, timeout_seconds
-        if ranks.is_first:
+        if ranks.is_first and not read_only:
             remove_leftovers(folder)
         self.token = uuid4().hex if ranks.count == 1 else self._meet()
 
