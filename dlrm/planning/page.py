@@ -81,7 +81,8 @@ def _describe_lead(outlook: Outlook) -> str:
     stages = foresight.stages
     longest = max(stages, key=lambda stage: stages[stage])
     return (
-        f"A step of {foresight.setting.usage.global_batch_size:,} samples takes {format_milliseconds(foresight.seconds)}, of "
+        f"A step of {foresight.setting.usage.global_batch_size:,} samples takes "
+        f"{format_milliseconds(foresight.seconds)}, of "
         f"which {stages[longest] / foresight.seconds:.0%} go into: {longest}."
     )
 

@@ -54,7 +54,7 @@ class Trainer:
 
     Args:
         model: `model(batch)` gives logits [B]; `dlrm.model.DLRM` or any module. On several ranks, its tables are of a
-            plan for as many.
+            plan for as many, and batches of no samples come by.
         dataset: its train split is learned, its valid split steers, its test split is measured at the end.
         config: of the loop.
         output: the run's folder.

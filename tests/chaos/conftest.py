@@ -81,7 +81,7 @@ class FaultyRun:
         """Return what was noted by each start, in their order."""
         starts: dict[tuple[int, int], list[dict[str, Any]]] = {}
         for launch, path in enumerate(self.records):
-            for line in path.read_text().splitlines():
+            for line in path.read_text().splitlines() if path.is_file() else ():
                 record = json.loads(line)
                 starts.setdefault((launch, record["start"]), []).append(record)
         return [records for _, records in sorted(starts.items())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from dlrm.batch import Batch
 from dlrm.data.dataset import Bags, Dataset, DatasetInfo, FeatureInfo, Part, write_part
 from dlrm.data.reader import Reader
+from dlrm.training.ranks import Ranks
 
 PART_ROWS = (50, 1, 33, 16)
 ROWS = sum(PART_ROWS)
@@ -80,6 +82,26 @@ def test_every_sample_once_per_epoch(dataset: Dataset, shuffle: bool, batch_size
         assert len({tuple(rows[epoch * ROWS : (epoch + 1) * ROWS]) for epoch in range(3)}) == 3
     else:
         assert rows == 3 * list(range(ROWS))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(("count", "batch_size"), [(2, 7), (3, 100), (5, 3), (4, 1000)])
+def test_shares_of_ranks_make_up_every_batch(dataset: Dataset, shuffle: bool, count: int, batch_size: int) -> None:
+    def read(share: Callable[[int], tuple[int, int]] | None) -> list[Batch]:
+        reader = Reader(dataset, "train", shuffle=shuffle, seed=3)
+        return list(reader.batches(batch_size, start=11, stop=11 + 2 * ROWS, share=share))
+
+    whole = read(None)
+    shares = [read(Ranks(rank=rank, count=count).share_of) for rank in range(count)]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        # torchrec cannot take a batch of no samples apart by feature.
+        assert [row for part in parts if len(part) for row in check_columns(part)] == batch.rows.tolist()
+        assert {part.global_size for part in parts} == {len(batch)}
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        for part in parts:
+            assert part.dense.shape == (len(part), batch.dense.shape[1])
+            assert part.sparse.stride() == len(part)
+    assert (0 in [len(part) for parts in shares for part in parts]) == (count == 5)
 
 
 @settings(deadline=None, max_examples=60)
