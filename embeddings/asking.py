@@ -121,9 +121,7 @@ class AskingTables(Tables):
             raise error
         if begun.request.wrong_ranks:
             ranks = ", ".join(map(str, begun.request.wrong_ranks))
-            raise OtherRanksIdError(
-                f"batch: expected ids inside their tables on all ranks, got others on rank {ranks}"
-            )
+            raise OtherRanksIdError(f"batch: expected ids inside their tables on all ranks, got others on rank {ranks}")
         if self.training and torch.is_grad_enabled():
             return begun.batch, _LookUp.apply(self._anchor, self, begun)  # type: ignore[no-untyped-call]
         out = torch.empty(begun.size)

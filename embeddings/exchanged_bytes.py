@@ -41,10 +41,10 @@ def expected_bytes(
 
     A bag asks each shard that holds rows of its ids for one vector of as many numbers as the shard has columns, and
     returns one gradient for it. For that it sends the ids, their weights if any, and how many there are where some bag
-    asks the shard for more than one. Each rank tells each other rank two counts per shard and feature, and one number.
-    A replicated table's summed gradients and counts enter an all-reduce. Optimizers that need sums over a split row send
-    8 bytes for each, for each touched row, to the ranks that hold the row's other columns; of a split table, two sums
-    enter an all-reduce in each round.
+    asks the shard for more than one. Each rank tells each other rank two counts per shard and feature, and two more.
+    A replicated table's summed gradients and counts enter an all-reduce. Optimizers that need sums over a split row
+    send 8 bytes for each, for each touched row, to the ranks that hold the row's other columns; of a split table, two
+    sums enter an all-reduce in each round.
 
     Args:
         configs: The tables.
@@ -58,7 +58,7 @@ def expected_bytes(
     pieces = _pieces(configs, plan)
     for asker, batch in enumerate(batches):
         for holder in {*range(plan.ranks)} - {asker}:
-            numbers, counts = 0, 1
+            numbers, counts = 0, 2
             for piece in (piece for piece in pieces if piece.rank == holder):
                 for feature in configs[piece.table].features:
                     cells, ids = _count(batch[feature], piece)

@@ -3,7 +3,7 @@
 A message holds, for all lanes of one rank that asks another: the ids, relative to the rows that they are among, 4 bytes
 each (8 where a rectangle of the plan has more than 2**31 rows); their weights, if there are any, 4 bytes each; and for
 each lane in which some cell has more than one id, its cells' numbers of ids, 4 bytes each. Its header, 8 bytes times
-1 + 2 * lanes, says how many cells and ids each lane has.
+2 + 2 * lanes, says how many cells and ids each lane has, and for how many numbers other ranks are asked before.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Request:
         asked: The bags of this rank, with features as PART.
         cells: They, cut.
         asked_of: [ranks, lanes of this rank, 2]: cells and ids that each rank asks for.
+        asked_from: [ranks]: how many numbers each rank asks for of the ranks before this one.
         has_weights: By rank.
         wrong_ranks: Those whose batch is at fault; nothing has been sent then.
         own: What this rank asks of itself.
@@ -62,6 +63,7 @@ class Request:
     asked: Bags
     cells: Cells
     asked_of: Longs
+    asked_from: Longs
     has_weights: list[bool]
     wrong_ranks: list[int]
     own: Tensor
@@ -97,7 +99,8 @@ class IdExchange:
             asked = replace(asked, segments=asked.segments[:0])
         weighted = asked.weights is not None
         cells, rows, lengths, weights = self._cut(asked)
-        asked_of, flags, header_bytes = self._exchange_headers(cells, _HAS_WEIGHTS * weighted + _IS_WRONG * is_wrong)
+        headers, header_bytes = self._exchange_headers(cells, _HAS_WEIGHTS * weighted + _IS_WRONG * is_wrong)
+        flags, asked_of = headers[:, 0].tolist(), headers[:, 2:].reshape(self.lanes.ranks, self._own_lanes, 2)
         has_weights = [bool(flag & _HAS_WEIGHTS) for flag in flags]
         wrong_ranks = [rank for rank, flag in enumerate(flags) if flag & _IS_WRONG]
         counts = np.stack([cells.num_cells, cells.num_ids], axis=1)
@@ -117,6 +120,7 @@ class IdExchange:
             asked=asked,
             cells=cells,
             asked_of=asked_of,
+            asked_from=headers[:, 1],
             has_weights=has_weights,
             wrong_ranks=wrong_ranks,
             own=own,
@@ -179,18 +183,19 @@ class IdExchange:
         cells = Cells(bags=bags, num_cells=num_cells, first_cell=first_cell, num_ids=num_ids)
         return cells, rows.view(np.int32), lengths, row_weights.view(np.int32)
 
-    def _exchange_headers(self, cells: Cells, flags: int) -> tuple[Longs, list[int], int]:
+    def _exchange_headers(self, cells: Cells, flags: int) -> tuple[Longs, int]:
+        numbers = cells.num_cells[self.lanes.cut] * self.lanes.width
+        asked_before = np.concatenate([[0], np.cumsum(numbers)])[self.lanes.owners]
         leaving = []
-        for cuts in self._cuts_of:
+        for cuts, before in zip(self._cuts_of, asked_before[:-1], strict=True):
             counts = np.stack([cells.num_cells[cuts], cells.num_ids[cuts]], axis=1)
-            leaving.append(np.concatenate([np.array([flags], np.int64), counts.ravel()]))
-        ranks, size = self.lanes.ranks, 1 + 2 * self._own_lanes
+            leaving.append(np.concatenate([[flags, before], counts.ravel()]))
+        ranks, size = self.lanes.ranks, 2 + 2 * self._own_lanes
         arrived = torch.empty(ranks * size, dtype=torch.int64)
         sent = torch.from_numpy(np.concatenate(leaving))
         dist.all_to_all_single(arrived, sent, [size] * ranks, [header.size for header in leaving])
-        headers = arrived.view(ranks, size).numpy()
         num_bytes = sum(header.nbytes for rank, header in enumerate(leaving) if rank != self.rank)
-        return headers[:, 1:].reshape(ranks, self._own_lanes, 2), headers[:, 0].tolist(), num_bytes
+        return arrived.view(ranks, size).numpy(), num_bytes
 
     def _count_words(self, counts: Longs, has_weights: bool) -> int:
         cells, ids = counts[:, 0], counts[:, 1]

@@ -82,7 +82,7 @@ def _are_single(bounds: Longs) -> bool:
     others: Any = 0
     for i in range(bounds.size - 1):
         others |= bounds[np.uint64(i + 1)] - bounds[np.uint64(i)] != 1
-    return others == 0
+    return bool(others == 0)
 
 
 @compiled

@@ -18,12 +18,13 @@ from embeddings.id_exchange import IdExchange, Request
 from embeddings.interface import TableRows
 from embeddings.lanes import lay_lanes
 from embeddings.local_rows import Bags, LocalRows
+from embeddings.node_memory import share_memory
 from embeddings.replicated_rows import ReplicatedRows
 from embeddings.shards import ShardingPlan
 from embeddings.stopwatch import Stopwatch
 from embeddings.tables import TableConfig
 from embeddings.threads import run_all
-from embeddings.vector_exchange import Exchange, Places, VectorExchange, lay_vectors
+from embeddings.vector_exchange import Exchange, NetworkExchange, Places, VectorExchange
 from embeddings.whole_sums import RankSums
 
 
@@ -34,14 +35,12 @@ class LookedUp:
     Attributes:
         request: Which bags asked for what.
         owned: The cells that all ranks ask of this one.
-        places: Where their vectors, and those that this rank asks for, lie in ``vectors``.
-        vectors: Flat float32.
+        places: Where their vectors lie, and those that this rank asks for.
     """
 
     request: Request
     owned: Bags
     places: Places
-    vectors: Tensor
 
 
 class ShardedRows:
@@ -82,7 +81,10 @@ class ShardedRows:
             seed=seed,
             is_primary=self._rank == 0,
         )
-        self._ids, self._vectors = IdExchange(lanes, self._rank), VectorExchange(exchange)
+        self._ids = IdExchange(lanes, self._rank)
+        # Sixteen bits are for networks; memory takes a number as it is.
+        shared = share_memory(lanes, self._rank) if exchange == "fp32" and plan.ranks_per_node == plan.ranks else None
+        self._vectors: VectorExchange = shared or NetworkExchange(lanes, self._rank, exchange)
         self._sums = RankSums(lanes, self._rank)
         tables = [config for config in configs for _ in config.features]
         self._num_rows = np.array([config.num_rows for config in tables], dtype=np.int64)
@@ -119,22 +121,23 @@ class ShardedRows:
             ids, offsets, weights = self._ids.finish(request)
         with stopwatch.stage("lookup"):
             asked_of = request.asked_of[:, :, 0]
-            places = lay_vectors(self._lanes, self._rank, request.cells.num_cells, asked_of)
+            places = self._vectors.lay(request.cells.num_cells, asked_of, request.asked_from)
             segments = self._segments(asked_of, places)
             owned = Bags(ids=ids, offsets=offsets, weights=weights, segments=segments)
-            vectors = torch.empty(places.size)
+            vectors = self._vectors.open(places)
             self._rows.look_up(owned, vectors)
         with stopwatch.stage("rows all-to-all"):
             self.bytes_sent["rows"] += self._vectors.send_vectors(vectors, places)
         with stopwatch.stage("lookup"):
             self._place(request, places, vectors, out)
             self._replicated.look_up(request.asked, out)
-        return LookedUp(request=request, owned=owned, places=places, vectors=vectors)
+        return LookedUp(request=request, owned=owned, places=places)
 
     def update(self, looked_up: LookedUp, gradient: Tensor, stopwatch: Stopwatch) -> None:
         """Updates the rows of a look-up by the gradient of its ``out``, wherever they lie (a collective call)."""
-        request, places, vectors = looked_up.request, looked_up.places, looked_up.vectors
+        request, places = looked_up.request, looked_up.places
         with stopwatch.stage("row update"):
+            vectors = self._vectors.open(places)
             summing = self._replicated.begin_update(request.asked, gradient)
             self._gather(request, places, gradient, vectors)
         with stopwatch.stage("gradients all-to-all"):

@@ -41,8 +41,9 @@ class TorchrecTables(Tables):
     whole process.
 
     An id outside its table is found out by ``check_ids``, or else at the next call, and looked up as id 0 until then:
-    this rank must do its part of what others wait for. Each shard of columns has its own sum of squares under row-wise Adagrad, the mean over its columns
-    and not over the row: there alone, it trains other rows than one process does. So do LAMB's ratios.
+    this rank must do its part of what others wait for. Each shard of columns has its own sum of squares under row-wise
+    Adagrad, the mean over its columns and not over the row: there alone, it trains other rows than one process does.
+    So do LAMB's ratios.
 
     Args:
         configs: The tables.

@@ -1,8 +1,6 @@
-"""Vectors on their way back to who asked for them, and their gradients on the way there: an all-to-all each.
+"""Vectors on their way to who asked for them, and gradients on the way back: what travels, and where it lies.
 
-Both lie in one flat tensor: first those of cells that other ranks ask of this one, then those that this rank asks of
-itself, which do not travel, then those that it asks of others. Forward sends the first and receives the last, backward
-the other way round, and both sides know all sizes from the ids.
+Both sides know all sizes from the ids. What a rank asks of itself does not travel.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -28,7 +26,7 @@ _FP16_TOP = 14  # powers of two up to 2**15 fit; one less, so that rounding up d
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where vectors lie in the flat tensor.
+    """Where vectors lie in a flat tensor.
 
     Attributes:
         size: Numbers in all.
@@ -45,41 +43,34 @@ class Places:
     sizes: list[int]
 
 
-def lay_vectors(lanes: Lanes, rank: int, num_cells: Longs, asked_of: Longs) -> Places:
-    """Finds a place for each vector.
+class VectorExchange(Protocol):
+    """Brings the vectors of cells from who holds the rows to who asked, and gradients back. All ranks take part."""
+
+    def lay(self, num_cells: Longs, asked_of: Longs, asked_from: Longs) -> Places:
+        """Finds a place for each vector.
+
+        Args:
+            num_cells: [cuts]: this rank's cells.
+            asked_of: [ranks, lanes of this rank]: cells that each rank asks for.
+            asked_from: [ranks]: how many numbers each rank asks for of the ranks before this one.
+        """
+
+    def open(self, places: Places) -> Tensor:
+        """Returns a flat float32 tensor for one exchange."""
+
+    def send_vectors(self, vectors: Tensor, places: Places) -> int:
+        """Gives others what they asked of this rank, and gets what it asked of them; returns the bytes sent."""
+
+    def send_gradients(self, vectors: Tensor, places: Places) -> int:
+        """Gives others the gradients of what this rank asked of them, and gets theirs; returns the bytes sent."""
+
+
+class NetworkExchange:
+    """An all-to-all of vectors and one of gradients.
 
     Args:
         lanes: Of the plan.
         rank: This rank.
-        num_cells: [cuts]: this rank's cells.
-        asked_of: [ranks, lanes of this rank]: cells that each rank asks for.
-    """
-    mine = slice(lanes.owners[rank], lanes.owners[rank + 1])
-    asked = asked_of * lanes.width[mine]
-    order = [*(r for r in range(lanes.ranks) if r != rank), rank]
-    before = np.cumsum(asked[order]).reshape(asked.shape) - asked[order]
-    asked_starts = np.empty_like(asked)
-    asked_starts[order] = before
-    numbers = num_cells[lanes.cut] * lanes.width
-    numbers[mine] = 0
-    starts = int(asked.sum()) + np.cumsum(numbers) - numbers
-    starts[mine] = asked_starts[rank]
-    asked_sizes = asked.sum(axis=1)
-    asked_sizes[rank] = 0
-    sizes = [int(numbers[lanes.owners[r] : lanes.owners[r + 1]].sum()) for r in range(lanes.ranks)]
-    return Places(
-        size=int(asked.sum() + numbers.sum()),
-        starts=starts,
-        asked_starts=asked_starts,
-        asked_sizes=asked_sizes.tolist(),
-        sizes=sizes,
-    )
-
-
-class VectorExchange:
-    """The all-to-alls of vectors and of gradients.
-
-    Args:
         exchange: The type in which they travel; on both sides they are float32. In ``"fp16"`` each message is
             multiplied by a power of two that brings its largest number to between 2**14 and 2**15, and which travels
             in front of it: gradients of a mean over a large batch would fall below what float16 can tell from 0, and
@@ -87,8 +78,34 @@ class VectorExchange:
             float32's range and 8 bits of precision.
     """
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
+    def __init__(self, lanes: Lanes, rank: int, exchange: Exchange) -> None:
+        self._lanes, self._rank, self._exchange = lanes, rank, exchange
+
+    def lay(self, num_cells: Longs, asked_of: Longs, asked_from: Longs) -> Places:
+        """First what others ask of this rank, then what it asks of itself, then what it asks of others."""
+        lanes, rank = self._lanes, self._rank
+        mine = slice(lanes.owners[rank], lanes.owners[rank + 1])
+        asked = asked_of * lanes.width[mine]
+        order = [*(r for r in range(lanes.ranks) if r != rank), rank]
+        asked_starts = np.empty_like(asked)
+        asked_starts[order] = np.cumsum(asked[order]).reshape(asked.shape) - asked[order]
+        numbers = num_cells[lanes.cut] * lanes.width
+        numbers[mine] = 0
+        starts = int(asked.sum()) + np.cumsum(numbers) - numbers
+        starts[mine] = asked_starts[rank]
+        asked_sizes = asked.sum(axis=1)
+        asked_sizes[rank] = 0
+        return Places(
+            size=int(asked.sum() + numbers.sum()),
+            starts=starts,
+            asked_starts=asked_starts,
+            asked_sizes=asked_sizes.tolist(),
+            sizes=[int(numbers[lanes.owners[r] : lanes.owners[r + 1]].sum()) for r in range(lanes.ranks)],
+        )
+
+    def open(self, places: Places) -> Tensor:
+        """Returns a new tensor."""
+        return torch.empty(places.size)
 
     def send_vectors(self, vectors: Tensor, places: Places) -> int:
         """Sends what others asked of this rank and receives what it asked of them; returns the bytes sent."""
