@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from benchmarks.click_networks import Ids
-    from embeddings.sharded_tables import ShardedTables
+    from embeddings.sharded.sharded_tables import ShardedTables
     from embeddings.shards import Sharding, ShardingPlan
 
 KINDS: tuple[Sharding, ...] = ("table_wise", "row_wise")
@@ -125,7 +125,7 @@ def _count_bytes(tables: ShardedTables, plan: ShardingPlan, batch: Ids, exchange
 
     from benchmarks.click_networks import NAMES
     from benchmarks.rank_networks import describe_tables, take_share
-    from embeddings.exchanged_bytes import expected_bytes
+    from embeddings.sharded.exchanged_bytes import expected_bytes
 
     shares = [take_share(batch, rank, plan.ranks) for rank in range(plan.ranks)]
     before: int = sum(tables.bytes_sent.values())

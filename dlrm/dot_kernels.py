@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from embeddings.compiled import compiled
-from embeddings.vectors import LANES, load, multiply_add, splat, store, total
+from embeddings.kernels.compiled import compiled
+from embeddings.kernels.vectors import LANES, load, multiply_add, splat, store, total
 
 Floats = NDArray[np.float32]
 

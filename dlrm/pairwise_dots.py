@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dlrm import dot_kernels
 from dlrm.batched_dots import batched_dots
-from embeddings.threads import run_all
+from embeddings.kernels.threads import run_all
 
 _SAMPLES_PER_TASK = 256
 

@@ -12,7 +12,7 @@ from embeddings.shards import ShardingPlan
 from embeddings.tables import TableConfig
 
 if TYPE_CHECKING:
-    from embeddings.sequence_tables import SequenceTables
+    from embeddings.sharded.sequence_tables import SequenceTables
 
 Exchange = Literal["fp32", "fp16", "bf16"]  # how rows and gradients travel between ranks
 Kernel = Literal["auto", "numba", "fbgemm"]
@@ -56,17 +56,17 @@ def build_tables(
     if kernel == "numba" or (kernel == "auto" and device.type == "cpu"):
         _check_memory(configs)
         if plan is not None and is_sharded:
-            from embeddings.sharded_tables import ShardedTables
+            from embeddings.sharded.sharded_tables import ShardedTables
 
             return ShardedTables(configs, plan=plan, seed=seed, exchange=exchange)
-        from embeddings.local_tables import LocalTables
+        from embeddings.local.local_tables import LocalTables
 
         return LocalTables(configs, seed=seed)
     if plan is not None and is_sharded:
-        from embeddings.torchrec_tables import TorchrecTables
+        from embeddings.fbgemm.torchrec_tables import TorchrecTables
 
         return TorchrecTables(configs, plan=plan, device=device, seed=seed, exchange=exchange)
-    from embeddings.fbgemm_tables import FbgemmTables
+    from embeddings.fbgemm.fbgemm_tables import FbgemmTables
 
     return FbgemmTables(configs, device=device, seed=seed)
 
@@ -79,7 +79,7 @@ def build_sequence_tables(
     exchange: Exchange = "fp32",
 ) -> SequenceTables:
     """Builds tables that give a vector for each id, on the CPU; the arguments are those of ``build_tables``."""
-    from embeddings.sequence_tables import SequenceTables
+    from embeddings.sharded.sequence_tables import SequenceTables
 
     _check_memory(configs)
     return SequenceTables(configs, plan=plan, seed=seed, exchange=exchange)

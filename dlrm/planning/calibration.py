@@ -27,7 +27,7 @@ from dlrm.planning.findings import (
     ProbeTask,
     Rates,
 )
-from embeddings.machine import CPU, Link, Machine, RowRate
+from embeddings.planning.machine import CPU, Link, Machine, RowRate
 
 COUNTS = (1, 2, 4)
 SECONDS = 180.0

@@ -17,9 +17,9 @@ from dlrm.planning.findings import TINY_BATCH, Findings, ProbeTask
 from dlrm.planning.foresee import foresee
 from dlrm.planning.plan_run import plan_run
 from dlrm.planning.text import align, format_milliseconds
-from embeddings.machine import CPU, Machine
+from embeddings.planning.machine import CPU, Machine
+from embeddings.planning.table_cost import Setting
 from embeddings.shards import ShardingPlan
-from embeddings.table_cost import Setting
 from embeddings.tables import TableConfig
 from embeddings.usage import Usage
 

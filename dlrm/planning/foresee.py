@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.planning.dense_cost import DenseCost
-from embeddings.collectives import all_reduce_seconds, all_to_all_seconds
+from embeddings.planning.collectives import all_reduce_seconds, all_to_all_seconds
+from embeddings.planning.table_cost import GRADIENTS, IDS, ROWS, Setting, cost_of, shard_bytes
+from embeddings.planning.table_cost import STAGES as TABLE_STAGES
 from embeddings.shards import ShardingPlan
-from embeddings.table_cost import GRADIENTS, IDS, ROWS, Setting, cost_of, shard_bytes
-from embeddings.table_cost import STAGES as TABLE_STAGES
 from embeddings.tables import TableConfig
 
 STAGES = (

@@ -19,9 +19,9 @@ from dlrm.planning.plan_run import EXCHANGE_BYTES, choose_memory, memory_for_tab
 from dlrm.planning.simulate import Scaling, parse_counts, simulate
 from dlrm.planning.statistics import measure_usage
 from dlrm.planning.text import describe_plan, describe_ranks, describe_scaling, describe_step
-from embeddings.machine import MACHINES, Machine
+from embeddings.planning.machine import MACHINES, Machine
+from embeddings.planning.table_cost import Setting
 from embeddings.shards import ShardingPlan
-from embeddings.table_cost import Setting
 from embeddings.tables import TableConfig
 from embeddings.usage import Usage
 

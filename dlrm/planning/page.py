@@ -17,7 +17,7 @@ from dlrm.planning.foresee import STAGES, whole_bytes
 from dlrm.planning.outlook import Outlook
 from dlrm.planning.pictures import draw_holdings, draw_scaling, draw_times
 from dlrm.planning.text import format_milliseconds, name_ranks
-from embeddings.plan_task import format_bytes
+from embeddings.planning.task import format_bytes
 
 FILTERS = {
     "count": format_count,

@@ -14,7 +14,7 @@ from dlrm.analysis.charts import BLUE, GREEN, GREY, ORANGE, Chart, as_figure, la
 from dlrm.planning.foresee import STAGES, Foresight
 from dlrm.planning.simulate import Scaling
 from dlrm.planning.text import format_milliseconds
-from embeddings.plan_task import format_bytes
+from embeddings.planning.task import format_bytes
 
 # As in dlrm.analysis.charts, each stands out from the light and from the dark background.
 COLORS = (BLUE, ORANGE, GREEN, "#a65bc4", "#c2504f", "#7a8b1e", "#1f96a8", "#b8508f", "#8c6d4f", "#5f6fd0")

@@ -10,10 +10,10 @@ from dataclasses import replace
 from dlrm.config import ParallelConfig
 from dlrm.data.dataset import Dataset
 from dlrm.planning.statistics import measure_usage
-from embeddings.machine import Machine
-from embeddings.plan import DoesNotFitError, plan_tables
+from embeddings.planning.machine import Machine
+from embeddings.planning.plan import DoesNotFitError, plan_tables
+from embeddings.planning.table_cost import Setting
 from embeddings.shards import SHARDINGS, Sharding, ShardingPlan
-from embeddings.table_cost import Setting
 from embeddings.tables import TableConfig
 
 GPU_SHARE = 0.8

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dlrm.planning.foresee import STAGES, Foresight, whole_bytes
 from dlrm.planning.simulate import Scaling
-from embeddings.plan_task import format_bytes
+from embeddings.planning.task import format_bytes
 from embeddings.shards import ShardingPlan, TablePlan
 from embeddings.tables import TableConfig
 

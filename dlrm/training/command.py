@@ -131,7 +131,7 @@ def _plan(config: RunConfig, dataset: Dataset, group: Group, device: str) -> Sha
             check_memory(tables)
         return None
     from dlrm.planning.plan_run import choose_memory, memory_for_tables, plan_run, setting_of
-    from embeddings.machine import machine_for
+    from embeddings.planning.machine import machine_for
 
     ranks = group.ranks
     setting = setting_of(

@@ -10,10 +10,10 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embeddings import IdOutOfRangeError, RowAdagrad, RowOptimizer, RowSGD, RowWiseAdagrad, ShardingPlan, TableConfig
-from embeddings.fbgemm_tables import FbgemmTables
+from embeddings.fbgemm.fbgemm_tables import FbgemmTables
+from embeddings.fbgemm.torchrec_plan import fit_plan
 from embeddings.interface import Tables
 from embeddings.shards import Sharding, place
-from embeddings.torchrec_plan import fit_plan
 
 STEPS = 6
 BATCHES = [7, 4, 1, 5, 2, 9]  # one rank has no sample of the third
@@ -107,7 +107,7 @@ def describe(tables: Tables) -> list[tuple[Any, ...]]:
 
 def train_ranks(rank: int, count: int) -> dict[str, tuple[Any, ...]]:
     """All runs in one process per rank: starting it takes longer than they do."""
-    from embeddings.torchrec_tables import TorchrecTables
+    from embeddings.fbgemm.torchrec_tables import TorchrecTables
 
     results = {}
     for name, (optimizer, sharding, exchange, weighted) in RUNS.items():

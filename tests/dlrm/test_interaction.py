@@ -13,7 +13,7 @@ from torchrec.modules.crossnet import LowRankCrossNet
 
 from dlrm.interaction import CrossInteraction, DotInteraction, FactorizationMachine
 from dlrm.pairwise_dots import _gradient_on_cpu, _pairwise_dots_on_cpu, pairwise_dots, pairwise_dots_by_products
-from embeddings.vectors import LANES
+from embeddings.kernels.vectors import LANES
 
 
 def draw(batch_size, features, dim, dtype=torch.float32):

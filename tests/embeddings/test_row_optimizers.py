@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from embeddings import RowAdagrad, RowAdam, RowLamb, RowSGD, RowWiseAdagrad, TableConfig
-from embeddings.local_tables import LocalTables
+from embeddings.local.local_tables import LocalTables
 
 # eps is large enough that the sign of a gradient near 0, which float32 rounds, decides nothing
 OPTIMIZERS = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from embeddings import RowAdagrad, RowAdam, RowLamb, RowSGD, RowWiseAdagrad, TableConfig
 from embeddings.build import build_tables
-from embeddings.local_tables import LocalTables
+from embeddings.local.local_tables import LocalTables
 
 CASES = {
     "sgd": [TableConfig(name="a", num_rows=7, dim=8, optimizer=RowSGD(learning_rate=0.1))],

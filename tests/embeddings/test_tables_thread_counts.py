@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from embeddings import RowSGD, TableConfig
-from embeddings.local_tables import LocalTables
-from embeddings.threads import count_parts, run_all
+from embeddings.kernels.threads import count_parts, run_all
+from embeddings.local.local_tables import LocalTables
 
 
 @pytest.fixture

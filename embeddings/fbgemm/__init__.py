@@ -1,0 +1,1 @@
+"""Tables over fbgemm's kernels and torchrec's sharding: how tables live on CUDA."""

@@ -1,0 +1,1 @@
+"""Loops over rows, compiled by Numba: they know arrays, and nothing of tables, processes or torch."""

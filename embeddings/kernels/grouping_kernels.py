@@ -1,0 +1,222 @@
+"""Group a batch's ids by row and sum their gradients, compiled by Numba, so that each row is updated once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embeddings.kernels.compiled import compiled
+from embeddings.kernels.prefetch import prefetch
+
+Floats = NDArray[np.float32]
+Ids = NDArray[Any]
+Longs = NDArray[np.int64]
+Keys = NDArray[np.uint64]
+
+_MAX_DIGIT_BITS = 11  # 2,048 counters fit beside the keys in the first-level cache
+_AHEAD = 8  # how many ids ahead to ask for what an id needs
+_ENTRY_BITS = np.uint64(32)
+_ENTRY_MASK = np.uint64(0xFFFFFFFF)
+
+
+@compiled
+def group_by_row(
+    ids: Ids,  # [num_ids], int32 or int64, inside the table
+    offsets: Longs,  # [cells + 1]
+    weights: Floats,  # [num_ids], or empty: all ones
+    segments: Longs,  # [k, 5] of this table
+    mean: bool,
+    num_rows: int,
+    part: int,
+    parts: int,
+) -> tuple[Keys, Longs, Floats]:
+    """Sorts a table's ids by row, and within a row by their order in the batch.
+
+    A key is ``row << 32 | entry``, where entries number the table's cells through its segments, or its ids where they
+    have weights. Of several parts, each takes the rows with ``row % parts == part``: neighbours, which are often
+    equally popular, part.
+
+    Returns:
+        The keys; where each entry's gradient begins in the flat tensor; and what it is multiplied by, or nothing
+        where that is always 1.
+    """
+    keys = _sort_by_row(_collect_keys(ids, offsets, weights.size > 0, segments, part, parts), num_rows)
+    places, scales = _place_entries(offsets, weights, segments, mean)
+    return keys, places, scales
+
+
+@compiled
+def _collect_keys(ids: Ids, offsets: Longs, weighted: bool, segments: Longs, part: int, parts: int) -> Keys:
+    count = 0
+    for _, cells, number, _, _ in segments:
+        count += offsets[cells + number] - offsets[cells]
+    keys = np.empty(count, np.uint64)
+    used = 0
+    entry = np.uint64(0)
+    for _, cells, number, _, _ in segments:
+        for cell in range(cells, cells + number):
+            for at in range(offsets[cell], offsets[cell + 1]):
+                row = np.uint64(ids[at])
+                if parts == 1 or row % np.uint64(parts) == np.uint64(part):
+                    keys[used] = row << _ENTRY_BITS | entry
+                    used += 1
+                if weighted:
+                    entry += np.uint64(1)
+            if not weighted:
+                entry += np.uint64(1)
+    return keys[:used]
+
+
+@compiled
+def _sort_by_row(keys: Keys, num_rows: int) -> Keys:
+    # Least significant digit first, so stably.
+    bits = 1
+    while num_rows > 1 << bits:
+        bits += 1
+    passes = (bits + _MAX_DIGIT_BITS - 1) // _MAX_DIGIT_BITS
+    digit_bits = (bits + passes - 1) // passes
+    mask = np.uint64((1 << digit_bits) - 1)
+    ends = np.zeros((passes, 1 << digit_bits), np.int64)
+    for key in keys:
+        row = key >> _ENTRY_BITS
+        for digit in range(passes):
+            ends[digit, row >> np.uint64(digit * digit_bits) & mask] += 1
+    spare = np.empty(keys.size, np.uint64)
+    for digit in range(passes):
+        starts = ends[digit]
+        before = np.int64(0)
+        for value in range(starts.size):
+            before, starts[value] = before + starts[value], before
+        shift = _ENTRY_BITS + np.uint64(digit * digit_bits)
+        for key in keys:
+            bucket = np.int64(key >> shift & mask)
+            spare[starts[bucket]] = key
+            starts[bucket] += 1
+        keys, spare = spare, keys
+    return keys
+
+
+@compiled
+def _place_entries(offsets: Longs, weights: Floats, segments: Longs, mean: bool) -> tuple[Longs, Floats]:
+    weighted = weights.size > 0
+    count = 0
+    for _, cells, number, _, _ in segments:
+        count += offsets[cells + number] - offsets[cells] if weighted else number
+    places = np.empty(count, np.int64)
+    scales = np.empty(count if weighted or mean else 0, np.float32)
+    entry = 0
+    for _, cells, number, start, stride in segments:
+        for i in range(number):
+            begin, end = offsets[cells + i], offsets[cells + i + 1]
+            share = np.float32(1)
+            if mean and end > begin:
+                share /= np.float32(end - begin)
+            if weighted:
+                for at in range(begin, end):
+                    places[entry] = start + i * stride
+                    scales[entry] = share * weights[at]
+                    entry += 1
+            else:
+                places[entry] = start + i * stride
+                if mean:
+                    scales[entry] = share
+                entry += 1
+    return places, scales
+
+
+@compiled
+def count_rows(keys: Keys) -> int:
+    """Counts the different rows among sorted keys."""
+    count = 0
+    for i in range(keys.size):
+        if i == 0 or keys[i] >> _ENTRY_BITS != keys[i - 1] >> _ENTRY_BITS:
+            count += 1
+    return count
+
+
+@compiled
+def sum_gradients(
+    keys: Keys,
+    first: int,
+    places: Longs,
+    scales: Floats,
+    gradient: Floats,  # flat
+    weight: NDArray[Any],  # [num_rows, dim], asked for
+    first_state: Floats,  # [num_rows or 0, dim or 1], asked for
+    second_state: Floats,
+    rows: Keys,  # [block], written
+    sums: Floats,  # [block, dim], written
+) -> tuple[int, int]:
+    """Sums the gradients of each of the next rows, in batch order.
+
+    Returns:
+        The number of rows, and the place in ``keys`` of the row after them.
+    """
+    dim = sums.shape[1]
+    used = 0
+    at = first
+    while at < keys.size:
+        if at + _AHEAD < keys.size:
+            place = places[keys[at + _AHEAD] & _ENTRY_MASK]
+            prefetch(gradient[place : place + dim])
+        row = keys[at] >> _ENTRY_BITS
+        again = used > 0 and rows[used - 1] == row
+        if not again:
+            if used == rows.size:
+                break
+            prefetch(weight[row])
+            if first_state.size:
+                prefetch(first_state[row])
+            if second_state.size:
+                prefetch(second_state[row])
+            rows[used] = row
+            used += 1
+        entry = keys[at] & _ENTRY_MASK
+        place = places[entry]
+        source = gradient[place : place + dim]
+        total = sums[used - 1]
+        share = scales[entry] if scales.size else np.float32(1)
+        if again:
+            for d in range(dim):
+                total[d] += share * source[d]
+        else:
+            for d in range(dim):
+                total[d] = share * source[d]
+        at += 1
+    return used, at
+
+
+@compiled
+def add_gradients(
+    ids: Ids,
+    offsets: Longs,
+    weights: Floats,
+    segments: Longs,
+    mean: bool,
+    gradient: Floats,
+    out: Floats,  # [num_rows, dim + 1], added to
+    part: int,
+    parts: int,
+) -> None:
+    """Adds each id's gradient to its row of ``out``, and 1 to that row's last number; of the rows of ``part`` only."""
+    dim = out.shape[1] - 1
+    places, scales = _place_entries(offsets, weights, segments, mean)
+    weighted = weights.size > 0
+    entry = 0
+    for _, cells, number, _, _ in segments:
+        for cell in range(cells, cells + number):
+            for at in range(offsets[cell], offsets[cell + 1]):
+                row = np.uint64(ids[at])
+                if parts == 1 or row % np.uint64(parts) == np.uint64(part):
+                    source = gradient[places[entry] : places[entry] + dim]
+                    share = scales[entry] if scales.size else np.float32(1)
+                    total = out[row]
+                    for d in range(dim):
+                        total[d] += share * source[d]
+                    total[dim] += np.float32(1)
+                if weighted:
+                    entry += 1
+            if not weighted:
+                entry += 1

@@ -1,0 +1,209 @@
+"""Adam and LAMB on the rows of a batch, compiled by Numba: their stages, as in ``update_kernels``."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from embeddings.kernels.compiled import compiled
+from embeddings.kernels.grouping_kernels import Keys, sum_gradients
+from embeddings.kernels.sixteen_bit_kernels import Rounding, Rows, borrow_rows, return_rows
+from embeddings.kernels.update_kernels import Doubles, Floats, Longs, UpdateSettings, make_block, sum_of_squares
+
+
+@compiled
+def finish_adam(
+    held: Floats,
+    at: Keys,
+    rows: Keys,
+    sums: Floats,
+    first: Floats,  # [num_rows, columns]
+    second: Floats,  # [num_rows, columns]
+    measured: Doubles,
+    settings: UpdateSettings,
+) -> None:
+    """Updates rows as ``RowAdam`` says."""
+    rate, decay = np.float32(settings.rate), np.float32(settings.decay)
+    for i in range(at.size):
+        row, total = held[at[i]], sums[i]
+        _find_direction(total, first[rows[i]], second[rows[i]], settings)
+        for d in range(total.size):
+            row[d] -= rate * (total[d] + decay * row[d])
+
+
+@compiled
+def _find_direction(total: Floats, m: Floats, v: Floats, settings: UpdateSettings) -> None:
+    # total: a row's gradient, overwritten by Adam's direction without weight decay
+    beta1, beta2 = np.float32(settings.beta1), np.float32(settings.beta2)
+    rest1, rest2 = np.float32(1 - settings.beta1), np.float32(1 - settings.beta2)
+    enlarge1 = np.float32(1 / settings.correction1)
+    enlarge2, eps = np.float32(1 / np.sqrt(settings.correction2)), np.float32(settings.eps)
+    zero = np.float32(0)  # where all gradients were 0 so far nothing moves, also with eps = 0
+    for d in range(total.size):
+        g = total[d]
+        first = beta1 * m[d] + rest1 * g
+        second = beta2 * v[d] + rest2 * g * g
+        m[d] = first
+        v[d] = second
+        below = enlarge2 * np.sqrt(second) + eps
+        total[d] = zero if below == zero else enlarge1 * first / below
+
+
+@compiled
+def measure_directions(
+    held: Floats,
+    at: Keys,
+    rows: Keys,
+    sums: Floats,
+    first: Floats,  # [num_rows, columns]
+    second: Floats,  # [num_rows, columns]
+    measured: Doubles,
+    settings: UpdateSettings,
+) -> None:
+    """Turns gradients into the directions of ``RowLamb``, and measures ||w|| ** 2 and ||u|| ** 2."""
+    for i in range(at.size):
+        _find_direction(sums[i], first[rows[i]], second[rows[i]], settings)
+        _measure_direction(held[at[i]], sums[i], measured[i], settings)
+
+
+@compiled
+def _measure_direction(row: Floats, total: Floats, measured: Doubles, settings: UpdateSettings) -> None:
+    decay = np.float32(settings.decay)
+    if decay != 0:
+        for d in range(total.size):
+            total[d] += decay * row[d]
+    measured[0] = sum_of_squares(row)
+    measured[1] = sum_of_squares(total)
+
+
+@compiled
+def measure_squares(
+    held: Floats,
+    at: Keys,
+    rows: Keys,
+    sums: Floats,
+    first: Floats,
+    second: Floats,
+    measured: Doubles,
+    settings: UpdateSettings,
+) -> None:
+    """Measures the sum of the gradients' squares."""
+    for i in range(at.size):
+        measured[i, 0] = sum_of_squares(sums[i])
+
+
+@compiled
+def measure_partial_directions(
+    held: Floats,
+    at: Keys,
+    rows: Keys,
+    sums: Floats,
+    first: Floats,  # [num_rows, columns]
+    second: Floats,  # [num_rows, 1]
+    measured: Doubles,
+    settings: UpdateSettings,
+) -> None:
+    """Does as ``measure_directions`` for ``RowLamb(partial=True)``, after ``measure_squares``."""
+    beta1, rest1 = np.float32(settings.beta1), np.float32(1 - settings.beta1)
+    for i in range(at.size):
+        total, m = sums[i], first[rows[i]]
+        mean = measured[i, 0] / settings.dim
+        v = np.float32(settings.beta2 * second[rows[i], 0] + (1 - settings.beta2) * mean)
+        second[rows[i], 0] = v
+        below = np.sqrt(v / settings.correction2) + settings.eps
+        scale = np.float32(0) if below == 0 else np.float32(1 / (settings.correction1 * below))
+        for d in range(total.size):
+            moment = beta1 * m[d] + rest1 * total[d]
+            m[d] = moment
+            total[d] = scale * moment
+        _measure_direction(held[at[i]], total, measured[i], settings)
+
+
+@compiled
+def finish_lamb(
+    held: Floats,
+    at: Keys,
+    rows: Keys,
+    sums: Floats,
+    first: Floats,
+    second: Floats,
+    measured: Doubles,
+    settings: UpdateSettings,
+) -> None:
+    """Updates rows as ``RowLamb`` says, after their directions were found and measured."""
+    for i in range(at.size):
+        row, total = held[at[i]], sums[i]
+        ratio = 1.0
+        if measured[i, 0] > 0 and measured[i, 1] > 0:
+            ratio = np.sqrt(measured[i, 0] / measured[i, 1])
+        step = np.float32(settings.rate * ratio)
+        for d in range(total.size):
+            row[d] -= step * total[d]
+
+
+@compiled
+def update_adam(
+    weight: Rows,
+    keys: Keys,
+    places: Longs,
+    scales: Floats,
+    gradient: Floats,
+    first: Floats,
+    second: Floats,
+    settings: UpdateSettings,
+    rounding: Rounding,
+) -> None:
+    """Updates each row in ``keys`` once, block by block."""
+    rows, sums, measured, scratch = make_block(weight)
+    key = 0
+    while key < keys.size:
+        used, key = sum_gradients(keys, key, places, scales, gradient, weight, first, second, rows, sums)
+        held, at = borrow_rows(weight, rows[:used], scratch)
+        finish_adam(held, at, rows, sums, first, second, measured, settings)
+        return_rows(weight, rows[:used], scratch, rounding)
+
+
+@compiled
+def update_lamb(
+    weight: Rows,
+    keys: Keys,
+    places: Longs,
+    scales: Floats,
+    gradient: Floats,
+    first: Floats,
+    second: Floats,
+    settings: UpdateSettings,
+    rounding: Rounding,
+) -> None:
+    """Updates each row in ``keys`` once, block by block."""
+    rows, sums, measured, scratch = make_block(weight)
+    key = 0
+    while key < keys.size:
+        used, key = sum_gradients(keys, key, places, scales, gradient, weight, first, second, rows, sums)
+        held, at = borrow_rows(weight, rows[:used], scratch)
+        measure_directions(held, at, rows, sums, first, second, measured, settings)
+        finish_lamb(held, at, rows, sums, first, second, measured, settings)
+        return_rows(weight, rows[:used], scratch, rounding)
+
+
+@compiled
+def update_partial_lamb(
+    weight: Rows,
+    keys: Keys,
+    places: Longs,
+    scales: Floats,
+    gradient: Floats,
+    first: Floats,
+    second: Floats,
+    settings: UpdateSettings,
+    rounding: Rounding,
+) -> None:
+    """Updates each row in ``keys`` once, block by block."""
+    rows, sums, measured, scratch = make_block(weight)
+    key = 0
+    while key < keys.size:
+        used, key = sum_gradients(keys, key, places, scales, gradient, weight, first, second, rows, sums)
+        held, at = borrow_rows(weight, rows[:used], scratch)
+        measure_squares(held, at, rows, sums, first, second, measured, settings)
+        measure_partial_directions(held, at, rows, sums, first, second, measured, settings)
+        finish_lamb(held, at, rows, sums, first, second, measured, settings)
+        return_rows(weight, rows[:used], scratch, rounding)

@@ -1,0 +1,209 @@
+"""Update each row of a batch once, compiled by Numba: the stages of every row optimizer, and what runs them together.
+
+A stage sees some rows and the sums of their gradients, in arrays that are the same for every optimizer, so that one
+stage serves a block of rows in the nearest cache as well as all rows of a batch, whose norms several ranks add up
+between two stages. A stage that measures writes sums over a row's columns into ``measured``; the last one finishes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embeddings.kernels.compiled import compiled, reordering
+from embeddings.kernels.grouping_kernels import Keys, sum_gradients
+from embeddings.kernels.sixteen_bit_kernels import Rounding, Rows, borrow_rows, return_rows
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Longs = NDArray[np.int64]
+
+_BLOCK = 32  # rows that are asked for while their gradients are summed, and then updated from the nearest cache
+MEASURES = 2  # most sums that a stage measures of a row
+
+
+class UpdateSettings(NamedTuple):
+    """What the stages of an update are told; each reads what it needs."""
+
+    rate: float
+    decay: float
+    eps: float
+    dim: float  # of the whole row
+    beta1: float
+    beta2: float
+    correction1: float  # 1 - beta1 ** updates
+    correction2: float
+
+
+@compiled
+def finish_sgd(
+    held: Floats,  # rows in float32, updated: row ``rows[i]`` of the part is held[at[i]]
+    at: Keys,  # [n]
+    rows: Keys,  # [n]
+    sums: Floats,  # [n, columns], gradients; may be overwritten
+    first: Floats,  # [num_rows, columns or 1], the optimizer's first state
+    second: Floats,  # its second one
+    measured: Doubles,  # [n, MEASURES]
+    settings: UpdateSettings,
+) -> None:
+    """Updates rows as ``RowSGD`` says."""
+    rate, decay = np.float32(settings.rate), np.float32(settings.decay)
+    for i in range(at.size):
+        row, total = held[at[i]], sums[i]
+        for d in range(total.size):
+            row[d] -= rate * (total[d] + decay * row[d])
+
+
+@compiled
+def measure_gradients(
+    held: Floats,
+    at: Keys,
+    rows: Keys,
+    sums: Floats,
+    first: Floats,
+    second: Floats,
+    measured: Doubles,
+    settings: UpdateSettings,
+) -> None:
+    """Adds weight decay to the gradients, and measures the sum of their squares."""
+    decay = np.float32(settings.decay)
+    for i in range(at.size):
+        row, total = held[at[i]], sums[i]
+        if decay != 0:
+            for d in range(total.size):
+                total[d] += decay * row[d]
+        measured[i, 0] = sum_of_squares(total)
+
+
+@compiled
+def finish_row_wise_adagrad(
+    held: Floats,
+    at: Keys,
+    rows: Keys,
+    sums: Floats,
+    first: Floats,  # [num_rows, 1]
+    second: Floats,
+    measured: Doubles,
+    settings: UpdateSettings,
+) -> None:
+    """Updates rows as ``RowWiseAdagrad`` says, after ``measure_gradients``."""
+    rate, eps = np.float32(settings.rate), np.float32(settings.eps)
+    for i in range(at.size):
+        row, total = held[at[i]], sums[i]
+        state = first[rows[i], 0] + np.float32(measured[i, 0] / settings.dim)
+        first[rows[i], 0] = state
+        below = np.sqrt(state) + eps
+        # Where all gradients were 0 so far nothing moves, also with eps = 0.
+        step = np.float32(0) if below == 0 else rate / below
+        for d in range(total.size):
+            row[d] -= step * total[d]
+
+
+@compiled
+def finish_adagrad(
+    held: Floats,
+    at: Keys,
+    rows: Keys,
+    sums: Floats,
+    first: Floats,  # [num_rows, columns]
+    second: Floats,
+    measured: Doubles,
+    settings: UpdateSettings,
+) -> None:
+    """Updates rows as ``RowAdagrad`` says."""
+    rate, decay, eps = np.float32(settings.rate), np.float32(settings.decay), np.float32(settings.eps)
+    zero = np.float32(0)
+    for i in range(at.size):
+        row, total, state = held[at[i]], sums[i], first[rows[i]]
+        for d in range(total.size):
+            g = total[d] + decay * row[d]
+            squares = state[d] + g * g
+            state[d] = squares
+            below = np.sqrt(squares) + eps
+            row[d] -= zero if below == zero else rate * g / below
+
+
+@reordering
+def sum_of_squares(vector: Floats) -> np.float32:
+    """Sums a vector's squares, in any order."""
+    total = np.float32(0)
+    for d in range(vector.size):
+        total += vector[d] * vector[d]
+    return total
+
+
+@compiled
+def make_block(weight: Rows) -> tuple[Keys, Floats, Doubles, Floats]:
+    """Makes room for a block of rows: their numbers, gradients and measures, and themselves if they have 16 bits."""
+    shape = (_BLOCK, weight.shape[1])
+    rows, measured = np.empty(_BLOCK, np.uint64), np.empty((_BLOCK, MEASURES))
+    return rows, np.empty(shape, np.float32), measured, np.empty(shape, np.float32)
+
+
+@compiled
+def update_sgd(
+    weight: Rows,
+    keys: Keys,
+    places: Longs,
+    scales: Floats,
+    gradient: Floats,
+    first: Floats,
+    second: Floats,
+    settings: UpdateSettings,
+    rounding: Rounding,
+) -> None:
+    """Updates each row in ``keys`` once, block by block."""
+    rows, sums, measured, scratch = make_block(weight)
+    key = 0
+    while key < keys.size:
+        used, key = sum_gradients(keys, key, places, scales, gradient, weight, first, second, rows, sums)
+        held, at = borrow_rows(weight, rows[:used], scratch)
+        finish_sgd(held, at, rows, sums, first, second, measured, settings)
+        return_rows(weight, rows[:used], scratch, rounding)
+
+
+@compiled
+def update_row_wise_adagrad(
+    weight: Rows,
+    keys: Keys,
+    places: Longs,
+    scales: Floats,
+    gradient: Floats,
+    first: Floats,
+    second: Floats,
+    settings: UpdateSettings,
+    rounding: Rounding,
+) -> None:
+    """Updates each row in ``keys`` once, block by block."""
+    rows, sums, measured, scratch = make_block(weight)
+    key = 0
+    while key < keys.size:
+        used, key = sum_gradients(keys, key, places, scales, gradient, weight, first, second, rows, sums)
+        held, at = borrow_rows(weight, rows[:used], scratch)
+        measure_gradients(held, at, rows, sums, first, second, measured, settings)
+        finish_row_wise_adagrad(held, at, rows, sums, first, second, measured, settings)
+        return_rows(weight, rows[:used], scratch, rounding)
+
+
+@compiled
+def update_adagrad(
+    weight: Rows,
+    keys: Keys,
+    places: Longs,
+    scales: Floats,
+    gradient: Floats,
+    first: Floats,
+    second: Floats,
+    settings: UpdateSettings,
+    rounding: Rounding,
+) -> None:
+    """Updates each row in ``keys`` once, block by block."""
+    rows, sums, measured, scratch = make_block(weight)
+    key = 0
+    while key < keys.size:
+        used, key = sum_gradients(keys, key, places, scales, gradient, weight, first, second, rows, sums)
+        held, at = borrow_rows(weight, rows[:used], scratch)
+        finish_adagrad(held, at, rows, sums, first, second, measured, settings)
+        return_rows(weight, rows[:used], scratch, rounding)

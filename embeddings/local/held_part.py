@@ -1,0 +1,108 @@
+"""One rectangle of a table in memory: its rows, its optimizer's state, and how kernels see both."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from embeddings.initial_rows import initial_rows, random_stream
+from embeddings.kernels.sixteen_bit_kernels import Rounding, Rows
+from embeddings.kernels.update_kernels import UpdateSettings
+from embeddings.local.row_updates import make_state, row_update, settings_of
+from embeddings.row_optimizers import RowLamb
+from embeddings.tables import ROW_TYPES, TableConfig
+
+Floats = NDArray[np.float32]
+
+_NO_STATE = np.empty((0, 1), np.float32)
+
+
+class RowsPart(NamedTuple):
+    """A rectangle of a table: rows [first_row, first_row + num_rows) of some columns, held by this process."""
+
+    config: TableConfig
+    first_row: int
+    num_rows: int
+    first_column: int
+    num_columns: int
+    is_replicated: bool = False  # the whole table, which every rank holds: ``apply`` updates it instead of ``update``
+
+
+def whole_table(config: TableConfig) -> RowsPart:
+    """Gives the rectangle that is all of a table."""
+    return RowsPart(config, 0, config.num_rows, 0, config.dim)
+
+
+class HeldPart:
+    """A rectangle's rows and state, starting as those of the whole table would.
+
+    Args:
+        part: Which rectangle.
+        seed: See ``build_tables``.
+    """
+
+    def __init__(self, part: RowsPart, *, seed: int) -> None:
+        config = part.config
+        if part.num_rows > 1 << 32:
+            raise ValueError(f"table {config.name!r}: expected num_rows <= 2**32, got {part.num_rows}")
+        self.part = part
+        self.update = row_update(config.optimizer)
+        self.mean = config.pooling == "mean"
+        rows = initial_rows(
+            config,
+            seed=seed,
+            first_row=part.first_row,
+            num_rows=part.num_rows,
+            first_column=part.first_column,
+            num_columns=part.num_columns,
+        )
+        self.weight: Tensor = rows.to(getattr(torch, ROW_TYPES[config.row_type]))
+        self.state = make_state(config, part.num_rows, part.num_columns)
+        self._seed = seed
+
+    @property
+    def has_all_columns(self) -> bool:
+        """Whether its rows are whole."""
+        return self.part.num_columns == self.part.config.dim
+
+    @property
+    def has_whole_table(self) -> bool:
+        """Whether nothing of the table lies elsewhere."""
+        return self.has_all_columns and self.part.num_rows == self.part.config.num_rows
+
+    @property
+    def trust(self) -> Literal["row", "touched"]:
+        """Over what the last measure of its optimizer is summed."""
+        optimizer = self.part.config.optimizer
+        return optimizer.trust if isinstance(optimizer, RowLamb) else "row"
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether its update needs sums over more than one row of it."""
+        return bool(self.update.measures) and (not self.has_all_columns or self.trust == "touched")
+
+    def stored(self) -> Rows:
+        """Gives the rows as kernels take them, see ``sixteen_bit_kernels``."""
+        as_integers = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
+        stored: Rows = self.weight.view(as_integers.get(self.weight.dtype, self.weight.dtype)).numpy()
+        return stored
+
+    def states(self) -> tuple[Floats, Floats]:
+        """Gives the state as kernels take it: two arrays of two dimensions, empty where there is less."""
+        named = [self.state[name] for name in self.update.states]
+        arrays = [tensor.view(tensor.shape[0], -1).numpy() for tensor in named]
+        first, second = [*arrays, _NO_STATE, _NO_STATE][:2]
+        return first, second
+
+    def count_update(self, factor: float) -> tuple[UpdateSettings, Rounding]:
+        """Counts an update, and gives what its kernels are told; ``factor`` multiplies the learning rate."""
+        config, updates = self.part.config, 0
+        if "updates" in self.state:
+            self.state["updates"] += 1
+            updates = int(self.state["updates"])
+        stream = random_stream(config, self._seed, updates) if config.row_type != "fp32" else 0
+        return settings_of(config, updates, factor), Rounding(stream, self.part.first_row, self.part.first_column)

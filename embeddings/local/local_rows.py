@@ -1,0 +1,215 @@
+"""The rows that this process holds: rectangles of tables, looked up and updated by our own kernels on the CPU."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from embeddings.interface import TableRows
+from embeddings.kernels import grouping_kernels, lookup_kernels
+from embeddings.kernels.sixteen_bit_kernels import Rounding
+from embeddings.kernels.threads import count_parts, run_all
+from embeddings.kernels.update_kernels import UpdateSettings
+from embeddings.local.held_part import HeldPart, RowsPart, whole_table
+from embeddings.local.row_updates import row_update
+from embeddings.local.staged_updates import StagedRows, WholeSums, run_stages
+from embeddings.row_optimizers import RowOptimizer
+
+__all__ = ["Bags", "LocalRows", "RowsPart", "WholeSums", "rounds_needed", "whole_table"]
+
+Floats = NDArray[np.float32]
+Longs = NDArray[np.int64]
+Keys = NDArray[np.uint64]
+Arrays = tuple[NDArray[Any], Longs, Floats]  # ids, offsets, weights
+Cells = tuple[Arrays, Longs]  # and the segments of one part
+Told = tuple[UpdateSettings, Rounding]
+
+_NO_WEIGHTS = np.empty(0, np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bags:
+    """Bags ("cells") to look up, and where their vectors lie in a flat float32 tensor.
+
+    Cell ``c`` holds ``ids[offsets[c] : offsets[c + 1]]``. A segment is a run of cells of one part, whose vectors lie
+    at equal distances: that of its cell ``FIRST + i`` begins at ``START + i * STRIDE`` and is as long as the part has
+    columns. A part may have any number of segments, and cells that no segment names are left alone.
+
+    Attributes:
+        ids: [num_ids], int32 or int64, contiguous; relative to the part's first row.
+        offsets: [cells + 1] int64; it ascends, and no id lies outside.
+        weights: [num_ids] float32: what each id's vector is multiplied by; None: 1.
+        segments: [k, 5]: PART, FIRST cell, COUNT of cells, START, STRIDE; sorted by PART. Gradients of a row are
+            summed in this order.
+    """
+
+    ids: Tensor
+    offsets: Tensor
+    weights: Tensor | None
+    segments: NDArray[np.int64]
+
+
+def rounds_needed(optimizer: RowOptimizer) -> int:
+    """Says how many exchanges of sums a row optimizer takes for one update of a table that is split.
+
+    Over columns: row-wise Adagrad's mean of g ** 2, partial LAMB's as well, and LAMB's norms of a row. Where LAMB's
+    ratio is that of all touched rows, its norms are summed over the table, however it is split.
+    """
+    return len(row_update(optimizer).measures)
+
+
+class LocalRows:
+    """Rectangles of tables: each touched row is updated once, with the sum of its gradients.
+
+    The result is bit for bit the same for any number of threads.
+
+    Args:
+        parts: The rectangles.
+        seed: Rows start as those of the whole table would, see ``build_tables``.
+
+    Raises:
+        ValueError: When a part has more than 2**32 rows.
+    """
+
+    def __init__(self, parts: Sequence[RowsPart], *, seed: int = 0) -> None:
+        self.parts = tuple(parts)
+        self._held = [HeldPart(part, seed=seed) for part in self.parts]
+        self._learning_rate_factor = 1.0
+
+    def look_up(self, bags: Bags, out: Tensor) -> int:
+        """Pools bags into their places in ``out``, as their table's configuration says; an empty bag gives zeros.
+
+        Args:
+            bags: What to look up.
+            out: Flat float32, contiguous; only the places of the bags are written.
+
+        Returns:
+            -1, or the place in ``bags.ids`` of the first id outside its part.
+        """
+        ids, offsets, weights = _arrays(bags)
+        pooled = out.view(-1).numpy()
+        mine = self._segments_of(bags)
+        calls: list[partial[int]] = []
+        for part, parts in enumerate(count_parts(_count_ids(mine, offsets))):
+            segments = mine[part]
+            if not segments.size:
+                continue
+            held, cells = self._held[part], int(segments[:, 2].sum())
+            for first, last in itertools.pairwise(cells * share // parts for share in range(parts + 1)):
+                arguments = (held.stored(), ids, offsets, weights, segments, first, last, held.mean, pooled)
+                calls.append(partial(lookup_kernels.look_up, *arguments))
+        wrong = [at for at in run_all(calls) if at >= 0]
+        return min(wrong, default=-1)
+
+    def update(self, bags: Bags, gradient: Tensor, whole: WholeSums | None = None) -> None:
+        """Updates each row that the bags touch once, with the sum of its gradients. Counts as an update of every part.
+
+        Replicated parts are left alone.
+
+        Args:
+            bags: What was looked up; all ids lie inside.
+            gradient: Flat float32, contiguous: of what ``look_up`` wrote.
+            whole: For parts of split tables whose optimizers need sums over all of the row or of the table.
+        """
+        source = gradient.reshape(-1).numpy()
+        arrays, mine = _arrays(bags), self._segments_of(bags)
+        fused, staged = [], []
+        for part, parts in enumerate(count_parts(_count_ids(mine, arrays[1]))):
+            if self.parts[part].is_replicated:
+                continue
+            told = self._held[part].count_update(self._learning_rate_factor)
+            if self._held[part].is_staged:
+                staged.append(partial(self._begin_staged, part, told, (arrays, mine[part]), source))
+            elif mine[part].size:
+                where = (part, told, (arrays, mine[part]), source)
+                fused += [partial(self._update_share, *where, share, parts) for share in range(parts)]
+        run_all(fused)
+        run_stages(run_all(staged), whole)
+
+    def sum_gradients(self, part: int, bags: Bags, gradient: Tensor, out: Tensor) -> None:
+        """Adds the gradients of a replicated part's rows into ``out``, and updates nothing.
+
+        Args:
+            part: The replicated part.
+            bags: What was looked up; segments of other parts are left alone.
+            gradient: Flat float32, contiguous.
+            out: [num_rows, num_columns + 1] float32, added to; the last column counts the row's ids.
+        """
+        self._check_replicated(part)
+        segments, source, sums = self._segments_of(bags)[part], gradient.reshape(-1).numpy(), out.numpy()
+        if segments.size:
+            add = partial(grouping_kernels.add_gradients, *_arrays(bags), segments, self._held[part].mean, source, sums)
+            shares = torch.get_num_threads()
+            run_all([partial(add, share, shares) for share in range(shares)])
+
+    def apply(self, part: int, rows: Tensor, sums: Tensor) -> None:
+        """Updates rows of a replicated part with their summed gradients. Counts as one update of the part.
+
+        Args:
+            part: The replicated part.
+            rows: [n] int64, ascending, each once.
+            sums: [n, columns] float32.
+        """
+        self._check_replicated(part)
+        told = self._held[part].count_update(self._learning_rate_factor)
+        # A copy, since stages write into it.
+        copied = np.array(sums.numpy(), order="C")
+        run_stages([StagedRows(part, self._held[part], told, rows.numpy().astype(np.uint64), copied)], None)
+
+    def rows(self) -> Iterator[TableRows]:
+        """Gives each part's live rows and their optimizer's state."""
+        for held in self._held:
+            part = held.part
+            yield TableRows(part.config, held.weight, held.state, part.first_row, part.first_column)
+
+    def set_learning_rate_factor(self, factor: float) -> None:
+        """Multiplies every table's own ``learning_rate`` by ``factor`` from the next update on."""
+        self._learning_rate_factor = factor
+
+    def _segments_of(self, bags: Bags) -> list[NDArray[np.int64]]:
+        edges = np.searchsorted(bags.segments[:, 0], np.arange(len(self.parts) + 1))
+        return [bags.segments[first:last] for first, last in itertools.pairwise(edges.tolist())]
+
+    def _update_share(self, part: int, told: Told, cells: Cells, source: Floats, share: int, shares: int) -> None:
+        held = self._held[part]
+        grouped = _group(held, cells, share, shares)
+        held.update.fused(held.stored(), *grouped, source, *held.states(), *told)
+
+    def _begin_staged(self, part: int, told: Told, cells: Cells, source: Floats) -> StagedRows:
+        held = self._held[part]
+        keys, places, scales = _group(held, cells, 0, 1)
+        rows = np.empty(grouping_kernels.count_rows(keys), np.uint64)
+        sums = np.empty((rows.size, held.part.num_columns), np.float32)
+        arrays = (held.stored(), *held.states(), rows, sums)
+        grouping_kernels.sum_gradients(keys, 0, places, scales, source, *arrays)
+        return StagedRows(part, held, told, rows, sums)
+
+    def _check_replicated(self, part: int) -> None:
+        if not self.parts[part].is_replicated:
+            name = self.parts[part].config.name
+            raise ValueError(f"table {name!r}: expected a part with is_replicated=True, got one that update() updates")
+
+
+def _group(held: HeldPart, cells: Cells, share: int, shares: int) -> tuple[Keys, Longs, Floats]:
+    arrays, segments = cells
+    keys, places, scales = grouping_kernels.group_by_row(
+        *arrays, segments, held.mean, held.part.num_rows, share, shares
+    )
+    return keys, places, scales
+
+
+def _arrays(bags: Bags) -> Arrays:
+    weights = _NO_WEIGHTS if bags.weights is None else bags.weights.numpy()
+    return bags.ids.numpy(), bags.offsets.numpy(), weights
+
+
+def _count_ids(segments: Sequence[Longs], offsets: Longs) -> list[int]:
+    return [int((offsets[mine[:, 1] + mine[:, 2]] - offsets[mine[:, 1]]).sum()) for mine in segments]

@@ -1,0 +1,84 @@
+"""Which states and which kernels a row optimizer has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from embeddings.kernels import moment_kernels, update_kernels
+from embeddings.kernels.update_kernels import UpdateSettings
+from embeddings.row_optimizers import RowAdagrad, RowAdam, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad
+from embeddings.tables import TableConfig
+
+Kernel = Callable[..., Any]
+
+
+class RowUpdate(NamedTuple):
+    """How a table's rows are updated: all at once, or in stages with an exchange after each that measures."""
+
+    fused: Kernel
+    measures: tuple[Kernel, ...]
+    sizes: tuple[int, ...]  # how many numbers each of the measures gives per row
+    finish: Kernel
+    states: tuple[str, ...]  # by name: the first and the second state of the kernels
+
+
+def row_update(optimizer: RowOptimizer) -> RowUpdate:
+    """Finds the kernels of a row optimizer; none is compiled before it is called."""
+    u, m = update_kernels, moment_kernels
+    moments = ("first_moment", "second_moment")
+    if isinstance(optimizer, RowSGD):
+        return RowUpdate(u.update_sgd, (), (), u.finish_sgd, ())
+    if isinstance(optimizer, RowWiseAdagrad):
+        finish, states = u.finish_row_wise_adagrad, ("sum_of_squares",)
+        return RowUpdate(u.update_row_wise_adagrad, (u.measure_gradients,), (1,), finish, states)
+    if isinstance(optimizer, RowAdagrad):
+        return RowUpdate(u.update_adagrad, (), (), u.finish_adagrad, ("sum_of_squares",))
+    if isinstance(optimizer, RowAdam):
+        return RowUpdate(m.update_adam, (), (), m.finish_adam, moments)
+    if optimizer.partial:
+        measures = (m.measure_squares, m.measure_partial_directions)
+        return RowUpdate(m.update_partial_lamb, measures, (1, 2), m.finish_lamb, moments)
+    return RowUpdate(m.update_lamb, (m.measure_directions,), (2,), m.finish_lamb, moments)
+
+
+def make_state(config: TableConfig, num_rows: int, num_columns: int) -> dict[str, Tensor]:
+    """Makes the optimizer's state of some rows and columns of a table, by name, all zeros.
+
+    ``updates`` counts the table's updates, where the optimizer or the rounding of rows depends on them.
+    """
+    optimizer = config.optimizer
+    state: dict[str, Tensor] = {}
+    for name in row_update(optimizer).states:
+        is_per_row = (name == "sum_of_squares" and isinstance(optimizer, RowWiseAdagrad)) or (
+            name == "second_moment" and isinstance(optimizer, RowLamb) and optimizer.partial
+        )
+        state[name] = torch.zeros(num_rows) if is_per_row else torch.zeros(num_rows, num_columns)
+    if isinstance(optimizer, RowAdam | RowLamb) or config.row_type != "fp32":
+        state["updates"] = torch.zeros((), dtype=torch.float64)
+    return state
+
+
+def settings_of(config: TableConfig, updates: int, factor: float) -> UpdateSettings:
+    """Gives what the kernels are told about an update.
+
+    Args:
+        config: The table.
+        updates: The table's number of updates, this one included.
+        factor: Multiplies the learning rate.
+    """
+    optimizer = config.optimizer
+    beta1, beta2 = optimizer.betas if isinstance(optimizer, RowAdam | RowLamb) else (0.0, 0.0)
+    return UpdateSettings(
+        rate=optimizer.learning_rate * factor,
+        decay=optimizer.weight_decay,
+        eps=0.0 if isinstance(optimizer, RowSGD) else optimizer.eps,
+        dim=float(config.dim),
+        beta1=beta1,
+        beta2=beta2,
+        correction1=1.0 - beta1**updates,
+        correction2=1.0 - beta2**updates,
+    )

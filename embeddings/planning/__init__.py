@@ -1,0 +1,1 @@
+"""Where tables should lie, and what that costs; without torch."""

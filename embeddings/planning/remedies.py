@@ -1,0 +1,200 @@
+"""What to say when tables do not fit: which, by how much, and what would make them fit, each tried by planning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from embeddings.planning.search import Board, by_bytes, fill
+from embeddings.planning.table_cost import shard_bytes
+from embeddings.planning.task import PlanTask, format_bytes
+from embeddings.row_optimizers import RowSGD, RowWiseAdagrad
+from embeddings.tables import TableConfig
+
+MOST_RANKS = 1 << 12  # that are tried
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remedies:
+    """What would each, alone, make tables fit; None would not.
+
+    Attributes:
+        ranks: the smallest number of them.
+        memory_bytes: of each rank.
+        row_type: of every row that is fp32 now.
+        optimizer: the class's name, for every table.
+        dim: of every table that is wider.
+        auto: tables whose sharding was asked for, and which had better be planned.
+    """
+
+    ranks: int | None = None
+    memory_bytes: int | None = None
+    row_type: str | None = None
+    optimizer: str | None = None
+    dim: int | None = None
+    auto: tuple[str, ...] = ()
+
+    def words(self) -> list[str]:
+        """Return each in words."""
+        words = []
+        if self.auto:
+            words.append(f"sharding auto instead of the one asked for ({_join(self.auto)})")
+        if self.ranks is not None:
+            words.append(f"{self.ranks:,} ranks")
+        if self.memory_bytes is not None:
+            words.append(f"{format_bytes(self.memory_bytes, up=True)} of memory per rank")
+        if self.row_type is not None:
+            words.append(f"row_type {self.row_type}")
+        if self.optimizer is not None:
+            words.append(f"{self.optimizer} as the row optimizer")
+        if self.dim is not None:
+            words.append(f"dim {self.dim}")
+        return words
+
+
+class DoesNotFitError(ValueError):
+    """Tables that do not fit into the ranks' memory.
+
+    Attributes:
+        tables: the names of those that it is due to, the largest first.
+        needed_bytes: on the fullest rank, if bytes are spread as evenly as they can be.
+        available_bytes: on each rank.
+        remedies: what would make them fit.
+    """
+
+    def __init__(
+        self, *, tables: Sequence[str], why: str, needed_bytes: int, available_bytes: int, remedies: Remedies
+    ) -> None:
+        words = remedies.words()
+        cure = f"would fit with: {'; or '.join(words)}" if words else "no single change would make them fit"
+        super().__init__(
+            f"tables do not fit: expected at most {format_bytes(available_bytes)} on each rank, got "
+            f"{format_bytes(needed_bytes, up=True)} on the fullest, because {why}; {cure}"
+        )
+        self.tables, self.remedies = tuple(tables), remedies
+        self.needed_bytes, self.available_bytes = needed_bytes, available_bytes
+
+
+def explain_misfit(task: PlanTask) -> DoesNotFitError:
+    """Make the error for tables that no plan was found for."""
+    memory = task.memory_bytes or 0
+    needed = _fullest(task)
+    alone = [c for c in task.configs if min(int(o.cost.bytes.max()) for o in task.candidates(c)) > memory]
+    if alone:
+        alone.sort(key=lambda config: -_whole_bytes(config))
+        tables = [config.name for config in alone]
+        shown = alone[0]
+        piece = min(int(option.cost.bytes.max()) for option in task.candidates(shown))
+        kinds = {option.sharding for option in task.candidates(shown)}
+        how = f" {kinds.pop()}" if len(kinds) == 1 else ", however it is cut"
+        why = f"table {shown.name!r} ({format_bytes(_whole_bytes(shown))}) takes {format_bytes(piece)} of a rank{how}"
+        why += f", and so for {_join(tables[1:])}" if tables[1:] else ""
+    else:
+        largest = sorted(task.configs, key=lambda config: -_whole_bytes(config))[:3]
+        tables = [config.name for config in largest]
+        sizes = _join([f"{config.name!r} ({format_bytes(_whole_bytes(config))})" for config in largest])
+        total = sum(map(_whole_bytes, task.configs))
+        why = f"{len(task.configs)} tables of {format_bytes(total)} share {task.setting.ranks} ranks, above all {sizes}"
+    return DoesNotFitError(
+        tables=tables, why=why, needed_bytes=needed, available_bytes=memory, remedies=find_remedies(task, needed)
+    )
+
+
+def find_remedies(task: PlanTask, needed_bytes: int) -> Remedies:
+    """Try what could make tables fit, one thing at a time, and return what does."""
+    asked = tuple(name for name, kind in task.asked.items() if kind != "auto")
+    return Remedies(
+        ranks=_enough_ranks(task),
+        memory_bytes=needed_bytes if replace(task, memory_bytes=needed_bytes).fits() else None,
+        row_type=_first(["bf16"], lambda row_type: _with_rows(task, row_type=row_type).fits()),
+        optimizer=_first(
+            ["RowWiseAdagrad", "RowSGD"], lambda name: _saves(task, name) and _with_optimizer(task, name).fits()
+        ),
+        dim=_wide_enough(task),
+        auto=asked if asked and replace(task, asked=dict.fromkeys(task.asked, "auto")).fits() else (),
+    )
+
+
+def _fullest(task: PlanTask) -> int:
+    unlimited = Board(task.setting, None)
+    fill([task.candidates(config) for config in task.configs], unlimited, by_bytes)
+    return int(unlimited.bytes.max())
+
+
+def _enough_ranks(task: PlanTask) -> int | None:
+    """Return the smallest number of ranks that hold the tables; found from the bytes, then tried."""
+    memory, per_node = task.memory_bytes or 0, task.setting.ranks_per_node
+    options = {config.name: task.candidates(config) for config in task.configs}
+    copied = sum(_whole_bytes(c) for c in task.configs if options[c.name][0].sharding == "replicated")
+    cut = sum(map(_whole_bytes, task.configs)) - copied
+    kept_whole = [c for c in task.configs if task.asked[c.name] == "table_wise"]
+    if memory <= copied or any(_whole_bytes(config) > memory - copied for config in kept_whole):
+        return None
+
+    def fits(nodes: int) -> bool:
+        return replace(task, setting=replace(task.setting, ranks=nodes * per_node)).fits()
+
+    low = task.setting.ranks // per_node
+    high = max(low + 1, math.ceil(cut / (memory - copied) / per_node))
+    while not fits(high):
+        low, high = high, high + max(1, high - low)
+        if high * per_node > MOST_RANKS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high * per_node
+
+
+def _wide_enough(task: PlanTask) -> int | None:
+    widest = max(config.dim for config in task.configs)
+    return _last_fitting(range(4, widest, 4), lambda dim: _with_rows(task, dims=dim).fits())
+
+
+def _last_fitting(numbers: Sequence[Number], fits: Callable[[Number], bool]) -> Number | None:
+    """Return the last of ascending numbers that fits, where all before it fit as well."""
+    low, high = 0, len(numbers)  # numbers[:low] fit, numbers[high:] do not
+    while low < high:
+        middle = (low + high) // 2
+        if fits(numbers[middle]):
+            low = middle + 1
+        else:
+            high = middle
+    return numbers[low - 1] if low else None
+
+
+def _with_rows(task: PlanTask, *, row_type: str | None = None, dims: int | None = None) -> PlanTask:
+    configs = []
+    for config in task.configs:
+        if row_type is not None and config.row_type == "fp32":
+            config = replace(config, row_type="bf16")
+        if dims is not None:
+            config = replace(config, dim=min(config.dim, dims))
+        configs.append(config)
+    return replace(task, configs=tuple(configs))
+
+
+def _with_optimizer(task: PlanTask, name: str) -> PlanTask:
+    optimizer = RowSGD(learning_rate=0.0) if name == "RowSGD" else RowWiseAdagrad(learning_rate=0.0)
+    return replace(task, configs=tuple(replace(config, optimizer=optimizer) for config in task.configs))
+
+
+def _saves(task: PlanTask, name: str) -> bool:
+    changed = _with_optimizer(task, name)
+    return sum(map(_whole_bytes, changed.configs)) < sum(map(_whole_bytes, task.configs))
+
+
+def _first(names: Sequence[str], holds: Callable[[str], bool]) -> str | None:
+    return next((name for name in names if holds(name)), None)
+
+
+def _whole_bytes(config: TableConfig) -> int:
+    return shard_bytes(config, config.num_rows, config.dim)
+
+
+def _join(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

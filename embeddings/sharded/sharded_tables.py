@@ -1,0 +1,68 @@
+"""Tables on the CPUs of several ranks: ids go to where the rows lie, pooled vectors come back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from typing_extensions import override
+
+from embeddings.jagged import Jagged
+from embeddings.local.local_rows import Bags
+from embeddings.sharded.asking import AskingTables
+from embeddings.sharded.sharded_rows import ShardedRows
+from embeddings.sharded.vector_exchange import Exchange
+from embeddings.shards import ShardingPlan
+from embeddings.tables import TableConfig
+
+
+class ShardedTables(AskingTables):
+    """Tables of which this rank holds the shards that a plan gives it.
+
+    Each rank looks up its own samples. Rows are updated inside backward with the sum of the gradients of all ranks, so
+    each rank's loss is the sum over its samples divided by the *global* batch size. ``forward``, ``backward`` after it
+    in training, and ``prefetch`` are collective calls: every rank makes them in the same order, with a batch of no
+    samples where it has none left.
+
+    Args:
+        configs: The tables.
+        plan: What lies on which rank of ``torch.distributed``'s default group.
+        seed: See ``build_tables``.
+        exchange: Type in which vectors and gradients travel, see ``VectorExchange``; ids are exact.
+
+    Attributes:
+        plan: As given.
+        bytes_sent: What has left this process so far, in bytes: "ids", "rows", "gradients" and optimizers' "sums". What
+            a rank asks of itself does not count; an all-reduce counts what goes into it, once.
+
+    Raises:
+        ValueError: When the plan is not one of these tables, or of the running group.
+    """
+
+    def __init__(
+        self, configs: Sequence[TableConfig], *, plan: ShardingPlan, seed: int = 0, exchange: Exchange = "fp32"
+    ) -> None:
+        rows = ShardedRows(configs, plan, seed=seed, exchange=exchange)
+        super().__init__(configs, rows)
+        self.plan = plan
+        self.bytes_sent = rows.bytes_sent
+        self._columns = [sum(self.feature_dims[:f]) for f in range(len(self.feature_dims))]
+
+    @override
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        batch, pooled = self._look_up(features)
+        return self.keyed(pooled.view(batch.batch_size, sum(self.feature_dims)))
+
+    @override
+    def _ask(self, batch: Jagged) -> tuple[Bags, int]:
+        stride = sum(self.feature_dims)
+        segments = [
+            (feature, position * batch.batch_size, batch.batch_size, column, stride)
+            for feature, (position, column) in enumerate(zip(batch.positions, self._columns, strict=True))
+        ]
+        cells = np.array(segments, dtype=np.int64)
+        asked = Bags(ids=batch.ids, offsets=batch.offsets, weights=batch.weights, segments=cells)
+        return asked, batch.batch_size * stride
