@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dlrm.config import RunConfig
 from dlrm.data.dataset import Dataset
 from dlrm.data.schema import DataSchema
+from dlrm.descriptions import describe_tables
 from dlrm.planning.calibration import default_path, load_machine, save_machine
 from dlrm.planning.command import PlanConfig
 from dlrm.planning.dense_cost import DenseCost, dense_cost
@@ -111,7 +112,6 @@ def look_ahead(
         ValueError: the tables do not fit, or a flag is out of range.
     """
     from dlrm.data.provide import provide_dataset
-    from dlrm.model import describe_tables
 
     counts = parse_counts(config.simulate, config.per_node) if config.simulate is not None else []
     dataset = provide_dataset(source, config.data)

@@ -122,7 +122,7 @@ def _provide(recipe: Recipe, config: RunConfig, group: Group) -> Dataset:
 
 
 def _plan(config: RunConfig, dataset: Dataset, group: Group, device: str) -> ShardingPlan | None:
-    from dlrm.model import describe_tables
+    from dlrm.descriptions import describe_tables
     from dlrm.training.guards import check_memory
 
     tables = describe_tables(dataset.info, config.model.dim, config.tables)
