@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import itertools
 import json
 import sys
 import time
@@ -141,10 +142,14 @@ def _trainer_steps(model: Any, device: torch.device) -> Train:
         ClickTask(model), optimizer, dense_schedule=Schedule(), tables_schedule=Schedule(), precision=precision
     )
 
+    samples = 0
+
     def train(batches: Iterator[Batch], count: int) -> None:
-        taken = (next(batches) for _ in range(count))
-        for batch, following in look_ahead(taken, torch.device("cpu"), Stopwatch()):
-            step(batch, 1, following=following)
+        nonlocal samples
+        # They are on the device already.
+        for batch, following in look_ahead(itertools.islice(batches, count), torch.device("cpu"), Stopwatch()):
+            samples += len(batch)
+            step(batch, samples, following=following)
 
     return train
 
