@@ -146,10 +146,11 @@ class Step:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Train on a batch and return its loss, which may not have been computed yet."""
+        # Before forward: gradients may lie where a CUDA graph's next replay writes.
+        self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.half):
             logits = self.model(batch)
         loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), batch.labels)
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         return loss.detach()

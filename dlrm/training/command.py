@@ -55,7 +55,7 @@ def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | Non
     from dlrm.training.hang_watch import PREPARING, HangWatch
     from dlrm.training.process_group import join_ranks
     from dlrm.training.run_config import leaves
-    from dlrm.training.train_step import choose_device, describe_step
+    from dlrm.training.train_step import check_compile, choose_device, describe_step
 
     voice = voice or OneVoice(Place())
     place, limit = voice.place, config.parallel.hang_timeout_seconds
@@ -63,6 +63,8 @@ def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | Non
         raise ValueError(f"--ranks {config.ranks}: torchrun has started {place.count}; leave --ranks out")
     torch.set_num_threads(config.step.threads or max(1, len(os.sched_getaffinity(0)) // place.per_node))
     device = choose_device(config.step.device)
+    if config.step.compile:
+        check_compile(device, cuda_graphs=config.step.cuda_graphs)
     settings = {setting: value for setting, value in leaves(asdict(config)) if setting.split(".")[0] not in OWN}
     with join_ranks(place, device, settings, hang_timeout_seconds=limit) as group:
         voice.store = group.store if place.count > 1 else None

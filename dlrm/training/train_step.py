@@ -110,11 +110,14 @@ class TrainStep:
         global_size = len(batch) if batch.global_size is None else batch.global_size
         self._set_learning_rates(samples - global_size / 2)
         self._looked_up.clear()
-        failure = self._check_labels(batch)
+        if self.reducer is None:
+            # Before forward: gradients may lie where a CUDA graph's next replay writes.
+            self.dense_optimizer.zero_grad(set_to_none=True)
         with self.stopwatch.stage("dense forward"):
             loss = self._forward(batch)
             mean = float(loss.item())
-        failure = failure or self._check_ids(batch)
+        # Here, where a GPU has been waited for; earlier, it would be waited for twice.
+        failure = self._check_labels(batch) or self._check_ids(batch)
         if failure is None and not math.isfinite(mean):
             failure = self._explain(mean, samples, batch)
         if failure is not None and self.reducer is None:
@@ -124,7 +127,6 @@ class TrainStep:
                 tables.prefetch(following.sparse)
         if self.reducer is None:
             with self.stopwatch.stage("dense backward"):
-                self.dense_optimizer.zero_grad(set_to_none=True)
                 loss.backward()
         else:
             control = Control(mean * len(batch), len(batch), 0, *wishes)
@@ -235,10 +237,23 @@ def choose_device(asked: str) -> torch.device:
 def compile_dense(model: nn.Module, device: torch.device, *, cuda_graphs: bool = False) -> None:
     """Compile the dense part of a model (its `dense` module, else the whole of it) at its first call.
 
+    A batch of another size, as the last one may be, is compiled for any size, and as a graph recorded on its own.
+
     Args:
         model: of which the tables are left as they are.
         device: the model's.
         cuda_graphs: replay it as CUDA graphs.
+
+    Raises:
+        ValueError: see `check_compile`.
+    """
+    check_compile(device, cuda_graphs=cuda_graphs)
+    part: nn.Module = getattr(model, "dense", model)
+    part.compile(mode="reduce-overhead" if cuda_graphs else None)
+
+
+def check_compile(device: torch.device, *, cuda_graphs: bool) -> None:
+    """Check that the dense part can be compiled, before there are data and a model to wait for.
 
     Raises:
         ValueError: on a CPU without a C++ compiler, or asked for CUDA graphs.
@@ -249,8 +264,6 @@ def compile_dense(model: nn.Module, device: torch.device, *, cuda_graphs: bool =
         raise ValueError(
             "--step.compile: expected g++ or clang++ on the PATH, found neither; install one or leave it off"
         )
-    part: nn.Module = getattr(model, "dense", model)
-    part.compile(mode="reduce-overhead" if cuda_graphs else None)
 
 
 def describe_step(config: StepConfig, device: torch.device, threads: int, *, ranks_on_machine: int = 1) -> list[str]:
@@ -267,5 +280,6 @@ def describe_step(config: StepConfig, device: torch.device, threads: int, *, ran
     else:
         lines.append("dense part in fp32 (the default; --step.precision bf16 may be faster where the hardware has it)")
     compiled = "compiled (--step.compile)" if config.compile else "not compiled (the default; --step.compile does)"
-    lines.append(f"dense part {compiled}")
+    graphs = ", replayed as CUDA graphs (--step.cuda-graphs)" if config.cuda_graphs else ""
+    lines.append(f"dense part {compiled}{graphs}")
     return lines
