@@ -35,12 +35,12 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (["train", "synthetic"], ["prepare"], ["init"], ["report"], ["doctor"]):
+    for command in (["train", "synthetic"], ["plan", "synthetic"], ["prepare"], ["init"], ["report"], ["export"], ["doctor"]):
         with pytest.raises(SystemExit):
             main([*command, "--help"])
     known = set(re.findall(r"--[a-z][a-z.-]+", capsys.readouterr().out)) | {"--help", "--version"}
     for page in PAGES:
         lines = page.read_text(encoding="utf-8").splitlines()
-        text = "\n".join(line for line in lines if not re.search(r"pip |make |benchmarks", line))
+        text = "\n".join(line for line in lines if not re.search(r"pip |make |benchmarks|torchrun |srun ", line))
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z.-]+[a-z]", text):
             assert any(name == flag or name.startswith(f"{flag}.") for name in known), f"{page.name}: {flag}"
