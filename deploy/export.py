@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,8 @@ import tyro
 from dlrm.cli import parse
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dlrm.training.checkpoint import Restored
     from dlrm.training.pieces import Parts
 
@@ -61,25 +64,45 @@ def run_export(argv: list[str]) -> int:
 def export(arguments: ExportArguments) -> dict[str, Any]:
     """Write the folder, so that it is there whole or not at all, and return the contents of `model.json`.
 
-    A table is never in memory as a whole.
+    Ranks and plan of the run leave no trace in it. A table is never in memory as a whole.
 
     Raises:
-        ValueError: the source is no run or checkpoint or is damaged, or the output holds something.
+        ValueError: the source is no run or checkpoint or is damaged, the output holds something, or there is no room.
     """
+    from safetensors import SafetensorError
+
+    from dlrm.training.table_state import as_parts
+
+    output = arguments.output
+    if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
+        raise ValueError(f"expected --output to be a new folder, got {output}, which is there")
+    restored, run = _find(arguments)
+    for line in restored.skipped:
+        print(f"recforge: {line}", file=sys.stderr)
+    tables = as_parts(restored.state["tables"])
+    files = _distribute(_order(tables, run, row_states=arguments.row_states), tables, arguments.file_gigabytes)
+    model = _describe(restored, run, tables, files)
+    try:
+        _write(output.absolute(), restored.state["dense"], tables, files, model)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{output} was not written ({error}); make room there or choose another --output") from error
+    return model
+
+
+def _write(
+    output: Path,
+    dense: Mapping[str, Tensor],
+    tables: Parts,
+    files: Mapping[str, Sequence[str]],
+    model: Mapping[str, Any],
+) -> None:
     from safetensors.torch import save_file
 
     from dlrm.training.atomic_folder import make_folder, sync
     from dlrm.training.tensor_file import write_tensors
 
-    output = arguments.output
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"expected --output to be a new folder, got {output}, which is there")
-    restored, run = _find(arguments)
-    tables: Parts = restored.state["tables"]
-    files = _distribute(tables, arguments)
-    model = _describe(restored, run, files)
-    with make_folder(output.absolute()) as folder:
-        save_file({name: tensor.contiguous() for name, tensor in restored.state["dense"].items()}, folder / DENSE)
+    with make_folder(output) as folder:
+        save_file({name: tensor.contiguous() for name, tensor in dense.items()}, folder / DENSE)
         for file, names in files.items():
             shapes = {name: (tables[name].dtype, tables[name].shape) for name in names}
             write_tensors(folder / file, shapes, lambda name: tables[name].blocks())
@@ -88,7 +111,6 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
             path.chmod((folder / MODEL).stat().st_mode)  # safetensors makes files that nobody else may read
             sync(path)
         sync(folder)
-    return model
 
 
 def _find(arguments: ExportArguments) -> tuple[Restored, dict[str, Any]]:
@@ -99,60 +121,63 @@ def _find(arguments: ExportArguments) -> tuple[Restored, dict[str, Any]]:
 
     source = arguments.source
     is_checkpoint = (source / MANIFEST).is_file()
-    run = source.absolute().parent.parent if is_checkpoint else source
+    run = source.resolve().parent.parent if is_checkpoint else source
     if not is_checkpoint and not (run / "checkpoints").is_dir():
         raise ValueError(f"expected the folder of a run or a checkpoint, got {source}")
     if not (run / CONFIG).is_file():
         raise ValueError(f"expected {run / CONFIG}, which says what the tables of {source} are for, got no such file")
     store = CheckpointStore(run / "checkpoints", read_only=True)
     if is_checkpoint:
+        if arguments.best:
+            raise ValueError(f"--best: expected the folder of a run to choose from, got the checkpoint {source}")
         restored: Restored | None = store.restore(source)
     else:
         restored = store.restore_best() if arguments.best else store.restore_latest()
     if restored is None:
         kind = "a checkpoint that was the best" if arguments.best else "a checkpoint"
         raise ValueError(f"expected {kind} in {run / 'checkpoints'}, got none")
-    if not hasattr(next(iter(restored.state["tables"].values()), None), "blocks"):
-        raise ValueError(
-            f"{restored.info.folder}: expected a checkpoint of format 2, got 1; continue its run to save one"
-        )
     return restored, json.loads((run / CONFIG).read_text(encoding="utf-8"))
 
 
-def _distribute(tables: Parts, arguments: ExportArguments) -> dict[str, list[str]]:
+def _order(tables: Parts, run: Mapping[str, Any], *, row_states: bool) -> dict[str, list[str]]:
+    """Return each table's tensors, its rows first, in the order in which the model lays their vectors side by side."""
+    stored = {name.removesuffix(WEIGHT) for name in tables if name.endswith(WEIGHT)}
+    known = [name for name in run["network"]["tables"] if name in stored]
+    ordered = {table: [f"{table}{WEIGHT}"] for table in (*known, *sorted(stored - set(known)))}
+    if row_states:
+        for name in sorted(tables):
+            if not name.endswith(WEIGHT):
+                ordered[name.rpartition(".")[0]].append(name)
+    return ordered
+
+
+def _distribute(ordered: Mapping[str, list[str]], tables: Parts, file_gigabytes: float) -> dict[str, list[str]]:
     """Decide which tensors lie in which file; all of a table lie in one."""
-    by_table: dict[str, list[str]] = {}
-    for name in tables:
-        if name.endswith(WEIGHT) or arguments.row_states:
-            by_table.setdefault(name.rpartition(".")[0], []).append(name)
     groups: list[list[str]] = []
     room = 0.0
-    for names in by_table.values():
+    for names in ordered.values():
         size = sum(math.prod(tables[name].shape) * tables[name].dtype.itemsize for name in names)
         if not groups or size > room:
             groups.append([])
-            room = arguments.file_gigabytes * 1e9
+            room = file_gigabytes * 1e9
         groups[-1] += names
         room -= size
     return {f"tables-{number:05d}.safetensors": names for number, names in enumerate(groups, 1)}
 
 
-def _describe(restored: Restored, run: Mapping[str, Any], files: Mapping[str, list[str]]) -> dict[str, Any]:
+def _describe(
+    restored: Restored, run: Mapping[str, Any], tables: Parts, files: Mapping[str, list[str]]
+) -> dict[str, Any]:
     from dlrm.training.manifest import own_versions
 
-    tensors: Parts = restored.state["tables"]
-    file_of = {name: file for file, names in files.items() for name in names}
     configs = run["network"]["tables"]
-    known = [name for name in configs if f"{name}{WEIGHT}" in tensors]
-    others = [n.removesuffix(WEIGHT) for n in tensors if n.endswith(WEIGHT) and n.removesuffix(WEIGHT) not in known]
-    tables = []
-    for name in (*known, *others):  # in the order in which the model lays their vectors side by side
-        key = f"{name}{WEIGHT}"
-        rows, dim = tensors[key].shape
-        config = configs.get(name, {})
+    described = []
+    for file, key in ((file, name) for file, names in files.items() for name in names if name.endswith(WEIGHT)):
+        rows, dim = tables[key].shape
+        config = configs.get(key.removesuffix(WEIGHT), {})
         about = {"features": config.get("features"), "pooling": config.get("pooling")}
-        numbers = {"num_rows": rows, "dim": dim, "dtype": str(tensors[key].dtype).removeprefix("torch.")}
-        tables.append({"name": name, "file": file_of[key], "tensor": key, **numbers, **about})
+        numbers = {"num_rows": rows, "dim": dim, "dtype": str(tables[key].dtype).removeprefix("torch.")}
+        described.append({"name": key.removesuffix(WEIGHT), "file": file, "tensor": key, **numbers, **about})
     return {
         "format": "recforge",
         "format_version": FORMAT_VERSION,
@@ -163,7 +188,7 @@ def _describe(restored: Restored, run: Mapping[str, Any], files: Mapping[str, li
         "is_best": restored.info.is_best,
         "files": [DENSE, *files],
         "dense": {"file": DENSE, "shapes": {n: list(tensor.shape) for n, tensor in restored.state["dense"].items()}},
-        "tables": tables,
+        "tables": described,
         "model": run.get("model"),
         **_describe_data(run),
     }

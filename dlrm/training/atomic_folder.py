@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,9 +18,10 @@ WRITING, REMOVING = ".writing-", ".removing-"
 def make_folder(target: Path) -> Iterator[Path]:
     """Give an empty folder beside `target`, which becomes `target` when the block ends without an error.
 
-    Files written in the block must be synced there.
+    Files written in the block must be synced there. What killed processes left of the same target is removed.
     """
-    with share_folder(target.parent / f"{WRITING}{uuid4().hex}") as scratch:
+    remove_leftovers(target.parent, f"{target.name}.")
+    with share_folder(target.parent / f"{WRITING}{target.name}.{uuid4().hex}") as scratch:
         try:
             yield scratch
             publish(scratch, target)
@@ -53,9 +55,10 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def remove_leftovers(parent: Path) -> None:
-    """Remove what killed processes left in `parent`, but not what a living one is writing."""
-    for leftover in (*parent.glob(f"{WRITING}*"), *parent.glob(f"{REMOVING}*")):
+def remove_leftovers(parent: Path, name: str = "") -> None:
+    """Remove what killed processes left in `parent`, of names that begin so; but not what a living one is writing."""
+    begins = glob.escape(name)
+    for leftover in (*parent.glob(f"{WRITING}{begins}*"), *parent.glob(f"{REMOVING}{begins}*")):
         if leftover.is_file():
             leftover.unlink(missing_ok=True)
         elif not _is_in_use(leftover):

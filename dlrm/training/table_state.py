@@ -46,6 +46,20 @@ def take_tables(model: nn.Module) -> Parts:
     )
 
 
+def as_parts(stored: Mapping[str, PartedTensor | Tensor]) -> Parts:
+    """Return stored tables in parts, also those of format 1, which were tensors."""
+    return Parts(
+        {
+            name: tensor
+            if isinstance(tensor, PartedTensor)
+            else PartedTensor(
+                shape=tuple(tensor.shape), dtype=tensor.dtype, pieces=(piece_of(tensor, (0,) * tensor.ndim),)
+            )
+            for name, tensor in stored.items()
+        }
+    )
+
+
 def load_tables(
     model: nn.Module, stored: Mapping[str, PartedTensor | Tensor], resized: ResizedTables
 ) -> tuple[str, ...]:
@@ -54,7 +68,7 @@ def load_tables(
     Raises:
         ValueError: a table is not as it was, and `resized` does not allow it.
     """
-    parts = {name: _as_parts(tensor) for name, tensor in stored.items()}
+    parts = as_parts(stored)
     lines = _compare(dict(_all_configs(model)), parts, resized)
     for key, rows in _all_rows(model):
         if f"{key}{WEIGHT}" in parts:
@@ -146,10 +160,3 @@ def _sets(model: nn.Module) -> list[tuple[str, Tables]]:
         (f"{name}." if name else "", module) for name, module in model.named_modules() if isinstance(module, Tables)
     ]
     return sets if len(sets) > 1 else [("", tables) for _, tables in sets]
-
-
-def _as_parts(tensor: PartedTensor | Tensor) -> PartedTensor:
-    if isinstance(tensor, PartedTensor):
-        return tensor
-    first = (0,) * tensor.ndim
-    return PartedTensor(shape=tuple(tensor.shape), dtype=tensor.dtype, pieces=(piece_of(tensor, first),))
