@@ -12,13 +12,18 @@ from dlrm.data.dataset import Dataset
 from dlrm.planning.statistics import measure_usage
 from embeddings.planning.machine import Machine
 from embeddings.planning.plan import DoesNotFitError, plan_tables
+from embeddings.planning.remedies import Remedies
 from embeddings.planning.table_cost import Setting
+from embeddings.planning.task import format_bytes, name_choices
 from embeddings.shards import SHARDINGS, Sharding, ShardingPlan
 from embeddings.tables import TableConfig
 
 GPU_SHARE = 0.8
+OPTIMIZERS = {"RowWiseAdagrad": "rowwise_adagrad", "RowSGD": "sgd"}
+SHOWN_TABLES = 3
 EXCHANGE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+MOST_BYTES = 1 << 60
 UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 
 
@@ -53,7 +58,12 @@ def setting_of(
 
 
 def plan_run(
-    configs: Sequence[TableConfig], parallel: ParallelConfig, setting: Setting, *, memory_bytes: int | None
+    configs: Sequence[TableConfig],
+    parallel: ParallelConfig,
+    setting: Setting,
+    *,
+    memory_bytes: int | None,
+    memory_flag: str = "--parallel.memory",
 ) -> ShardingPlan:
     """Plan the tables of a run; equal arguments give equal plans, so that ranks need not talk about it.
 
@@ -62,6 +72,7 @@ def plan_run(
         parallel: what the user asked for.
         setting: ranks, machine, and what a batch asks for.
         memory_bytes: of a rank, for tables: the same on all ranks; None is no limit.
+        memory_flag: by which the user says how much that is.
 
     Raises:
         ValueError: the tables do not fit, or a flag does not; its message names the flag.
@@ -80,7 +91,7 @@ def plan_run(
             exchange_bytes=setting.exchange_bytes,
         )
     except DoesNotFitError as error:
-        raise ValueError(f"{error} ({_name_flags(error)})") from error
+        raise ValueError(f"{error.problem}; {_name_cure(error.remedies, setting, memory_flag)}") from error
 
 
 def choose_memory(parallel: ParallelConfig, available: int | None) -> int | None:
@@ -101,22 +112,22 @@ def parse_fixed(entries: Sequence[str], names: Sequence[str]) -> dict[str, Shard
         if not name or known is None:
             raise ValueError(f"--parallel.tables: expected NAME=KIND with one of {', '.join(SHARDINGS)}, got '{entry}'")
         if name not in names:
-            raise ValueError(f"--parallel.tables: expected one of the tables {', '.join(names)}, got '{name}'")
+            raise ValueError(f"--parallel.tables: expected one of the tables {name_choices(name, names)}, got '{name}'")
         if fixed.setdefault(name, known) != known:
             raise ValueError(f"--parallel.tables: expected one kind for table '{name}', got {fixed[name]} and {kind}")
     return fixed
 
 
 def parse_bytes(text: str, flag: str) -> int:
-    """Read a size such as 80GB (10^9 bytes) or 80GiB (2^30).
+    """Read a size such as 80GB (10^9 bytes) or 80GiB (2^30); a number alone could mean either, or bytes.
 
     Raises:
         ValueError: naming the flag.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    unit = UNITS.get((match[2] or "B").upper()) if match else None
-    if match is None or unit is None or not float(match[1]) * unit >= 1:
-        raise ValueError(f"{flag}: expected a size such as 80GB or 80GiB, got '{text}'")
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    unit = UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or not 1 <= float(match[1]) * unit < MOST_BYTES:
+        raise ValueError(f"{flag}: expected a size with its unit, such as 80GB or 80GiB, got '{text}'")
     return int(float(match[1]) * unit)
 
 
@@ -132,14 +143,26 @@ def memory_for_tables(device: str, ranks_per_node: int) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (2 * ranks_per_node)
 
 
-def _name_flags(error: DoesNotFitError) -> str:
-    remedies = error.remedies
-    flags = [
-        ("--ranks", remedies.ranks),
-        ("--parallel.memory", remedies.memory_bytes),
-        ("--tables.row-type", remedies.row_type),
-        ("--tables.optimizer", remedies.optimizer),
-        ("--model.dim", remedies.dim),
-        ("--parallel.sharding, --parallel.tables", remedies.auto),
-    ]
-    return ", ".join(flag for flag, found in flags if found) or "prepare the data with fewer rows: num_rows, min_count"
+def _name_cure(remedies: Remedies, setting: Setting, memory_flag: str) -> str:
+    """Say which flag, alone, would make tables fit."""
+    cures = []
+    if remedies.auto:
+        flags = f"--parallel.sharding auto and no --parallel.tables for {', '.join(remedies.auto[:SHOWN_TABLES])}"
+        cures.append(flags + (" ..." if len(remedies.auto) > SHOWN_TABLES else ""))
+    if remedies.ranks is not None:
+        cures.append(f"--ranks {remedies.ranks} ({setting.ranks_per_node} per machine)")
+    if remedies.memory_bytes is not None:
+        cures.append(
+            f"{memory_flag} {format_bytes(remedies.memory_bytes, up=True).replace(' bytes', 'B').replace(' ', '')}"
+        )
+    if remedies.row_type is not None:
+        cures.append(f"--tables.row-type {remedies.row_type}")
+    if remedies.optimizer is not None:
+        cures.append(f"--tables.optimizer {OPTIMIZERS[remedies.optimizer]}")
+    if remedies.dim is not None:
+        cures.append(f"--model.dim {remedies.dim}")
+    if remedies.replicate_below_rows is not None:
+        cures.append(f"--parallel.replicate-below-rows {remedies.replicate_below_rows}")
+    if not cures:
+        return "no single flag would make them fit; prepare the data with fewer rows (num_rows, min_count)"
+    return f"would fit with {'; or '.join(cures)}"

@@ -8,7 +8,7 @@ from embeddings.planning.machine import CPU, Machine
 from embeddings.planning.remedies import DoesNotFitError, explain_misfit
 from embeddings.planning.search import Board, Choice, by_seconds, candidates_of, choose_ranks, search
 from embeddings.planning.table_cost import FLOAT_BYTES, Setting, shard_bytes
-from embeddings.planning.task import WHOLE, Asked, PlanTask, ask, format_bytes
+from embeddings.planning.task import WHOLE, Asked, PlanTask, ask, format_bytes, format_count
 from embeddings.shards import Sharding, ShardingPlan
 from embeddings.tables import TableConfig
 from embeddings.usage import Usage
@@ -79,42 +79,39 @@ def _explain(choice: Choice, board: Board, task: PlanTask) -> str:
     if task.setting.ranks == 1:
         return "there is one rank"
     if kind == "replicated":
-        below = f"{config.num_rows:,} rows < {task.replicate_below_rows:,}"
-        return f"{below}: a copy on every rank, so that its ids and rows need not travel"
-    size = shard_bytes(config, config.num_rows, config.dim)
+        return f"fewer than {task.replicate_below_rows:,} rows: copied, so that ids and rows need not travel"
     if kind == "table_wise":
-        return f"{format_bytes(size)} fit whole on rank {choice.ranks[0]}, and cutting them would not save time"
-    if board.memory_bytes is not None and size > board.memory_bytes:
-        reason = f"{format_bytes(size)} do not fit into the {format_bytes(board.memory_bytes)} of one rank"
+        return "fits whole, and cutting it would not save time"
+    if board.memory_bytes is not None and shard_bytes(config, config.num_rows, config.dim) > board.memory_bytes:
+        reason = f"does not fit into the {format_bytes(board.memory_bytes)} of one rank"
     else:
-        reason = _compare_with_whole(choice, board, size)
+        reason = _compare_with_whole(choice, board)
     return f"{reason}: {_describe_cut(choice, task.setting)}"
 
 
-def _compare_with_whole(choice: Choice, board: Board, size: int) -> str:
+def _compare_with_whole(choice: Choice, board: Board) -> str:
     board.add(choice.cost, -1)
     whole = choose_ranks(candidates_of(choice.candidate.config, WHOLE, board.setting)[0], board, by_seconds(board))
     fits, now, then = board.has_room(whole.cost), board.seconds(choice.cost), board.seconds(whole.cost)
     board.add(choice.cost)
     if not fits:
-        return f"{format_bytes(size)} do not fit beside the other tables on one rank"
+        return "does not fit whole beside the other tables"
     if then > now:
-        return (
-            f"{format_bytes(size)} whole on one rank would make that rank {(then - now) * 1e3:.2g} ms slower per step"
-        )
-    return f"{format_bytes(size)} whole on one rank would not save time"
+        return f"whole, it would make a step {(then - now) * 1e3:.2g} ms slower"
+    return "whole, it would not save time"
 
 
 def _describe_cut(choice: Choice, setting: Setting) -> str:
-    candidate, count = choice.candidate, len(choice.cost.holders)
+    candidate, ranks = choice.candidate, format_count(len(choice.cost.holders), "rank")
     if candidate.sharding == "table_wise":
         return f"whole on rank {choice.ranks[0]}"
     if candidate.sharding == "replicated":
         return "a copy on every rank"
     if candidate.sharding == "row_wise":
-        return f"rows cut over all {count} ranks" if count == setting.ranks else f"rows cut over {count} ranks"
+        return f"rows cut over {ranks}"
     if candidate.sharding == "column_wise":
-        return f"columns cut over {count} ranks"
+        return f"columns cut over {ranks}"
     if candidate.sharding == "table_row_wise":
-        return f"rows cut over the {count} ranks of node {choice.ranks[0] // setting.ranks_per_node}"
-    return f"columns cut over {candidate.nodes} nodes, and rows over the {setting.ranks_per_node} ranks of each"
+        return f"rows cut over the {ranks} of node {choice.ranks[0] // setting.ranks_per_node}"
+    nodes, each = format_count(candidate.nodes, "node"), format_count(setting.ranks_per_node, "rank")
+    return f"columns cut over {nodes}, rows over the {each} of each"

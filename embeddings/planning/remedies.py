@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from embeddings.planning.search import Board, by_bytes, fill
 from embeddings.planning.table_cost import shard_bytes
-from embeddings.planning.task import PlanTask, format_bytes
+from embeddings.planning.task import PlanTask, format_bytes, format_count
 from embeddings.row_optimizers import RowSGD, RowWiseAdagrad
 from embeddings.tables import TableConfig
 
@@ -27,6 +27,7 @@ class Remedies:
         row_type: of every row that is fp32 now.
         optimizer: the class's name, for every table.
         dim: of every table that is wider.
+        replicate_below_rows: so that fewer tables are copied.
         auto: tables whose sharding was asked for, and which had better be planned.
     """
 
@@ -35,6 +36,7 @@ class Remedies:
     row_type: str | None = None
     optimizer: str | None = None
     dim: int | None = None
+    replicate_below_rows: int | None = None
     auto: tuple[str, ...] = ()
 
     def words(self) -> list[str]:
@@ -43,7 +45,7 @@ class Remedies:
         if self.auto:
             words.append(f"sharding auto instead of the one asked for ({_join(self.auto)})")
         if self.ranks is not None:
-            words.append(f"{self.ranks:,} ranks")
+            words.append(format_count(self.ranks, "rank"))
         if self.memory_bytes is not None:
             words.append(f"{format_bytes(self.memory_bytes, up=True)} of memory per rank")
         if self.row_type is not None:
@@ -52,6 +54,8 @@ class Remedies:
             words.append(f"{self.optimizer} as the row optimizer")
         if self.dim is not None:
             words.append(f"dim {self.dim}")
+        if self.replicate_below_rows is not None:
+            words.append(f"replicate_below_rows {self.replicate_below_rows}")
         return words
 
 
@@ -59,6 +63,7 @@ class DoesNotFitError(ValueError):
     """Tables that do not fit into the ranks' memory.
 
     Attributes:
+        problem: what does not fit and why, without remedies.
         tables: the names of those that it is due to, the largest first.
         needed_bytes: on the fullest rank, if bytes are spread as evenly as they can be.
         available_bytes: on each rank.
@@ -70,37 +75,49 @@ class DoesNotFitError(ValueError):
     ) -> None:
         words = remedies.words()
         cure = f"would fit with: {'; or '.join(words)}" if words else "no single change would make them fit"
-        super().__init__(
+        self.problem = (
             f"tables do not fit: expected at most {format_bytes(available_bytes)} on each rank, got "
-            f"{format_bytes(needed_bytes, up=True)} on the fullest, because {why}; {cure}"
+            f"{format_bytes(needed_bytes, up=True)} on the fullest, because {why}"
         )
+        super().__init__(f"{self.problem}; {cure}")
         self.tables, self.remedies = tuple(tables), remedies
         self.needed_bytes, self.available_bytes = needed_bytes, available_bytes
 
 
 def explain_misfit(task: PlanTask) -> DoesNotFitError:
     """Make the error for tables that no plan was found for."""
-    memory = task.memory_bytes or 0
-    needed = _fullest(task)
-    alone = [c for c in task.configs if min(int(o.cost.bytes.max()) for o in task.candidates(c)) > memory]
-    if alone:
-        alone.sort(key=lambda config: -_whole_bytes(config))
-        tables = [config.name for config in alone]
-        shown = alone[0]
-        piece = min(int(option.cost.bytes.max()) for option in task.candidates(shown))
-        kinds = {option.sharding for option in task.candidates(shown)}
-        how = f" {kinds.pop()}" if len(kinds) == 1 else ", however it is cut"
-        why = f"table {shown.name!r} ({format_bytes(_whole_bytes(shown))}) takes {format_bytes(piece)} of a rank{how}"
-        why += f", and so for {_join(tables[1:])}" if tables[1:] else ""
-    else:
-        largest = sorted(task.configs, key=lambda config: -_whole_bytes(config))[:3]
-        tables = [config.name for config in largest]
-        sizes = _join([f"{config.name!r} ({format_bytes(_whole_bytes(config))})" for config in largest])
-        total = sum(map(_whole_bytes, task.configs))
-        why = f"{len(task.configs)} tables of {format_bytes(total)} share {task.setting.ranks} ranks, above all {sizes}"
+    memory, needed = task.memory_bytes or 0, _fullest(task)
+    tables, why = _blame_copies(task, memory) or _blame_pieces(task, memory) or _blame_all(task)
     return DoesNotFitError(
         tables=tables, why=why, needed_bytes=needed, available_bytes=memory, remedies=find_remedies(task, needed)
     )
+
+
+def _blame_copies(task: PlanTask, memory: int) -> tuple[list[str], str] | None:
+    copied = _largest_first([c for c in task.configs if task.candidates(c)[0].sharding == "replicated"])
+    size = sum(map(_whole_bytes, copied))
+    if size <= memory:
+        return None
+    names, counted = [config.name for config in copied], format_count(len(copied), "table")
+    return names, f"the copies of {counted} take {format_bytes(size)} of every rank, above all {_join(_sizes(copied))}"
+
+
+def _blame_pieces(task: PlanTask, memory: int) -> tuple[list[str], str] | None:
+    least = {c.name: min(int(option.cost.bytes.max()) for option in task.candidates(c)) for c in task.configs}
+    large = _largest_first([config for config in task.configs if least[config.name] > memory])
+    if not large:
+        return None
+    names, kinds = [config.name for config in large], {option.sharding for option in task.candidates(large[0])}
+    how = f" {kinds.pop()}" if len(kinds) == 1 else ", however it is cut"
+    why = f"table {_sizes(large)[0]} takes {format_bytes(least[names[0]])} of a rank{how}"
+    return names, why + (f", and so for {_join(list(map(repr, names[1:])))}" if names[1:] else "")
+
+
+def _blame_all(task: PlanTask) -> tuple[list[str], str]:
+    largest, total = _largest_first(task.configs)[:3], sum(map(_whole_bytes, task.configs))
+    counted, ranks = format_count(len(task.configs), "table"), format_count(task.setting.ranks, "rank")
+    why = f"{counted} of {format_bytes(total)} in all on {ranks}, above all {_join(_sizes(largest))}"
+    return [config.name for config in largest], why
 
 
 def find_remedies(task: PlanTask, needed_bytes: int) -> Remedies:
@@ -114,6 +131,7 @@ def find_remedies(task: PlanTask, needed_bytes: int) -> Remedies:
             ["RowWiseAdagrad", "RowSGD"], lambda name: _saves(task, name) and _with_optimizer(task, name).fits()
         ),
         dim=_wide_enough(task),
+        replicate_below_rows=_copied_below(task),
         auto=asked if asked and replace(task, asked=dict.fromkeys(task.asked, "auto")).fits() else (),
     )
 
@@ -147,6 +165,12 @@ def _enough_ranks(task: PlanTask) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle, high)
     return high * per_node
+
+
+def _copied_below(task: PlanTask) -> int | None:
+    """Return 0 if tables fit once none is copied, unless that was asked for."""
+    fits = task.replicate_below_rows > 0 and replace(task, replicate_below_rows=0).fits()
+    return 0 if fits else None
 
 
 def _wide_enough(task: PlanTask) -> int | None:
@@ -189,6 +213,14 @@ def _saves(task: PlanTask, name: str) -> bool:
 
 def _first(names: Sequence[str], holds: Callable[[str], bool]) -> str | None:
     return next((name for name in names if holds(name)), None)
+
+
+def _largest_first(configs: Sequence[TableConfig]) -> list[TableConfig]:
+    return sorted(configs, key=lambda config: -_whole_bytes(config))
+
+
+def _sizes(configs: Sequence[TableConfig]) -> list[str]:
+    return [f"{config.name!r} ({format_bytes(_whole_bytes(config))})" for config in configs]
 
 
 def _whole_bytes(config: TableConfig) -> int:

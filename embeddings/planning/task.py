@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ Asked = Sharding | Literal["auto"]
 WHOLE: tuple[Sharding, ...] = ("table_wise",)
 CUT: tuple[Sharding, ...] = ("column_wise", "row_wise")
 OVER_NODES: tuple[Sharding, ...] = ("table_row_wise", "grid")
+SHOWN_NAMES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +83,21 @@ def ask(configs: Sequence[TableConfig], sharding: Asked, fixed: Mapping[str, Ask
     names = [config.name for config in configs]
     for name in fixed:
         if name not in names:
-            raise ValueError(f"sharding: expected one of the tables {', '.join(names)}, got {name!r}")
+            raise ValueError(f"sharding: expected one of the tables {name_choices(name, names)}, got {name!r}")
     return {name: fixed.get(name, sharding) for name in names}
+
+
+def name_choices(wrong: str, names: Sequence[str]) -> str:
+    """List the names that somebody may have meant: the nearest, or all if they are few."""
+    near = difflib.get_close_matches(wrong, names, n=SHOWN_NAMES)
+    shown = near or names[:SHOWN_NAMES]
+    others = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {others} more" if others else "")
+
+
+def format_count(count: int, noun: str) -> str:
+    """Write a number of things."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def format_bytes(count: float, *, up: bool = False) -> str:
