@@ -12,7 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from typing_extensions import override
 
 from embeddings.fbgemm.fbgemm_settings import check_supported, counts_updates, kernel_settings, state_names
-from embeddings.fbgemm.late_check import LateCheck, read_features
+from embeddings.fbgemm.late_check import LateCheck, read_features, take_keys
 from embeddings.initial_rows import initial_rows
 from embeddings.interface import TableRows, Tables
 from embeddings.jagged import Jagged
@@ -141,7 +141,7 @@ class FbgemmTables(Tables):
         )
         columns: dict[int, Tensor] = {}
         for group in self._groups:
-            part = whole.permute(group.features)
+            part = take_keys(whole, tuple(group.features))
             pooled = _call(group, part.values(), part.offsets(), part.weights_or_none())
             parts = torch.split(pooled, [self.feature_dims[f] for f in group.features], dim=1)
             columns.update(zip(group.features, parts, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ class LateCheck:
 
     def __init__(self, limits: Tensor) -> None:
         self._limits = limits
+        self._by_key: tuple[list[int], Tensor] = [], limits  # of the positions that came last
         self._pending: _Pending | None = None
 
     def begin(self, batch: Jagged) -> Tensor:
@@ -42,9 +44,8 @@ class LateCheck:
         if not batch.ids.numel():
             return batch.ids
         ends = batch.offsets[:: batch.batch_size]
-        counts, limits = ends.diff(), self._limits.new_zeros(len(ends) - 1)
-        limits[batch.positions] = self._limits
-        limits = torch.repeat_interleave(limits, counts, output_size=batch.ids.numel())
+        limits = self._limits_by_key(batch.positions, len(ends) - 1)
+        limits = torch.repeat_interleave(limits, ends.diff(), output_size=batch.ids.numel())
         outside = (batch.ids < 0) | (batch.ids >= limits)
         found = torch.stack([outside.any(), outside.byte().argmax(), (batch.offsets.diff() < 0).any()])
         copied = None
@@ -55,6 +56,14 @@ class LateCheck:
             copied.record()
         self._pending = _Pending(batch, found, copied)
         return batch.ids.masked_fill(outside, 0)
+
+    def _limits_by_key(self, positions: list[int], num_keys: int) -> Tensor:
+        known, limits = self._by_key
+        if known != positions or len(limits) != num_keys:
+            limits = self._limits.new_zeros(num_keys)
+            limits[positions] = self._limits  # a copy to the GPU that is waited for: kept for batches of this form
+            self._by_key = list(positions), limits
+        return limits
 
     def finish(self) -> WrongId | None:
         """Waits for what ``begin`` started, and returns the first wrong id of that batch.
@@ -91,7 +100,17 @@ def read_features(features: KeyedJaggedTensor, names: Sequence[str]) -> KeyedJag
     else:
         read_jagged(features, names)
     positions = [keys.index(name) for name in names]
-    return features if positions == list(range(len(keys))) else features.permute(positions)
+    return features if positions == list(range(len(keys))) else take_keys(features, tuple(positions))
+
+
+def take_keys(features: KeyedJaggedTensor, positions: tuple[int, ...]) -> KeyedJaggedTensor:
+    """Takes features out of a batch by their places; a GPU is waited for only the first time that they are these."""
+    return features.permute(list(positions), _index_on(features.device(), positions))
+
+
+@lru_cache(maxsize=64)
+def _index_on(device: torch.device, positions: tuple[int, ...]) -> Tensor:
+    return torch.tensor(positions, dtype=torch.int32, device=device)
 
 
 def _check_form(features: KeyedJaggedTensor, names: Sequence[str]) -> None:

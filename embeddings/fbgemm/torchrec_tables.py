@@ -67,6 +67,9 @@ class TorchrecTables(Tables):
     ) -> None:
         super().__init__(configs)
         self.device = torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None:
+            # torchrec compares devices, and one without a number equals none of its own.
+            self.device = torch.device("cuda", torch.cuda.current_device())
         plan.check(configs)
         for config in configs:
             check_supported(config, self.device)
