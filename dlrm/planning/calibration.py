@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
-import cattrs
 import numpy as np
 
 from dlrm.planning.findings import (
@@ -27,42 +24,12 @@ from dlrm.planning.findings import (
     ProbeTask,
     Rates,
 )
+from dlrm.planning.measurement import count_cores
 from embeddings.planning.machine import CPU, Link, Machine, RowRate
 
 COUNTS = (1, 2, 4)
 SECONDS = 180.0
 LEAST_LATENCY = 1e-6
-
-
-def default_path() -> Path:
-    """Return where a measurement of this machine is kept."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "recforge" / "machine.json"
-
-
-def load_machine(path: Path) -> Machine | None:
-    """Read a measurement; None if there is none.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
-    if not path.is_file():
-        return None
-    try:
-        return cattrs.structure(json.loads(path.read_text(encoding="utf-8")), Machine)
-    except (ValueError, KeyError, TypeError, cattrs.BaseValidationError) as error:
-        raise ValueError(
-            f"--calibration: expected a measurement in {path}, got something else ({type(error).__name__}); "
-            "--calibrate writes it anew"
-        ) from error
-
-
-def save_machine(machine: Machine, path: Path) -> None:
-    """Keep a measurement."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(asdict(machine), indent=1) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
 
 
 def run_probe(task: ProbeTask) -> Findings:
@@ -97,14 +64,15 @@ def run_probe(task: ProbeTask) -> Findings:
 
 def fit_machine(found: dict[int, Findings]) -> Machine:
     """Fit a machine to what 1 rank and more have measured."""
-    alone = found[1].rates
-    slowdowns = tuple((ranks, _slowdown(alone, findings.rates)) for ranks, findings in sorted(found.items()))
+    alone, cores = found[1].rates, count_cores()
+    # Ranks that share cores wait for one another: what they find says less than that they share.
+    slowdowns = [(ranks, _slowdown(alone, f.rates)) for ranks, f in sorted(found.items()) if ranks <= cores]
     machine = replace(
         fit_rates(alone),
         slowdowns=tuple((ranks, max(1.0, factor)) for ranks, factor in slowdowns),
-        cores_per_node=len(os.sched_getaffinity(0)),
+        cores_per_node=cores,
     )
-    several = {ranks: findings for ranks, findings in found.items() if ranks > 1}
+    several = {ranks: findings for ranks, findings in found.items() if 1 < ranks <= max(cores, 2)}
     factors = {ranks: machine.link_slowdown(ranks) for ranks in several}
     exchanges = [(n, size, t / factors[n]) for n, f in several.items() for size, t in f.all_to_all]
     sums = [(n, size, t / factors[n]) for n, f in several.items() for size, t in f.all_reduce]

@@ -37,9 +37,10 @@ class PlanConfig:
     simulate: str | None = None
     """Also foresee steps on these numbers of ranks, as 8,64,512."""
     calibrate: bool = False
-    """Measure this machine first, for half a minute, and compare what is foreseen for 1, 2 and 4 ranks with it."""
+    """Measure this machine first, for about a minute, and compare what is foreseen for 1, 2 and 4 ranks with it."""
     calibration: Path | None = None
-    """Where the measurement is kept; None means recforge/machine.json in the user's cache folder."""
+    """Where the measurement is kept, or the one to plan with; None means recforge/machine.json in the user's cache
+    folder, which is used on the machine that it is of."""
     model: ModelConfig = field(default_factory=ModelConfig)
     tables: TablesConfig = field(default_factory=TablesConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -54,6 +55,9 @@ class PlanConfig:
                 f"--ranks-per-node: expected a divisor of --ranks {self.ranks}, got {self.per_node}"
                 f"{' (the default)' if self.ranks_per_node is None else ''}"
             )
+        for flag, given in (("--calibrate", self.calibrate), ("--calibration", self.calibration is not None)):
+            if given and self.machine != "cpu":
+                raise ValueError(f"{flag}: expected --machine cpu beside it, got {self.machine}")
         if self.output is not None and (self.output.is_dir() or not self.output.parent.is_dir()):
             raise ValueError(f"--output: expected a file in a folder that exists, got {self.output}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,13 +14,17 @@ from dlrm.planning.calibration import COUNTS, fit_machine, run_probe
 from dlrm.planning.dense_cost import DenseCost
 from dlrm.planning.findings import TINY_BATCH, Findings, ProbeTask
 from dlrm.planning.foresee import foresee
+from dlrm.planning.measurement import count_cores
 from dlrm.planning.plan_run import plan_run
 from dlrm.planning.text import align, format_milliseconds
 from embeddings.planning.machine import CPU, Machine
 from embeddings.planning.table_cost import Setting
+from embeddings.planning.task import count_of
 from embeddings.shards import ShardingPlan
 from embeddings.tables import TableConfig
 from embeddings.usage import Usage
+
+BUSY = 1.3  # times the fastest quarter, for a median
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +34,14 @@ class Comparison:
     Attributes:
         ranks: number of ranks, of one thread each.
         foreseen: seconds of a step.
-        measured: seconds of a step, the median of a short training.
+        measured: seconds of a step, by the fastest quarter of a short training.
+        median: of the same training; where it is far above, others used the machine.
     """
 
     ranks: int
     foreseen: float
     measured: float
+    median: float
 
     @property
     def error(self) -> float:
@@ -49,8 +54,8 @@ def calibrate(
 ) -> tuple[Machine, list[Comparison]]:
     """Measure this machine, and train a little with 1, 2 and 4 ranks.
 
-    The fit takes no part in what it is compared with, but for one number: what a step of one rank takes however small
-    its batch is.
+    What is foreseen is fitted to single operations, not to the steps that it is compared with, but for one number: what
+    a step of one rank takes however small its batch is. More ranks than cores are not fitted to at all.
 
     Raises:
         ValueError: a measurement failed.
@@ -69,6 +74,7 @@ def calibrate(
             ranks=ranks,
             foreseen=foresee(configs, plans[ranks], dense, replace(setting, machine=machine)).seconds,
             measured=found[ranks].step,
+            median=found[ranks].median_step,
         )
         for ranks, setting in settings.items()
     ]
@@ -104,10 +110,24 @@ def _overhead(
 
 def describe_comparisons(comparisons: Sequence[Comparison]) -> str:
     """Return a line per number of ranks: foreseen, measured and the error."""
-    rows = [("ranks here", "foreseen", "measured", "error")]
+    rows = [("ranks here", "foreseen", "measured", "error", "median")]
     rows += [
-        (str(c.ranks), format_milliseconds(c.foreseen), format_milliseconds(c.measured), f"{c.error:+.1%}")
+        (
+            str(c.ranks),
+            format_milliseconds(c.foreseen),
+            format_milliseconds(c.measured),
+            f"{c.error:+.1%}",
+            format_milliseconds(c.median),
+        )
         for c in comparisons
     ]
-    cores = len(os.sched_getaffinity(0))
-    return f"{align(rows, right=range(4))}\none thread per rank, {cores} cores, batches in memory"
+    return f"{align(rows, right=range(5))}\n{explain_comparisons(comparisons)}"
+
+
+def explain_comparisons(comparisons: Sequence[Comparison]) -> str:
+    """Say how it was measured, and whether others used the machine meanwhile."""
+    cores = count_of(count_cores(), "core")
+    words = f"One thread per rank, {cores}, batches in memory; measured: the fastest quarter of the steps."
+    if max((c.median / c.measured for c in comparisons), default=1.0) > BUSY:
+        words += " The median step took far longer: others used this machine, so measure again when it is idle."
+    return words

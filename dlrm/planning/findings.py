@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ SAMPLES, WIDTH = 2048, 512  # of a matrix product
 TABLES, ROWS, BAGS = 4, 200_000, 8192
 DIMS = (16, 64)
 TINY_BATCH = 8
+QUIET_SHARE = 0.25  # of the times that something took, the shortest ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,7 @@ class Findings:
         all_to_all: by bytes that each rank sends, its own part among them.
         all_reduce: by bytes.
         step: of a training step.
+        median_step: the median of them, which others on the machine have a say in.
         tiny_step: of one with a batch of ``TINY_BATCH`` samples; 0 where it was not measured.
     """
 
@@ -69,4 +72,11 @@ class Findings:
     all_to_all: tuple[tuple[int, float], ...]
     all_reduce: tuple[tuple[int, float], ...]
     step: float
+    median_step: float
     tiny_step: float
+
+
+def quiet_seconds(seconds: Sequence[float]) -> float:
+    """Return the mean of the fastest quarter: what others on the machine took is in the rest."""
+    fastest = sorted(seconds)[: max(1, round(len(seconds) * QUIET_SHARE))]
+    return sum(fastest) / len(fastest)

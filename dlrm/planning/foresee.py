@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.planning.dense_cost import DenseCost
-from embeddings.planning.collectives import all_reduce_seconds, all_to_all_seconds
+from embeddings.planning.collectives import all_reduce_seconds, all_to_all_seconds, barrier_seconds
 from embeddings.planning.table_cost import GRADIENTS, IDS, ROWS, Setting, cost_of, shard_bytes
 from embeddings.planning.table_cost import STAGES as TABLE_STAGES
 from embeddings.shards import ShardingPlan
@@ -81,7 +81,9 @@ def foresee(configs: Sequence[TableConfig], plan: ShardingPlan, dense: DenseCost
     if ranks > 1:
         travels = any(table.sharding != "replicated" for table in plan.tables)
         for stage, messages in MESSAGES.items():
-            tables[:, stage] += messages * all_to_all_seconds(machine, ranks, per_node, 0) * travels
+            in_memory = setting.in_memory and stage != IDS
+            message = barrier_seconds(machine, ranks) if in_memory else all_to_all_seconds(machine, ranks, per_node, 0)
+            tables[:, stage] += messages * message * travels
         if any(table.sharding == "replicated" for table in plan.tables):
             tables[:, GRADIENTS] += all_reduce_seconds(machine, ranks, per_node, 0)
     by_stage = dict(zip(TABLE_STAGES, tables.T, strict=True)) | _dense_seconds(dense, setting)

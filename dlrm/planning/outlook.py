@@ -12,10 +12,18 @@ from dlrm.config import RunConfig
 from dlrm.data.dataset import Dataset
 from dlrm.data.schema import DataSchema
 from dlrm.descriptions import describe_tables
-from dlrm.planning.calibration import default_path, load_machine, save_machine
 from dlrm.planning.command import PlanConfig
 from dlrm.planning.dense_cost import DenseCost, dense_cost
 from dlrm.planning.foresee import Foresight, foresee
+from dlrm.planning.measurement import (
+    Measurement,
+    count_cores,
+    default_path,
+    load_measurement,
+    measured_now,
+    save_measurement,
+    this_place,
+)
 from dlrm.planning.plan_run import EXCHANGE_BYTES, choose_memory, memory_for_tables, parse_bytes, plan_run
 from dlrm.planning.simulate import Scaling, parse_counts, simulate
 from dlrm.planning.statistics import measure_usage
@@ -61,7 +69,13 @@ class Question:
             ranks_per_node=min(ranks, self.ranks_per_node),
             exchange_bytes=EXCHANGE_BYTES[self.run.parallel.exchange],
         )
-        plan = plan_run(self.configs, self.run.parallel, setting, memory_bytes=self.memory_bytes if limited else None)
+        plan = plan_run(
+            self.configs,
+            self.run.parallel,
+            setting,
+            memory_bytes=self.memory_bytes if limited else None,
+            memory_flag="--memory",
+        )
         return plan, foresee(self.configs, plan, self.dense, setting)
 
 
@@ -114,12 +128,13 @@ def look_ahead(
     from dlrm.data.provide import provide_dataset
 
     counts = parse_counts(config.simulate, config.per_node) if config.simulate is not None else []
+    memory, kept = _parse_memory(config), _load_kept(config)
     dataset = provide_dataset(source, config.data)
     configs = describe_tables(dataset.info, run.model.dim, run.tables)
     size = config.global_batch_size or run.step.global_batch_size
     dense = dense_cost(run.model, len(dataset.info.numeric), [c.dim for c in configs for _ in c.features])
     usage = measure_usage(dataset, configs, size)
-    machine, comparisons = _find_machine(config, configs, dense, run, dataset, usage)
+    machine, comparisons = _find_machine(config, kept, configs, dense, run, dataset, usage)
     question = Question(
         configs=configs,
         dense=dense,
@@ -127,7 +142,7 @@ def look_ahead(
         usage=usage,
         machine=machine,
         ranks_per_node=config.per_node,
-        memory_bytes=_choose_memory(config, machine),
+        memory_bytes=memory or machine.memory_bytes or memory_for_tables("cpu", config.per_node),
     )
     plan, foresight = question.answer(config.ranks, size)
     scalings = []
@@ -151,6 +166,7 @@ def look_ahead(
 
 def _find_machine(
     config: PlanConfig,
+    kept: Measurement | None,
     configs: Sequence[TableConfig],
     dense: DenseCost,
     run: RunConfig,
@@ -158,23 +174,49 @@ def _find_machine(
     usage: Usage,
 ) -> tuple[Machine, Sequence[Comparison]]:
     """Return the machine to plan for; with --calibrate it is measured now, and kept."""
-    path = config.calibration or default_path()
     comparisons: Sequence[Comparison] = ()
     if config.calibrate:
         from dlrm.planning.comparison import calibrate
 
         step = replace(run.step, global_batch_size=usage.global_batch_size)
         measured, comparisons = calibrate(configs, dense, replace(run, step=step), dataset, usage)
-        save_machine(measured, path)
+        kept, path = measured_now(measured), config.calibration or default_path()
+        save_measurement(kept, path)
         print(f"recforge: the measurement is kept in {path}", file=sys.stderr)
-    found = load_machine(path) if config.machine == "cpu" else None
-    if config.machine == "cpu" and found is None:
-        print("recforge: machine 'cpu' by typical figures; --calibrate measures this one", file=sys.stderr)
-    machine = found or MACHINES[config.machine]
+    machine = MACHINES[config.machine]
+    if config.machine == "cpu":
+        machine = kept.machine if kept else replace(machine, cores_per_node=count_cores())
     return replace(machine, padded=machine.padded or run.tables.kernel == "fbgemm"), comparisons
 
 
-def _choose_memory(config: PlanConfig, machine: Machine) -> int | None:
+def _load_kept(config: PlanConfig) -> Measurement | None:
+    """Return the measurement to plan with; one in the default place must be of this machine.
+
+    Raises:
+        ValueError: the file that was named is missing, or holds something else.
+    """
+    if config.calibrate or config.machine != "cpu":
+        return None
+    kept = load_measurement(config.calibration or default_path())
+    if config.calibration is not None:
+        if kept is None:
+            raise ValueError(
+                f"--calibration: expected a measurement in {config.calibration}, found none; --calibrate writes it"
+            )
+        return kept
+    if kept is None:
+        print("recforge: machine 'cpu' by typical figures; --calibrate measures this one", file=sys.stderr)
+    elif kept.place != this_place():
+        print(
+            f"recforge: machine 'cpu' by typical figures: {default_path()} was measured on {kept.place}, and this is "
+            f"{this_place()}; --calibrate measures this one, --calibration PATH takes a measurement as it is",
+            file=sys.stderr,
+        )
+        return None
+    return kept
+
+
+def _parse_memory(config: PlanConfig) -> int | None:
     if config.memory is not None:
         return parse_bytes(config.memory, "--memory")
-    return choose_memory(config.parallel, machine.memory_bytes or memory_for_tables("cpu", config.per_node))
+    return choose_memory(config.parallel, None)

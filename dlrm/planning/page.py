@@ -16,8 +16,8 @@ from dlrm.analysis.quantities import format_count, format_number
 from dlrm.planning.foresee import STAGES, whole_bytes
 from dlrm.planning.outlook import Outlook
 from dlrm.planning.pictures import draw_holdings, draw_scaling, draw_times
-from dlrm.planning.text import format_milliseconds, name_ranks
-from embeddings.planning.task import format_bytes
+from dlrm.planning.text import describe_machine, format_milliseconds, name_ranks
+from embeddings.planning.task import count_of, format_bytes
 
 FILTERS = {
     "count": format_count,
@@ -69,6 +69,7 @@ def render(outlook: Outlook) -> str:
         scaling=draw_scaling(outlook.scalings),
         scaling_notes=[f"{s.ranks:,} ranks: {s.misfit}" for s in outlook.scalings if s.misfit],
         comparisons=outlook.comparisons,
+        comparison_words=_explain_comparisons(outlook),
         tables=_list_tables(outlook),
         written_by=_name_version(),
         plotly_js=get_plotlyjs(),
@@ -90,8 +91,9 @@ def _describe_lead(outlook: Outlook) -> str:
 def _describe_circumstances(outlook: Outlook) -> str:
     setting = outlook.foresight.setting
     return (
-        f"Foreseen for machine '{setting.machine.name}', {setting.ranks_per_node} ranks per node, from the bytes of "
-        "the tables, the bandwidths of the machine, and what the training samples ask of each table."
+        f"{describe_machine(outlook.foresight).capitalize()}; {count_of(setting.ranks_per_node, 'rank')} per "
+        "machine. What counts are the bytes of the tables, the bandwidths of the machine, and what the training "
+        "samples ask of each table."
     )
 
 
@@ -147,6 +149,14 @@ def _list_stages(outlook: Outlook) -> list[dict[str, Any]]:
 def _sum_up_step(outlook: Outlook) -> dict[str, float]:
     average = float(outlook.foresight.by_rank.sum(axis=1).mean())
     return {"slowest": outlook.foresight.seconds, "average": average, "imbalance": outlook.foresight.seconds / average}
+
+
+def _explain_comparisons(outlook: Outlook) -> str:
+    if not outlook.comparisons:
+        return ""
+    from dlrm.planning.comparison import explain_comparisons
+
+    return explain_comparisons(outlook.comparisons)
 
 
 def _list_tables(outlook: Outlook) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from dlrm.data.dataset import Dataset
 from dlrm.data.reader import Reader
 from dlrm.model import build_dlrm
 from dlrm.optim.dense import build_dense_optimizer
-from dlrm.planning.findings import TINY_BATCH, Findings, ProbeTask
+from dlrm.planning.findings import TINY_BATCH, Findings, ProbeTask, quiet_seconds
 from dlrm.planning.rates import measure_rates
 from dlrm.training.parallelize import DenseReducer
 from dlrm.training.ranks import Ranks
@@ -27,8 +27,8 @@ from dlrm.training.train_step import ClickTask, TrainStep
 from embeddings.allocation import keep_freed_memory
 
 LINK_BYTES = (1 << 12, 1 << 16, 1 << 20, 1 << 22)
-LINK_TIMES = 9
-WARMUP_STEPS, MOST_STEPS, STEPS_SECONDS = 4, 40, 1.5
+LINK_TIMES = 24
+WARMUP_STEPS, MOST_STEPS, STEPS_SECONDS = 4, 120, 3.0
 TIMEOUT = timedelta(seconds=120)
 
 
@@ -42,12 +42,14 @@ def main(argv: Sequence[str]) -> None:
         meeting = f"file://{task.folder / 'store'}"
         dist.init_process_group("gloo", meeting, rank=ranks.rank, world_size=task.ranks, timeout=TIMEOUT)
     links = ((), ()) if task.ranks == 1 else (_measure_all_to_all(ranks), _measure_all_reduce())
+    steps = _measure_steps(task, ranks, task.run.step.global_batch_size)
     findings = Findings(
         rates=measure_rates(ranks),
         all_to_all=links[0],
         all_reduce=links[1],
-        step=_measure_step(task, ranks, task.run.step.global_batch_size),
-        tiny_step=_measure_step(task, ranks, TINY_BATCH) if task.ranks == 1 else 0.0,
+        step=quiet_seconds(steps),
+        median_step=statistics.median(steps),
+        tiny_step=quiet_seconds(_measure_steps(task, ranks, TINY_BATCH)) if task.ranks == 1 else 0.0,
     )
     if ranks.is_first:
         (task.folder / "findings.pickle").write_bytes(pickle.dumps(findings))
@@ -59,7 +61,7 @@ def _measure_all_to_all(ranks: Ranks) -> tuple[tuple[int, float], ...]:
         sent, received = torch.zeros(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
         return lambda: dist.all_to_all_single(received, sent)
 
-    return tuple((size, _median(exchange(size))) for size in LINK_BYTES if size % ranks.count == 0)
+    return tuple((size, _time(exchange(size))) for size in LINK_BYTES if size % ranks.count == 0)
 
 
 def _measure_all_reduce() -> tuple[tuple[int, float], ...]:
@@ -67,22 +69,22 @@ def _measure_all_reduce() -> tuple[tuple[int, float], ...]:
         numbers = torch.zeros(size // 4)
         return lambda: dist.all_reduce(numbers)
 
-    return tuple((size, _median(reduce(size))) for size in LINK_BYTES)
+    return tuple((size, _time(reduce(size))) for size in LINK_BYTES)
 
 
-def _median(call: Callable[[], Any]) -> float:
-    """Return the median time of a collective call, on the rank that speaks for all."""
+def _time(call: Callable[[], Any]) -> float:
+    """Return the time of a collective call, on the rank that speaks for all."""
     seconds = []
     for _ in range(LINK_TIMES + 2):
         dist.barrier()
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[2:])
+    return quiet_seconds(seconds[2:])
 
 
-def _measure_step(task: ProbeTask, ranks: Ranks, global_batch_size: int) -> float:
-    """Train the product's step for a while on batches that are in memory already; return its median time."""
+def _measure_steps(task: ProbeTask, ranks: Ranks, global_batch_size: int) -> list[float]:
+    """Train the product's step for a while on batches that are in memory already; return the steps' times."""
     dataset = Dataset(task.dataset)
     run = task.run
     model = build_dlrm(
@@ -116,7 +118,7 @@ def _measure_step(task: ProbeTask, ranks: Ranks, global_batch_size: int) -> floa
         # All ranks must agree when it is enough.
         if number >= 2 * WARMUP_STEPS and ranks.sum([sum(seconds)])[0] / ranks.count > STEPS_SECONDS:
             break
-    return statistics.median(seconds[WARMUP_STEPS:])
+    return seconds[WARMUP_STEPS:]
 
 
 if __name__ == "__main__":

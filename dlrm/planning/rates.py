@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +10,12 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm.planning.findings import BAGS, COPY_NUMBERS, DIMS, ROWS, SAMPLES, TABLES, WIDTH, Rates
+from dlrm.planning.findings import BAGS, COPY_NUMBERS, DIMS, ROWS, SAMPLES, TABLES, WIDTH, Rates, quiet_seconds
 from dlrm.training.ranks import Ranks
 from embeddings import RowWiseAdagrad, TableConfig
 from embeddings.build import build_tables
 
-TIMES = 7
+TIMES = 16
 SMALL_TABLES = 64
 
 
@@ -27,8 +26,8 @@ def measure_rates(ranks: Ranks) -> Rates:
     product = torch.empty(SAMPLES, WIDTH)
     rows = [_measure_rows(ranks, tables=TABLES, num_rows=ROWS, dim=dim, bags=BAGS) for dim in DIMS]
     return Rates(
-        copy=_median(ranks, lambda: target.copy_(source)),
-        product=_median(ranks, lambda: torch.mm(left, right, out=product)),
+        copy=_time(ranks, lambda: target.copy_(source)),
+        product=_time(ranks, lambda: torch.mm(left, right, out=product)),
         lookups=tuple(lookup for lookup, _ in rows),
         updates=tuple(update for _, update in rows),
         shard=sum(_measure_rows(ranks, tables=SMALL_TABLES, num_rows=16, dim=16, bags=1)) / SMALL_TABLES,
@@ -54,14 +53,14 @@ def _measure_rows(ranks: Ranks, *, tables: int, num_rows: int, dim: int, bags: i
         pooled.backward(gradient)
         lookups.append(middle - start)
         updates.append(time.perf_counter() - middle)
-    return statistics.median(lookups[2:]), statistics.median(updates[2:])
+    return quiet_seconds(lookups[2:]), quiet_seconds(updates[2:])
 
 
-def _median(ranks: Ranks, call: Callable[[], Any]) -> float:
+def _time(ranks: Ranks, call: Callable[[], Any]) -> float:
     seconds = []
     for _ in range(TIMES + 2):
         ranks.barrier()
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[2:])
+    return quiet_seconds(seconds[2:])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dlrm.planning.foresee import STAGES, Foresight, whole_bytes
 from dlrm.planning.simulate import Scaling
-from embeddings.planning.task import format_bytes
+from embeddings.planning.task import count_of, format_bytes
 from embeddings.shards import ShardingPlan, TablePlan
 from embeddings.tables import TableConfig
 
@@ -70,7 +70,17 @@ def describe_step(foresight: Foresight) -> str:
     total = foresight.seconds
     rows.append(("step", format_milliseconds(total), format_milliseconds(average), f"{total / average:.2f}"))
     speed = f"{foresight.samples_per_second:,.0f} samples/s at {foresight.setting.usage.global_batch_size:,} per step"
-    return f"{align(rows, right=(1, 2, 3))}\n{speed}, as foreseen for machine '{foresight.setting.machine.name}'"
+    return f"{align(rows, right=(1, 2, 3))}\n{speed}, {describe_machine(foresight)}"
+
+
+def describe_machine(foresight: Foresight) -> str:
+    """Say what a step was foreseen for, and whether ranks must share cores."""
+    machine, per_node = foresight.setting.machine, foresight.setting.ranks_per_node
+    words = f"as foreseen for machine '{machine.name}'"
+    if per_node > machine.cores_per_node:
+        shared = f"{count_of(machine.cores_per_node, 'core')}: each computes {machine.slowdown(per_node):.3g} times"
+        words += f", where {per_node} ranks per machine share {shared} as long as one alone"
+    return words
 
 
 def describe_scaling(scalings: Sequence[Scaling]) -> str:

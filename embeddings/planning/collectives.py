@@ -30,6 +30,11 @@ def all_to_all_seconds_per_byte(machine: Machine, ranks: int, ranks_per_node: in
     return slowest / ranks * machine.link_slowdown(min(ranks, ranks_per_node))
 
 
+def barrier_seconds(machine: Machine, ranks: int) -> float:
+    """Return the time in which all ranks of one node know that all have come: each round doubles who knows."""
+    return math.ceil(math.log2(ranks)) * machine.near.latency_seconds * machine.link_slowdown(ranks)
+
+
 def all_reduce_seconds(
     machine: Machine, ranks: int, ranks_per_node: int, num_bytes: float, *, latency: bool = True
 ) -> float:

@@ -41,9 +41,11 @@ class Machine:
         flops: of the dense part's matrix products.
         overlap: share of the dense backward pass behind which an all-reduce can hide.
         cores_per_node: ranks of a node that can compute at full speed at the same time.
-        slowdowns: (ranks of a node, how much longer each then takes) where it was measured, ascending; instead of
-            ``cores_per_node``.
+        slowdowns: (ranks of a node, how much longer each then takes) where it was measured, ascending, with no more
+            ranks than cores; more of them share the cores evenly.
         links_take_cores: whether ranks that share cores also send more slowly, as processes of one CPU do.
+        shares_memory: whether ranks that are all on one node write vectors into memory that they share, in fp32: then
+            nothing but a barrier is sent.
         padded: whether empty bags and partial sums of bags without ids travel too, as in torchrec's sharded tables.
         memory_bytes: of a rank, for tables; None is not known.
     """
@@ -63,17 +65,18 @@ class Machine:
     cores_per_node: int = 1 << 30
     slowdowns: tuple[tuple[int, float], ...] = ()
     links_take_cores: bool = False
+    shares_memory: bool = False
     padded: bool = False
     memory_bytes: int | None = None
 
     def slowdown(self, ranks_per_node: int) -> float:
         """Return how much longer a rank computes when ``ranks_per_node`` share a node."""
+        alone = min(ranks_per_node, self.cores_per_node)
+        shared = ranks_per_node / alone
         if not self.slowdowns:
-            return max(1.0, ranks_per_node / self.cores_per_node)
+            return shared
         counts, factors = np.array(self.slowdowns, dtype=np.float64).T
-        if ranks_per_node > counts[-1]:
-            return float(factors[-1] * ranks_per_node / counts[-1])
-        return float(np.interp(ranks_per_node, counts, factors))
+        return float(np.interp(alone, counts, factors)) * shared
 
     def link_slowdown(self, ranks_per_node: int) -> float:
         """Return how much longer a message takes when ``ranks_per_node`` share a node."""
@@ -94,6 +97,7 @@ CPU = Machine(
     seconds_per_step=1e-3,
     flops=60e9,
     links_take_cores=True,
+    shares_memory=True,
 )
 
 # NVIDIA's data sheets for A100 80GB SXM, H100 SXM and H200 SXM name the peaks: memory 2.04, 3.35 and 4.8 TB/s; NVLink

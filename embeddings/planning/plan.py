@@ -8,7 +8,7 @@ from embeddings.planning.machine import CPU, Machine
 from embeddings.planning.remedies import DoesNotFitError, explain_misfit
 from embeddings.planning.search import Board, Choice, by_seconds, candidates_of, choose_ranks, search
 from embeddings.planning.table_cost import FLOAT_BYTES, Setting, shard_bytes
-from embeddings.planning.task import WHOLE, Asked, PlanTask, ask, format_bytes, format_count
+from embeddings.planning.task import WHOLE, Asked, PlanTask, ask, count_of, format_bytes
 from embeddings.shards import Sharding, ShardingPlan
 from embeddings.tables import TableConfig
 from embeddings.usage import Usage
@@ -102,7 +102,7 @@ def _compare_with_whole(choice: Choice, board: Board) -> str:
 
 
 def _describe_cut(choice: Choice, setting: Setting) -> str:
-    candidate, ranks = choice.candidate, format_count(len(choice.cost.holders), "rank")
+    candidate, ranks = choice.candidate, count_of(len(choice.cost.holders), "rank")
     if candidate.sharding == "table_wise":
         return f"whole on rank {choice.ranks[0]}"
     if candidate.sharding == "replicated":
@@ -113,5 +113,5 @@ def _describe_cut(choice: Choice, setting: Setting) -> str:
         return f"columns cut over {ranks}"
     if candidate.sharding == "table_row_wise":
         return f"rows cut over the {ranks} of node {choice.ranks[0] // setting.ranks_per_node}"
-    nodes, each = format_count(candidate.nodes, "node"), format_count(setting.ranks_per_node, "rank")
+    nodes, each = count_of(candidate.nodes, "node"), count_of(setting.ranks_per_node, "rank")
     return f"columns cut over {nodes}, rows over the {each} of each"

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from embeddings.planning.search import Board, by_bytes, fill
 from embeddings.planning.table_cost import shard_bytes
-from embeddings.planning.task import PlanTask, format_bytes, format_count
+from embeddings.planning.task import PlanTask, count_of, format_bytes
 from embeddings.row_optimizers import RowSGD, RowWiseAdagrad
 from embeddings.tables import TableConfig
 
@@ -45,7 +45,7 @@ class Remedies:
         if self.auto:
             words.append(f"sharding auto instead of the one asked for ({_join(self.auto)})")
         if self.ranks is not None:
-            words.append(format_count(self.ranks, "rank"))
+            words.append(count_of(self.ranks, "rank"))
         if self.memory_bytes is not None:
             words.append(f"{format_bytes(self.memory_bytes, up=True)} of memory per rank")
         if self.row_type is not None:
@@ -98,7 +98,7 @@ def _blame_copies(task: PlanTask, memory: int) -> tuple[list[str], str] | None:
     size = sum(map(_whole_bytes, copied))
     if size <= memory:
         return None
-    names, counted = [config.name for config in copied], format_count(len(copied), "table")
+    names, counted = [config.name for config in copied], count_of(len(copied), "table")
     return names, f"the copies of {counted} take {format_bytes(size)} of every rank, above all {_join(_sizes(copied))}"
 
 
@@ -115,7 +115,7 @@ def _blame_pieces(task: PlanTask, memory: int) -> tuple[list[str], str] | None:
 
 def _blame_all(task: PlanTask) -> tuple[list[str], str]:
     largest, total = _largest_first(task.configs)[:3], sum(map(_whole_bytes, task.configs))
-    counted, ranks = format_count(len(task.configs), "table"), format_count(task.setting.ranks, "rank")
+    counted, ranks = count_of(len(task.configs), "table"), count_of(task.setting.ranks, "rank")
     why = f"{counted} of {format_bytes(total)} in all on {ranks}, above all {_join(_sizes(largest))}"
     return [config.name for config in largest], why
 

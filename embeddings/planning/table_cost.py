@@ -42,6 +42,12 @@ class Setting:
     ranks_per_node: int = 1
     exchange_bytes: int = FLOAT_BYTES
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether vectors are written to where they are wanted, instead of being sent."""
+        machine, on_one_node = self.machine, self.ranks == self.ranks_per_node
+        return machine.shares_memory and not machine.padded and on_one_node and self.exchange_bytes == FLOAT_BYTES
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableCost:
@@ -164,6 +170,8 @@ def _sizes(plan: TablePlan) -> tuple[Numbers, Numbers]:
 
 def _seconds_per_vector_byte(plan: TablePlan, setting: Setting) -> float:
     machine, ranks, per_node = setting.machine, setting.ranks, setting.ranks_per_node
+    if setting.in_memory:
+        return 0.0
     if machine.padded and plan.sharding in ("table_row_wise", "grid"):
         # Partial sums are added up within the node, and each of its ranks sends its part of the result to the others.
         within = all_to_all_seconds_per_byte(machine, per_node, per_node)

@@ -95,7 +95,7 @@ def name_choices(wrong: str, names: Sequence[str]) -> str:
     return ", ".join(shown) + (f" and {others} more" if others else "")
 
 
-def format_count(count: int, noun: str) -> str:
+def count_of(count: int, noun: str) -> str:
     """Write a number of things."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
