@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,7 +83,10 @@ def run_plan(argv: list[str]) -> int:
     from dlrm.planning.outlook import look_ahead
 
     outlook = look_ahead(argv[0], recipe.source, config, run)
-    print(outlook.text())
+    try:
+        print(outlook.text(), flush=True)
+    except BrokenPipeError:  # who reads has seen enough, as `head`; what is left must not be written at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if config.output is not None:
         _write(outlook, config.output)
     return 0

@@ -108,7 +108,7 @@ def _blame_pieces(task: PlanTask, memory: int) -> tuple[list[str], str] | None:
     if not large:
         return None
     names, kinds = [config.name for config in large], {option.sharding for option in task.candidates(large[0])}
-    how = f" {kinds.pop()}" if len(kinds) == 1 else ", however it is cut"
+    how = f" as {kinds.pop()}" if len(kinds) == 1 else ", however it is cut"
     why = f"table {_sizes(large)[0]} takes {format_bytes(least[names[0]])} of a rank{how}"
     return names, why + (f", and so for {_join(list(map(repr, names[1:])))}" if names[1:] else "")
 
