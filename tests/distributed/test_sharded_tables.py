@@ -245,7 +245,7 @@ def train_alone(run: str, nodes: bool) -> tuple[dict[str, Any], list[NDArray[np.
 
 @pytest.fixture(scope="module", params=[2, 3])
 def over_ranks(request: pytest.FixtureRequest, run_ranks: Any) -> list[dict[tuple[str, bool], Any]]:
-    results: list[dict[tuple[str, bool], Any]] = run_ranks(train_all, request.param)
+    results: list[dict[tuple[str, bool], Any]] = run_ranks(train_all, request.param, seconds=240)
     return results
 
 
