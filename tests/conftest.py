@@ -1,8 +1,9 @@
-"""Fixtures that every test folder shares; the one on real data skips where the data is not at hand."""
+"""What every test folder shares: tests on real data, or on a GPU, skip with a reason where there is none."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,26 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set RECFORGE_DATA to the folder that holds criteo_kaggle/ and ml-100k/")
     return folder
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """On a GPU, drivers and compilers warn of what nobody here can list: warnings there are shown, and no failures."""
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none, or where fbgemm is the build that knows none."""
+    if item.get_closest_marker("gpu") and (why := _why_no_gpu()):
+        pytest.skip(why)
+
+
+def _why_no_gpu() -> str | None:
+    import fbgemm_gpu
+    import torch
+
+    if not torch.cuda.is_available():
+        return "needs an NVIDIA GPU that torch can use"
+    variant = getattr(fbgemm_gpu, "__variant__", "cuda")
+    return None if variant == "cuda" else f"needs the CUDA build of fbgemm, found that for {variant}"

@@ -15,10 +15,7 @@ from dlrm.model import build_dlrm
 from dlrm.training.run_log import read_records
 from dlrm.training.trainer import Trainer
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU that torch can use"),
-]
+pytestmark = pytest.mark.gpu
 CONFIG = TrainingConfig(
     step=StepConfig(global_batch_size=500), log_every_samples=500, evaluation=EvaluationConfig(every_samples=10_000)
 )
