@@ -1,4 +1,4 @@
-"""One rank of a test: joins the others over gloo, calls a function of a test's file and leaves what it returned."""
+"""One rank of a test: joins the others, calls a function of a test's file and leaves what it returned."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ def main(folder: Path, rank: int, count: int, seconds: float) -> None:
     spec.loader.exec_module(module)
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), count)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=seconds))
-    result = getattr(module, name)(rank, count, *arguments)
+    function = getattr(module, name)
+    backend = getattr(function, "backend", "gloo")  # what ranks with a GPU set
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timedelta(seconds=seconds))
+    result = function(rank, count, *arguments)
     (folder / f"result_{rank}.pickle").write_bytes(pickle.dumps(result))
     # One that leaves while others still talk to it would be an error of theirs.
     dist.barrier()

@@ -1,7 +1,8 @@
-"""torchrec's sharded tables on two ranks train the rows that one process does, whichever way they are cut."""
+"""torchrec's sharded tables on several ranks train the rows of one process, whichever way they are cut."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -80,11 +81,13 @@ def draw(configs: list[TableConfig], batch: int, first: int, last: int, seed: in
     )
 
 
-def train(tables: Tables, configs: list[TableConfig], rank: int, count: int, weighted: bool) -> list[torch.Tensor]:
+def train(
+    tables: Tables, configs: list[TableConfig], rank: int, count: int, weighted: bool, device: str = "cpu"
+) -> list[torch.Tensor]:
     """Trains on this rank's samples towards random targets, looking one batch ahead; gives what came out."""
     batches = []
     for step, batch in enumerate(BATCHES):
-        batches.append(draw(configs, batch, *share(batch, rank, count), step, weighted))
+        batches.append(draw(configs, batch, *share(batch, rank, count), step, weighted).to(torch.device(device)))
     width, outputs = sum(tables.feature_dims), []
     for step, batch in enumerate(BATCHES):
         first, last = share(batch, rank, count)
@@ -93,19 +96,25 @@ def train(tables: Tables, configs: list[TableConfig], rank: int, count: int, wei
         if step + 1 < STEPS:
             tables.prefetch(batches[step + 1])
         target = torch.from_numpy(np.random.default_rng(100 + step).normal(size=(batch, width))).float()[first:last]
-        ((pooled - target).square().sum() / batch).backward()
-        outputs.append(pooled.detach())
+        ((pooled - target.to(device)).square().sum() / batch).backward()
+        outputs.append(pooled.detach().cpu())
     return outputs
 
 
 def describe(tables: Tables) -> list[tuple[Any, ...]]:
     return [
-        (r.config.name, r.first_row, r.first_column, r.weight.clone(), {k: v.clone() for k, v in r.state.items()})
+        (
+            r.config.name,
+            r.first_row,
+            r.first_column,
+            r.weight.cpu().clone(),
+            {k: v.cpu().clone() for k, v in r.state.items()},
+        )
         for r in tables.rows()
     ]
 
 
-def train_ranks(rank: int, count: int) -> dict[str, tuple[Any, ...]]:
+def train_ranks(rank: int, count: int, device: str = "cpu") -> dict[str, tuple[Any, ...]]:
     """All runs in one process per rank: starting it takes longer than they do."""
     from embeddings.fbgemm.torchrec_tables import TorchrecTables
 
@@ -113,18 +122,18 @@ def train_ranks(rank: int, count: int) -> dict[str, tuple[Any, ...]]:
     for name, (optimizer, sharding, exchange, weighted) in RUNS.items():
         configs = configs_of(optimizer)
         plan = plan_of(configs, sharding, count)
-        tables = TorchrecTables(configs, plan=plan, seed=3, exchange=exchange)
+        tables = TorchrecTables(configs, plan=plan, device=device, seed=3, exchange=exchange)
         start = describe(tables)
-        outputs = train(tables, configs, rank, count, weighted)
+        outputs = train(tables, configs, rank, count, weighted, device)
         results[name] = (start, outputs, describe(tables), tables.notes)
     tables.eval()
     before = describe(tables)
-    tables(draw(configs, 4, *share(4, rank, count), 0, False))
+    tables(draw(configs, 4, *share(4, rank, count), 0, False).to(torch.device(device)))
     results["evaluated"] = (before, [], describe(tables), [])
     wrong = KeyedJaggedTensor(
         ["x", "y", "b", "c"], torch.tensor([1, 2, 3, 4 + 297 * (rank == 0)]), lengths=torch.ones(4).long()
     )
-    tables(wrong)
+    tables(wrong.to(torch.device(device)))
     try:
         tables.check_ids()
         results["wrong id"] = ("",)
@@ -133,33 +142,47 @@ def train_ranks(rank: int, count: int) -> dict[str, tuple[Any, ...]]:
     return results
 
 
-@pytest.fixture(scope="module")
-def on_two_ranks(run_ranks: Any, monkeypatch_module: pytest.MonkeyPatch) -> list[dict[str, tuple[Any, ...]]]:
-    monkeypatch_module.setenv("LOCAL_WORLD_SIZE", "2")
-    results: list[dict[str, tuple[Any, ...]]] = run_ranks(train_ranks, 2)
-    return results
+def train_on_gpus(rank: int, count: int) -> dict[str, tuple[Any, ...]]:
+    torch.cuda.set_device(rank)
+    return train_ranks(rank, count, "cuda")
 
 
-@pytest.fixture(scope="module")
-def monkeypatch_module() -> Any:
+train_on_gpus.backend = "cpu:gloo,cuda:nccl"  # type: ignore[attr-defined]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("cpu", 2),
+        pytest.param(("cuda", 1), marks=pytest.mark.gpu),
+        pytest.param(("cuda", 2), marks=pytest.mark.gpu),
+    ],
+    ids=["2 on the CPU", "1 GPU", "2 GPUs"],
+)
+def on_ranks(request: pytest.FixtureRequest, run_ranks: Any) -> Iterator[list[dict[str, tuple[Any, ...]]]]:
+    """What each rank saw of all runs."""
+    device, count = request.param
+    if device == "cuda" and torch.cuda.device_count() < count:
+        pytest.skip(f"needs {count} GPUs, found {torch.cuda.device_count()}")
     with pytest.MonkeyPatch.context() as patch:
-        yield patch
+        patch.setenv("LOCAL_WORLD_SIZE", str(count))
+        yield run_ranks(train_ranks if device == "cpu" else train_on_gpus, count)
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_two_ranks_train_the_rows_of_one_process(name, on_two_ranks):
+def test_ranks_train_the_rows_of_one_process(name, on_ranks):
     optimizer, _, exchange, weighted = RUNS[name]
-    close = {"rtol": 2e-2, "atol": 2e-3} if exchange == "fp16" else {"rtol": 1e-5, "atol": 1e-6}
+    close = {"rtol": 2e-2, "atol": 2e-3} if exchange == "fp16" else {"rtol": 1e-5, "atol": 2e-6}
     configs = configs_of(optimizer)
     whole = FbgemmTables(configs, seed=3)
     begun = {r.config.name: r.weight.clone() for r in whole.rows()}
     outputs = train(whole, configs, 0, 1, weighted)
     for step, pooled in enumerate(outputs):
-        parts = torch.cat([results[name][1][step] for results in on_two_ranks])
+        parts = torch.cat([results[name][1][step] for results in on_ranks])
         torch.testing.assert_close(parts, pooled, **close)
     wanted = {r.config.name: r for r in whole.rows()}
     held = dict.fromkeys(wanted, 0)
-    for results in on_two_ranks:
+    for results in on_ranks:
         starts, _, ends, _ = results[name]
         for (table, row, column, start, _), (_, _, _, end, state) in zip(starts, ends, strict=True):
             rectangle = slice(row, row + len(end)), slice(column, column + end.shape[1])
@@ -174,24 +197,23 @@ def test_two_ranks_train_the_rows_of_one_process(name, on_two_ranks):
     assert held == {name: rows.weight.numel() for name, rows in wanted.items()}
 
 
-def test_evaluation_changes_nothing_and_a_table_not_replicated_is_told(on_two_ranks):
-    for results in on_two_ranks:
+def test_evaluation_changes_nothing_and_a_table_not_replicated_is_told(on_ranks):
+    for results in on_ranks:
         before, _, after, _ = results["evaluated"]
         for (*_, rows, _), (*_, same, _) in zip(before, after, strict=True):
             assert torch.equal(rows, same)
         assert results["table_wise"][3] == []
         # the largest goes where the least lies so far
+        places = [0, 1, 1] if len(on_ranks) == 2 else [0, 0, 0]
         assert [note.split(" instead")[0] for note in results["replicated"][3]] == [
-            "table 'a': on rank 0",
-            "table 'b': on rank 1",
-            "table 'c': on rank 1",
+            f"table {table!r}: on rank {place}" for table, place in zip("abc", places, strict=True)
         ]
 
 
-def test_a_wrong_id_is_named_by_its_rank_after_all_have_looked_up(on_two_ranks):
-    told = [results["wrong id"][0] for results in on_two_ranks]
+def test_a_wrong_id_is_named_by_its_rank_after_all_have_looked_up(on_ranks):
+    told = [results["wrong id"][0] for results in on_ranks]
     assert told[0].startswith("feature 'c', row 0 of the batch: expected an id in [0, 301) for table 'c', got 301")
-    assert told[1] == ""
+    assert told[1:] == [""] * (len(on_ranks) - 1)
 
 
 def test_what_torchrec_cannot_hold_is_one_line():
