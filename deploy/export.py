@@ -71,7 +71,7 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
     """
     from safetensors import SafetensorError
 
-    from dlrm.training.table_state import as_parts
+    from dlrm.training.pieces import as_parts
 
     output = arguments.output
     if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +132,20 @@ def piece_of(tensor: Tensor, first: tuple[int, ...]) -> Piece:
         first=first,
         shape=tuple(tensor.shape),
         read=lambda start, stop: tensor[start:stop] if tensor.ndim else tensor,
+    )
+
+
+def as_parts(stored: Mapping[str, PartedTensor | Tensor]) -> Parts:
+    """Return stored tensors in parts; those of format 1 are whole."""
+    return Parts(
+        {
+            name: tensor
+            if isinstance(tensor, PartedTensor)
+            else PartedTensor(
+                shape=tuple(tensor.shape), dtype=tensor.dtype, pieces=(piece_of(tensor, (0,) * tensor.ndim),)
+            )
+            for name, tensor in stored.items()
+        }
     )
 
 

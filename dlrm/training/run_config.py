@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 
 from dlrm.config import TrainingConfig
-from dlrm.training.guards import find_tables
 from dlrm.training.run_log import finite
 
 CONFIG = "config.json"
@@ -24,6 +23,8 @@ MAY_CHANGE = (
 
 def describe_run(config: TrainingConfig, model: nn.Module, recipe: str) -> dict[str, Any]:
     """Return everything that decides what a run computes, as JSON has it."""
+    from dlrm.training.guards import find_tables  # here, as who only reads configurations needs no torchrec
+
     network = {
         "parameters": {name: list(parameter.shape) for name, parameter in model.named_parameters()},
         "tables": {table.name: asdict(table) for tables in find_tables(model) for table in tables.table_configs},

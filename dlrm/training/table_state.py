@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from dlrm.config import ResizedTables
-from dlrm.training.pieces import PartedTensor, Parts, piece_of
+from dlrm.training.pieces import PartedTensor, Parts, as_parts, piece_of
 from embeddings.interface import TableRows, Tables
 from embeddings.tables import TableConfig
 
@@ -42,20 +42,6 @@ def take_tables(model: nn.Module) -> Parts:
                 pieces=tuple(piece_of(tensor, first) for tensor, first, _ in held),
             )
             for name, held in found.items()
-        }
-    )
-
-
-def as_parts(stored: Mapping[str, PartedTensor | Tensor]) -> Parts:
-    """Return stored tables in parts, also those of format 1, which were tensors."""
-    return Parts(
-        {
-            name: tensor
-            if isinstance(tensor, PartedTensor)
-            else PartedTensor(
-                shape=tuple(tensor.shape), dtype=tensor.dtype, pieces=(piece_of(tensor, (0,) * tensor.ndim),)
-            )
-            for name, tensor in stored.items()
         }
     )
 

@@ -449,7 +449,6 @@ DYING = textwrap.dedent(
     def die_at(operation):
         left = [operation]
         def count(event, arguments):
-            # By a path, or by the descriptor of a file that is synced.
             if any(isinstance(a, (str, os.PathLike)) and ".writing-" in os.fspath(a) for a in arguments):
                 left[0] -= 1
                 if not left[0]:
