@@ -157,6 +157,8 @@ def _enough_ranks(task: PlanTask) -> int | None:
 
     low = task.setting.ranks // per_node
     high = max(low + 1, math.ceil(cut / (memory - copied) / per_node))
+    if high * per_node > MOST_RANKS or not (fits(high) or fits(MOST_RANKS // per_node)):
+        return None
     while not fits(high):
         low, high = high, high + max(1, high - low)
         if high * per_node > MOST_RANKS:

@@ -102,10 +102,13 @@ def count_of(count: int, noun: str) -> str:
 
 def format_bytes(count: float, *, up: bool = False) -> str:
     """Write bytes with three digits, in powers of 1,000; ``up`` never writes less than there are."""
-    unit, name = next(
-        ((size, name) for name, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= size),
-        (1.0, "bytes"),
-    )
-    scale = unit / 10 ** (3 - len(str(int(count / unit)))) if unit > 1 else 1.0
-    number = (math.ceil(count / scale) if up else round(count / scale)) * scale / unit
-    return f"{number:.3g} {name}" if unit > 1 else f"{count:.0f} bytes"
+    if count < 1000:
+        return f"{math.ceil(count) if up else count:.0f} bytes"
+    units = (("kB", 10**3), ("MB", 10**6), ("GB", 10**9), ("TB", 10**12))
+    for name, size in units:
+        digits = max(0, 3 - len(str(int(count / size))))
+        steps = count / (size // 10**digits)
+        number = (math.ceil(steps) if up else round(steps)) / 10**digits
+        if number < 1000:
+            break
+    return f"{number:.{digits}f}".rstrip("0").rstrip(".") + f" {name}" if digits else f"{number:.0f} {name}"
