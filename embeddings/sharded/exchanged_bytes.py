@@ -17,6 +17,7 @@ Batch = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]  # feature -> its ids [n
 
 _NUMBER_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 _COUNT_BYTES, _SUM_BYTES, _WORD_BYTES = 8, 8, 4
+_MOST_NARROW = 1 << 31  # rows that ids of 4 bytes count
 
 
 class _Piece(NamedTuple):
@@ -41,10 +42,10 @@ def expected_bytes(
 
     A bag asks each shard that holds rows of its ids for one vector of as many numbers as the shard has columns, and
     returns one gradient for it. For that it sends the ids, their weights if any, and how many there are where some bag
-    asks the shard for more than one. Each rank tells each other rank two counts per shard and feature, and two more.
-    A replicated table's summed gradients and counts enter an all-reduce. Optimizers that need sums over a split row
-    send 8 bytes for each, for each touched row, to the ranks that hold the row's other columns; of a split table, two
-    sums enter an all-reduce in each round.
+    asks the shard for more than one: 4 bytes each, but 8 for an id where some shard has more than 2**31 rows. Each rank
+    tells each other rank two counts per shard and feature, and two more. A replicated table's summed gradients and
+    counts enter an all-reduce. Optimizers that need sums over a split row send 8 bytes for each, for each touched row,
+    to the ranks that hold the row's other columns; of a split table, two sums enter an all-reduce in each round.
 
     Args:
         configs: The tables.
@@ -56,6 +57,8 @@ def expected_bytes(
     sent = [{"ids": 0, "rows": 0, "gradients": 0, "sums": 0} for _ in batches]
     number, scale = _NUMBER_BYTES[exchange], 2 if exchange == "fp16" else 0
     pieces = _pieces(configs, plan)
+    is_wide = any(piece.last_row - piece.first_row > _MOST_NARROW for piece in pieces)
+    id_bytes = _WORD_BYTES * (1 + is_wide + weighted)
     for asker, batch in enumerate(batches):
         for holder in {*range(plan.ranks)} - {asker}:
             numbers, counts = 0, 2
@@ -64,9 +67,7 @@ def expected_bytes(
                     cells, ids = _count(batch[feature], piece)
                     counts += 2
                     numbers += cells * piece.columns
-                    sent[asker]["ids"] += ids * (_WORD_BYTES + _WORD_BYTES * weighted) + _WORD_BYTES * cells * (
-                        ids > cells
-                    )
+                    sent[asker]["ids"] += ids * id_bytes + _WORD_BYTES * cells * (ids > cells)
             sent[asker]["ids"] += _COUNT_BYTES * counts
             sent[asker]["gradients"] += numbers * number + scale * (numbers > 0)
             sent[holder]["rows"] += numbers * number + scale * (numbers > 0)

@@ -139,7 +139,8 @@ class NetworkExchange:
         _send_words(received, words, arriving_words, leaving_words)
         for numbers, message in zip(arriving.split(arriving_sizes), received.split(arriving_words), strict=True):
             if len(message):
-                torch.mul(message[1:], 2.0 ** -float(message[0]), out=numbers)
+                # In float32: what is small once it is scaled back would be 0 in float16.
+                numbers.copy_(message[1:]).mul_(2.0 ** -float(message[0]))
         return words.nbytes
 
 
