@@ -14,6 +14,22 @@ KERNEL_TYPES = {"fp32": torch.float32, "fp16": torch.float16}
 """Types of rows that fbgemm trains."""
 
 
+def check_build(device: torch.device) -> None:
+    """Checks that the fbgemm at hand is built for the device.
+
+    Raises:
+        ValueError: When it is the build without CUDA, whose kernels would be missing at the first batch.
+    """
+    import fbgemm_gpu
+
+    variant = getattr(fbgemm_gpu, "__variant__", "cuda")
+    if device.type == "cuda" and variant != "cuda":
+        raise ValueError(
+            f"kernel 'fbgemm': expected fbgemm's build for CUDA on device {str(device)!r}, got that for {variant}; "
+            "`recforge doctor --fix` installs it"
+        )
+
+
 def check_supported(config: TableConfig, device: torch.device) -> None:
     """Checks that fbgemm trains a table as its configuration says.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from typing_extensions import override
 
-from embeddings.fbgemm.fbgemm_settings import check_supported, counts_updates, kernel_settings, state_names
+from embeddings.fbgemm.fbgemm_settings import check_build, check_supported, counts_updates, kernel_settings, state_names
 from embeddings.fbgemm.late_check import LateCheck, read_features, take_keys
 from embeddings.initial_rows import initial_rows
 from embeddings.interface import TableRows, Tables
@@ -53,6 +53,7 @@ class FbgemmTables(Tables):
     def __init__(self, configs: Sequence[TableConfig], *, device: torch.device | str = "cpu", seed: int = 0) -> None:
         super().__init__(configs)
         self.device = torch.device(device)
+        check_build(self.device)
         for config in configs:
             check_supported(config, self.device)
         # Not registered as submodules: fbgemm's weights are parameters, which the dense optimizer must not find.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from typing_extensions import override
 
-from embeddings.fbgemm.fbgemm_settings import check_supported, counts_updates, kernel_settings, state_names
+from embeddings.fbgemm.fbgemm_settings import check_build, check_supported, counts_updates, kernel_settings, state_names
 from embeddings.fbgemm.fbgemm_tables import count_updates, set_updates
 from embeddings.fbgemm.late_check import LateCheck, read_features
 from embeddings.fbgemm.torchrec_plan import fit_plan, parameter_sharding
@@ -71,6 +71,7 @@ class TorchrecTables(Tables):
             # torchrec compares devices, and one without a number equals none of its own.
             self.device = torch.device("cuda", torch.cuda.current_device())
         plan.check(configs)
+        check_build(self.device)
         for config in configs:
             check_supported(config, self.device)
         _check_process(plan, self.device, exchange)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 
@@ -20,6 +21,62 @@ def make(number: int) -> Batch:
 
 def arrive(batch: Batch) -> _Arrival:
     return _Arrival(batch, None)
+
+
+class Watched(Batch):
+    """Writes down what is done to it on its way to a GPU."""
+
+    deeds: list[str]
+
+    def pin_memory(self) -> Watched:
+        self.deeds.append(f"pin, knowing {self.sparse.length_per_key_or_none()}")
+        return self
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Watched:
+        self.deeds.append(f"copy to {device}" + (" and go on" if non_blocking else ""))
+        return self
+
+    def record_stream(self, stream: object) -> None:
+        self.deeds.append(f"keep for {stream}")
+
+
+class Stream(str):
+    """A stream of a GPU that is not there."""
+
+    def wait_event(self, event: Event) -> None:
+        event.deeds.append(f"{self} waits for {event.told}")
+
+
+class Event:
+    """Something on a stream that others may wait for."""
+
+    deeds: list[str]
+    told = "nothing"
+
+    def record(self, stream: Stream) -> None:
+        self.told = f"what {stream} does"
+        self.deeds.append(f"{stream} tells when")
+
+
+def test_a_copy_is_made_beside_the_computation_and_waited_for_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    deeds: list[str] = []
+    monkeypatch.setattr(Watched, "deeds", deeds, raising=False)
+    monkeypatch.setattr(Event, "deeds", deeds, raising=False)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("copying"))
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("computing"))
+    plain = make(3)
+    batch = Watched(dense=plain.dense, sparse=plain.sparse, labels=plain.labels, rows=plain.rows)
+    (given,) = copy_ahead(iter([batch]), torch.device("cuda", 1))
+    assert given is batch
+    assert deeds == [
+        "pin, knowing [1]",
+        "copy to cuda:1 and go on",
+        "copying tells when",
+        "computing waits for what copying does",
+        "keep for computing",
+    ]
 
 
 def names_of_threads() -> list[str]:

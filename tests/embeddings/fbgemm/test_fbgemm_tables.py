@@ -55,6 +55,12 @@ def test_what_fbgemm_cannot_do_is_refused(settings, device, said):
         check_supported(replace(TABLE, **settings), device)
 
 
+def test_the_build_without_cuda_is_refused_on_cuda(monkeypatch):
+    monkeypatch.setattr("fbgemm_gpu.__variant__", "cpu")
+    with pytest.raises(ValueError, match=r"^kernel 'fbgemm': expected fbgemm's build for CUDA on device 'cuda', got"):
+        FbgemmTables([TABLE], device="cuda")
+
+
 @pytest.mark.parametrize(
     ("optimizer", "kind", "names", "more"),
     [
