@@ -28,7 +28,7 @@ from dlrm.planning.measurement import count_cores
 from embeddings.planning.machine import CPU, Link, Machine, RowRate
 
 COUNTS = (1, 2, 4)
-SECONDS = 180.0
+SECONDS = 300.0
 LEAST_LATENCY = 1e-6
 
 
@@ -49,7 +49,9 @@ def run_probe(task: ProbeTask) -> Findings:
         try:
             codes = [rank.wait(SECONDS) for rank in ranks]
         except subprocess.TimeoutExpired as error:
-            raise ValueError(f"--calibrate: expected {task.ranks} ranks to end within {SECONDS:.0f} s") from error
+            raise ValueError(
+                f"--calibrate: expected {task.ranks} ranks to end within {SECONDS:.0f} s; measure again when this machine is idle"
+            ) from error
         finally:
             for rank in ranks:
                 rank.kill()
@@ -63,16 +65,18 @@ def run_probe(task: ProbeTask) -> Findings:
 
 
 def fit_machine(found: dict[int, Findings]) -> Machine:
-    """Fit a machine to what 1 rank and more have measured."""
-    alone, cores = found[1].rates, count_cores()
+    """Fit a machine to what 1 rank and more have measured; where rates were left out, nothing is."""
+    cores = count_cores()
+    rates = {ranks: findings.rates for ranks, findings in sorted(found.items()) if findings.rates is not None}
+    alone = rates[1]
     # Ranks that share cores wait for one another: what they find says less than that they share.
-    slowdowns = [(ranks, _slowdown(alone, f.rates)) for ranks, f in sorted(found.items()) if ranks <= cores]
+    slowdowns = [(ranks, _slowdown(alone, its)) for ranks, its in rates.items() if ranks <= cores]
     machine = replace(
         fit_rates(alone),
         slowdowns=tuple((ranks, max(1.0, factor)) for ranks, factor in slowdowns),
         cores_per_node=cores,
     )
-    several = {ranks: findings for ranks, findings in found.items() if 1 < ranks <= max(cores, 2)}
+    several = {ranks: findings for ranks, findings in found.items() if findings.all_to_all}
     factors = {ranks: machine.link_slowdown(ranks) for ranks in several}
     exchanges = [(n, size, t / factors[n]) for n, f in several.items() for size, t in f.all_to_all]
     sums = [(n, size, t / factors[n]) for n, f in several.items() for size, t in f.all_reduce]

@@ -89,6 +89,8 @@ def _probe(dataset: Dataset, run: RunConfig, plan: ShardingPlan) -> Findings:
                 run=run,
                 plan=plan if plan.ranks > 1 else None,
                 ranks=plan.ranks,
+                # What is fitted: one rank, as many as have cores of their own, and two in any case, for their link.
+                steps_only=plan.ranks > max(2, count_cores()),
             )
         )
 

@@ -46,6 +46,7 @@ class ProbeTask:
         run: the recipe.
         plan: None for one rank.
         ranks: number of ranks.
+        steps_only: whether links and rates are left out.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class ProbeTask:
     run: RunConfig
     plan: ShardingPlan | None
     ranks: int
+    steps_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ class Findings:
     """What ranks have measured together, in seconds.
 
     Attributes:
-        rates: of one rank while the others do the same.
+        rates: of one rank while the others do the same; None where they were left out.
         all_to_all: by bytes that each rank sends, its own part among them.
         all_reduce: by bytes.
         step: of a training step.
@@ -68,7 +70,7 @@ class Findings:
         tiny_step: of one with a batch of ``TINY_BATCH`` samples; 0 where it was not measured.
     """
 
-    rates: Rates
+    rates: Rates | None
     all_to_all: tuple[tuple[int, float], ...]
     all_reduce: tuple[tuple[int, float], ...]
     step: float

@@ -41,10 +41,11 @@ def main(argv: Sequence[str]) -> None:
     if task.ranks > 1:
         meeting = f"file://{task.folder / 'store'}"
         dist.init_process_group("gloo", meeting, rank=ranks.rank, world_size=task.ranks, timeout=TIMEOUT)
-    links = ((), ()) if task.ranks == 1 else (_measure_all_to_all(ranks), _measure_all_reduce())
+    single = task.ranks == 1 or task.steps_only
+    links = ((), ()) if single else (_measure_all_to_all(ranks), _measure_all_reduce())
     steps = _measure_steps(task, ranks, task.run.step.global_batch_size)
     findings = Findings(
-        rates=measure_rates(ranks),
+        rates=None if task.steps_only else measure_rates(ranks),
         all_to_all=links[0],
         all_reduce=links[1],
         step=quiet_seconds(steps),

@@ -109,6 +109,8 @@ def format_bytes(count: float, *, up: bool = False) -> str:
         digits = max(0, 3 - len(str(int(count / size))))
         steps = count / (size // 10**digits)
         number = (math.ceil(steps) if up else round(steps)) / 10**digits
+        text = f"{number:.{digits}f}"
+        written = f"{text.rstrip('0').rstrip('.') if digits else text} {name}"
         if number < 1000:
             break
-    return f"{number:.{digits}f}".rstrip("0").rstrip(".") + f" {name}" if digits else f"{number:.0f} {name}"
+    return written
