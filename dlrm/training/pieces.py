@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 1 << 24  # read at a time: large enough for a disk, small beside a rank's memory
+BLOCK_BYTES = 1 << 22  # read at a time: large enough for a disk, small beside a rank's memory
 
 
 @dataclass(frozen=True, kw_only=True)
