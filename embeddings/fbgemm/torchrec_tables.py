@@ -67,7 +67,7 @@ class TorchrecTables(Tables):
     ) -> None:
         super().__init__(configs)
         self.device = torch.device(device)
-        if self.device.type == "cuda" and self.device.index is None:
+        if self.device == torch.device("cuda"):
             # torchrec compares devices, and one without a number equals none of its own.
             self.device = torch.device("cuda", torch.cuda.current_device())
         plan.check(configs)
