@@ -12,6 +12,7 @@ from torch import Tensor
 from embeddings.initial_rows import initial_rows, random_stream
 from embeddings.kernels.sixteen_bit_kernels import Rounding, Rows
 from embeddings.kernels.update_kernels import UpdateSettings
+from embeddings.local.row_memory import zero_rows
 from embeddings.local.row_updates import make_state, row_update, settings_of
 from embeddings.row_optimizers import RowLamb
 from embeddings.tables import ROW_TYPES, TableConfig
@@ -19,6 +20,7 @@ from embeddings.tables import ROW_TYPES, TableConfig
 Floats = NDArray[np.float32]
 
 _NO_STATE = np.empty((0, 1), np.float32)
+_NUMBERS_DRAWN = 1 << 20
 
 
 class RowsPart(NamedTuple):
@@ -52,17 +54,28 @@ class HeldPart:
         self.part = part
         self.update = row_update(config.optimizer)
         self.mean = config.pooling == "mean"
-        rows = initial_rows(
-            config,
-            seed=seed,
-            first_row=part.first_row,
-            num_rows=part.num_rows,
-            first_column=part.first_column,
-            num_columns=part.num_columns,
+        self.weight: Tensor = zero_rows(
+            part.num_rows, part.num_columns, dtype=getattr(torch, ROW_TYPES[config.row_type])
         )
-        self.weight: Tensor = rows.to(getattr(torch, ROW_TYPES[config.row_type]))
+        self._draw_rows(seed)
         self.state = make_state(config, part.num_rows, part.num_columns)
         self._seed = seed
+
+    def _draw_rows(self, seed: int) -> None:
+        # Some at a time, so that there is never a second table in memory.
+        part, step = self.part, max(1, _NUMBERS_DRAWN // self.part.config.dim)
+        for first in range(0, part.num_rows, step):
+            some = self.weight[first : first + step]
+            some.copy_(
+                initial_rows(
+                    part.config,
+                    seed=seed,
+                    first_row=part.first_row + first,
+                    num_rows=some.shape[0],
+                    first_column=part.first_column,
+                    num_columns=part.num_columns,
+                )
+            )
 
     @property
     def has_all_columns(self) -> bool:

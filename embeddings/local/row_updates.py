@@ -10,6 +10,7 @@ from torch import Tensor
 
 from embeddings.kernels import moment_kernels, update_kernels
 from embeddings.kernels.update_kernels import UpdateSettings
+from embeddings.local.row_memory import zero_rows
 from embeddings.row_optimizers import RowAdagrad, RowAdam, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad
 from embeddings.tables import TableConfig
 
@@ -56,7 +57,7 @@ def make_state(config: TableConfig, num_rows: int, num_columns: int) -> dict[str
         is_per_row = (name == "sum_of_squares" and isinstance(optimizer, RowWiseAdagrad)) or (
             name == "second_moment" and isinstance(optimizer, RowLamb) and optimizer.partial
         )
-        state[name] = torch.zeros(num_rows) if is_per_row else torch.zeros(num_rows, num_columns)
+        state[name] = zero_rows(num_rows) if is_per_row else zero_rows(num_rows, num_columns)
     if isinstance(optimizer, RowAdam | RowLamb) or config.row_type != "fp32":
         state["updates"] = torch.zeros((), dtype=torch.float64)
     return state
