@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ def run_train(argv: list[str]) -> int:
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     place = Place.from_environment()
     place.end_with_launcher()
+    place.keep_torch_quiet()
     with OneVoice(place) as voice:
         recipe = find_recipe(argv[0])
         program = f"recforge train {argv[0]}"
@@ -66,17 +68,18 @@ def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | Non
     if config.step.compile:
         check_compile(device, cuda_graphs=config.step.cuda_graphs)
     settings = {setting: value for setting, value in leaves(asdict(config)) if setting.split(".")[0] not in OWN}
-    with join_ranks(place, device, settings, hang_timeout_seconds=limit) as group:
-        voice.store = group.store if place.count > 1 else None
-        with HangWatch(group, voice, timeout_seconds=limit) as watch:
-            output = config.output or Path(group.keep_name("output", _name_run(name)))
-            if place.rank == 0:
-                lines = describe_step(config.step, device, torch.get_num_threads(), ranks_on_machine=place.per_node)
-                for line in [f"run {output}", *lines]:
-                    print(f"recforge: {line}", file=sys.stderr)
-            with watch.stage(PREPARING):
-                dataset = _provide(recipe, config, group)
-            return _fit(name, config, output, dataset, group, watch)
+    with (
+        join_ranks(place, device, settings, hang_timeout_seconds=limit, on_meeting=voice.share) as group,
+        HangWatch(group, voice, timeout_seconds=limit) as watch,
+    ):
+        output = config.output or Path(group.keep_name("output", _name_run(name)))
+        if place.rank == 0:
+            lines = describe_step(config.step, device, torch.get_num_threads(), ranks_on_machine=place.per_node)
+            for line in [f"run {output}", *lines]:
+                print(f"recforge: {line}", file=sys.stderr)
+        with watch.stage(PREPARING):
+            dataset = _provide(recipe, config, group)
+        return _fit(name, config, output, dataset, group, watch)
 
 
 def _fit(
@@ -146,13 +149,19 @@ def _plan(config: RunConfig, dataset: Dataset, group: Group, device: str) -> Sha
         global_batch_size=config.step.global_batch_size,
     )
     (least,) = min(ranks.gather_numbers([memory_for_tables(device, ranks.per_node)]))
-    return plan_run(tables, config.parallel, setting, memory_bytes=choose_memory(config.parallel, int(least)))
+    plan = plan_run(tables, config.parallel, setting, memory_bytes=choose_memory(config.parallel, int(least)))
+    if ranks.is_first:
+        kinds = Counter(table.sharding for table in plan.tables)
+        counts = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+        print(f"recforge: tables over {ranks.count} ranks: {counts} (`recforge plan` says why)", file=sys.stderr)
+    return plan
 
 
 def _launch(argv: list[str], config: RunConfig) -> int:
     """Start this command on several ranks, which share a folder through all restarts."""
-    from dlrm.training.launch import launch_ranks
+    from dlrm.training.launch import check_room, launch_ranks
 
+    check_room(config.ranks or 1)
     output = [] if config.output is not None else ["--output", _name_run(argv[0])]
     program = ["-m", "dlrm", "train", *argv, *output]
     return launch_ranks(program, ranks=config.ranks or 1, max_restarts=config.max_restarts)

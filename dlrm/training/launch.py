@@ -22,7 +22,23 @@ from dlrm.cli import ERROR, INTERRUPTED
 from dlrm.training.one_voice import say_apart
 
 STOP_SECONDS = 600  # that ranks may take to save their state when they are asked to stop
+BYTES_OF_A_RANK = 300_000_000  # of its own, with torch loaded and no table yet
 FINAL = (ERROR, INTERRUPTED)  # statuses that another start would not change
+
+
+def check_room(ranks: int) -> None:
+    """Check that this machine's memory holds so many processes at all.
+
+    Raises:
+        ValueError: it does not.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    most = max(1, memory // BYTES_OF_A_RANK)
+    if ranks > most:
+        raise ValueError(
+            f"--ranks {ranks}: expected at most {most} in {memory / 1e9:.1f} GB of memory, as each takes "
+            f"{BYTES_OF_A_RANK / 1e9:g} GB before any table"
+        )
 
 
 def launch_ranks(program: Sequence[str], *, ranks: int, max_restarts: int) -> int:

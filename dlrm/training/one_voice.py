@@ -62,6 +62,10 @@ class OneVoice:
             ) from error
         raise RuntimeError(f"rank {self.place.rank}: {type(error).__name__}: {message}") from error
 
+    def share(self, store: Store) -> None:
+        """Settle who speaks through a store that all ranks see, from now on."""
+        self.store = store
+
     def claim(self, status: int, store: Store | None = None) -> int | None:
         """Ask to speak for all ranks, which end with `status`; return another's status if it has spoken already.
 
@@ -73,15 +77,15 @@ class OneVoice:
         if store is not None:
             try:
                 first = store.compare_set(SAID, "", mine).decode()
-            except RuntimeError:  # who kept the store may have gone; then better twice than not at all
-                return None
-            return None if first == mine else int(first.split()[1])
+                return None if first == mine else int(first.split()[1])
+            except RuntimeError:  # who kept the store may have gone
+                pass
         if self.place.notes is not None:
             try:
                 (self.place.notes / SAID).open("x").close()
             except FileExistsError:
                 return status
-            except OSError:
+            except OSError:  # better twice than not at all
                 return None
         return None
 

@@ -66,6 +66,11 @@ class Place:
             notes=Path(error_file).parents[1] if error_file else None,
         )
 
+    def keep_torch_quiet(self) -> None:
+        """Keep back what torch's own code prints of every connection that breaks, with its stack; call before it."""
+        if self.is_launched and os.environ.get("RECFORGE_TRACEBACK") != "1":
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
     def end_with_launcher(self) -> None:
         """Have the system ask this process to stop when its launcher dies, whom nobody would replace."""
         if self.has_agent and sys.platform == "linux":

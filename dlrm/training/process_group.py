@@ -73,7 +73,12 @@ class Group:
 
 @contextlib.contextmanager
 def join_ranks(
-    place: Place, device: torch.device, settings: Mapping[str, object], *, hang_timeout_seconds: float
+    place: Place,
+    device: torch.device,
+    settings: Mapping[str, object],
+    *,
+    hang_timeout_seconds: float,
+    on_meeting: Callable[[Store], None] = lambda store: None,
 ) -> Iterator[Group]:
     """Meet the other ranks, check that they are alike, and start the process group; leave it at the end.
 
@@ -82,6 +87,7 @@ def join_ranks(
         device: where it trains; on CUDA the process gets the GPU of its place on its machine.
         settings: what must be the same on all ranks.
         hang_timeout_seconds: a collective call fails some time after it, so that a watch may tell the reason before.
+        on_meeting: is given the store as soon as several ranks have met, before they are compared.
 
     Raises:
         ValueError: ranks differ in versions or settings, some do not come, or there are too few GPUs.
@@ -94,6 +100,7 @@ def join_ranks(
     whole = open_store(place)
     prefix = meet(whole, place)
     store = PrefixStore(prefix, whole)
+    on_meeting(store)
     check_alike(store, place, describe_software() | {"device": device.type}, SAME_SOFTWARE)
     check_alike(store, place, {**settings, "ranks per machine": place.per_node}, SAME_FLAGS)
     dist.init_process_group(

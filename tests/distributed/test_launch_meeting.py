@@ -12,6 +12,7 @@ from torch._C._distributed_c10d import HashStore
 
 from dlrm.cli import Command, run
 from dlrm.training import one_voice
+from dlrm.training.launch import check_room
 from dlrm.training.one_voice import OneVoice
 from dlrm.training.place import Place
 from dlrm.training.process_group import check_alike, leave, meet
@@ -95,6 +96,14 @@ def test_place_is_read_from_what_torchrun_sets(tmp_path):
         Place.from_environment(given | {"WORLD_SIZE": "many"})
 
 
+def test_more_ranks_than_memory_holds_are_refused_before_any_starts():
+    check_room(2)
+    with pytest.raises(
+        ValueError, match=r"--ranks 1000000: expected at most \d+ in [\d.]+ GB of memory, as each takes"
+    ):
+        check_room(1_000_000)
+
+
 def speak(capsys, monkeypatch, errors, *, store=None, notes=None):
     """Let ranks fail one after the other, as commands; return their statuses and what they print."""
     monkeypatch.delenv("RECFORGE_TRACEBACK", raising=False)
@@ -134,6 +143,20 @@ def test_ranks_that_lose_their_connections_leave_the_word_to_the_one_that_failed
     (line,) = lines
     assert line.startswith("recforge: error: rank 0 lost its connection to another rank")
     assert line.endswith("Connection closed by peer [127.0.0.1]:17391")
+
+
+class LostStore:
+    """A store whose keeper has been killed."""
+
+    def compare_set(self, key, expected, desired):
+        raise dist.DistNetworkError("Broken pipe")
+
+
+def test_ranks_whose_store_has_gone_still_speak_once_on_each_machine(capsys, monkeypatch, tmp_path):
+    stop = KeyboardInterrupt("and saved after 64 samples")
+    statuses, lines = speak(capsys, monkeypatch, [stop, stop], store=LostStore(), notes=tmp_path)
+    assert statuses == [130, 130]
+    assert lines == ["recforge: error: interrupted and saved after 64 samples"]
 
 
 def test_what_nobody_expected_is_told_by_its_kind(capsys, monkeypatch):
