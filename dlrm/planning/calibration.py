@@ -50,7 +50,8 @@ def run_probe(task: ProbeTask) -> Findings:
             codes = [rank.wait(SECONDS) for rank in ranks]
         except subprocess.TimeoutExpired as error:
             raise ValueError(
-                f"--calibrate: expected {task.ranks} ranks to end within {SECONDS:.0f} s; measure again when this machine is idle"
+                f"--calibrate: expected {task.ranks} ranks to end within {SECONDS:.0f} s; measure again when this "
+                "machine is idle"
             ) from error
         finally:
             for rank in ranks:
