@@ -26,12 +26,12 @@ class ShardedTables(AskingTables):
     in training, and ``prefetch`` are collective calls: every rank makes them in the same order, with a batch of no
     samples where it has none left.
 
-    The exchange is flat: each rank that holds rows of a bag sends the sum over its own rows to the rank that asked, also
-    where it shares a machine with others that hold rows of the same bag (``table_row_wise``, ``grid``, ``row_wise``). An
-    exchange in two stages would add these up on their machine and send one vector. So a bag whose ids lie on ``k`` ranks
-    of another machine costs ``k`` vectors between the machines instead of 1, each way: the same with one id per bag, and
-    up to the number of ranks per machine, or of ids per bag, times as many bytes with more. What that comes to is in
-    ``exchanged_bytes`` and in the plan's predictions.
+    The exchange is flat: each rank that holds rows of a bag sends the sum over its own rows to the rank that asked,
+    also where it shares a machine with others that hold rows of the same bag (``table_row_wise``, ``grid``,
+    ``row_wise``). An exchange in two stages would add these up on their machine and send one vector. So a bag whose ids
+    lie on ``k`` ranks of another machine costs ``k`` vectors between the machines instead of 1, each way: the same with
+    one id per bag, and with more at most as many times the bytes as a machine has ranks, or a bag ids. What that comes
+    to is in ``exchanged_bytes`` and in the plan's predictions.
 
     Args:
         configs: The tables.
