@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
@@ -16,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dlrm.training.atomic_folder import publish, remove_folder, share_folder
+from dlrm.training.atomic_folder import publish, share_folder
 from dlrm.training.checkpoint_folder import (
     complete_checkpoint,
     own_part,
@@ -25,23 +23,20 @@ from dlrm.training.checkpoint_folder import (
     write_rank_files,
 )
 from dlrm.training.finite_state import check_finite
+from dlrm.training.kept_checkpoints import (
+    CheckpointInfo,
+    describe_checkpoint,
+    find_checkpoints,
+    free_name,
+    list_checkpoints,
+    remove_old,
+    say_what_remains,
+    was_saved,
+)
 from dlrm.training.manifest import DamagedCheckpointError, Manifest, read_manifest, verify_files
 from dlrm.training.ranks import ALONE, Ranks
 from dlrm.training.shared_saves import SharedSaves
 from dlrm.training.state_tree import FlatState, flatten
-
-NAME = re.compile(r"samples-(\d{12,})(?:\.(\d+))?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointInfo:
-    """What a checkpoint says of itself."""
-
-    folder: Path
-    samples: int
-    metric: float | None
-    is_best: bool
-    bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +130,7 @@ class CheckpointStore:
         if self._awaited_samples is not None:
             awaited, self._awaited_samples = self._awaited_samples, None
             if not self.ranks.is_first:
-                self._shared.wait_for_checkpoint(self._saves, lambda save: self._is_there(save, awaited))
+                self._shared.wait_for_checkpoint(self._saves, lambda save: was_saved(self.folder, save, awaited))
 
     def restore_latest(self) -> Restored | None:
         """Read the newest checkpoint whose checksums hold; None if there is none at all.
@@ -162,15 +157,11 @@ class CheckpointStore:
         """
         manifest = self._read_manifest(folder)
         self._raise_damage(folder, manifest)
-        return Restored(state=read_state(folder, manifest, self.ranks.rank), info=_describe(folder, manifest))
+        return Restored(state=read_state(folder, manifest, self.ranks.rank), info=describe_checkpoint(folder, manifest))
 
     def list(self) -> tuple[CheckpointInfo, ...]:
         """Return what there is, newest first, going by manifests alone; one without a readable manifest is left out."""
-        infos = []
-        for folder in self._folders():
-            with suppress(DamagedCheckpointError):
-                infos.append(_describe(folder, read_manifest(folder)))
-        return tuple(infos)
+        return list_checkpoints(self.folder)
 
     def _copy(self, tensors: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
         before, self._copies = self._copies, {}
@@ -207,19 +198,19 @@ class CheckpointStore:
         except ValueError as error:
             if str(error).startswith("rank "):
                 raise  # another one's, who told it
-            told = f"{failure}: {error}; {self._what_remains()}"
+            told = f"{failure}: {error}; {say_what_remains(self.folder)}"
             self._shared.tell_failure(self._saves, told)
             raise ValueError(told) from None
         except (OSError, SafetensorError) as error:
             self._shared.raise_failure(self._saves)  # which may be why the folder has gone
             told = (
                 f"{failure} ({error}): expected {needed:,} bytes of room at {self.folder}, got "
-                f"{_free_bytes(self.folder):,}; make room or choose another --output; {self._what_remains()}"
+                f"{_free_bytes(self.folder):,}; make room or choose another --output; {say_what_remains(self.folder)}"
             )
             self._shared.tell_failure(self._saves, told)
             raise ValueError(told) from error
         if self.ranks.is_first:
-            self._remove_old()
+            remove_old(self.folder, self.keep_last, self._damaged)
 
     def _write_files(self, state: FlatState, needed: int, **described: Any) -> None:
         save, rank = self._saves, self.ranks.rank
@@ -234,24 +225,15 @@ class CheckpointStore:
                     return
                 ranks = [written, *self._shared.wait_for_files(save)]
                 complete_checkpoint(folder, state, ranks, save=self._shared.name(save), **described)
-                publish(folder, self._free_name(described["samples"]))
+                publish(folder, free_name(self.folder, described["samples"]))
             finally:
                 if not rank:
                     shutil.rmtree(folder, ignore_errors=True)
 
-    def _is_there(self, save: str, samples: int) -> bool:
-        """Whether the checkpoint of a save is there, on a rank which had a part in it."""
-        for folder in self._folders():
-            if _age(folder)[0] == samples:
-                with suppress(DamagedCheckpointError):
-                    if read_manifest(folder).save == save:
-                        return True
-        return False
-
     def _restore(self, *, best: bool) -> Restored | None:
         self.wait()
         skipped = []
-        for name in self.ranks.object_from_first([folder.name for folder in self._folders()]):
+        for name in self.ranks.object_from_first([folder.name for folder in find_checkpoints(self.folder)]):
             folder = self.folder / name
             try:
                 if best and not self._read_manifest(folder).is_best:
@@ -297,50 +279,6 @@ class CheckpointStore:
         except DamagedCheckpointError as error:
             damage = error
         self.ranks.raise_any(damage)
-
-    def _remove_old(self) -> None:
-        """Remove all but the last ones and the best; of those that cannot be read, what is newer stays too."""
-        readable = [info for info in self.list() if info.folder not in self._damaged]
-        newest = {info.samples: info.folder for info in reversed(readable)}
-        last = sorted(newest.values(), key=_age)[-self.keep_last :]
-        best = next((info.folder for info in readable if info.is_best), None)
-        unreadable = set(self._folders()) - {info.folder for info in readable}
-        spared = {folder for folder in unreadable if _age(folder) > _age(last[0])}
-        for folder in self._folders():
-            if folder not in spared and folder not in last and folder != best:
-                remove_folder(folder)
-
-    def _folders(self) -> tuple[Path, ...]:
-        """Return the checkpoints' folders, newest first."""
-        if not self.folder.is_dir():
-            return ()
-        found = (path for path in self.folder.iterdir() if NAME.fullmatch(path.name))
-        return tuple(sorted(found, key=_age, reverse=True))
-
-    def _free_name(self, samples: int) -> Path:
-        """Return a name that is newer than any of as many samples, so that no name ever changes its content."""
-        revisions = [revision for other, revision in map(_age, self._folders()) if other == samples]
-        return self.folder / (f"samples-{samples:012d}" + (f".{max(revisions) + 1}" if revisions else ""))
-
-    def _what_remains(self) -> str:
-        samples = ", ".join(f"{_age(folder)[0]:,}" for folder in self._folders())
-        return f"kept: the checkpoints after {samples} samples" if samples else "there is no earlier checkpoint"
-
-
-def _age(folder: Path) -> tuple[int, int]:
-    match = NAME.fullmatch(folder.name)
-    assert match is not None
-    return int(match[1]), int(match[2] or 0)
-
-
-def _describe(folder: Path, manifest: Manifest) -> CheckpointInfo:
-    return CheckpointInfo(
-        folder=folder,
-        samples=manifest.samples,
-        metric=manifest.metric,
-        is_best=manifest.is_best,
-        bytes=sum(info.bytes for info in manifest.files.values()),
-    )
 
 
 def _free_bytes(folder: Path) -> int:
