@@ -24,6 +24,7 @@ FILTERS = {
     "number": format_number,
     "size": format_bytes,
     "milliseconds": format_milliseconds,
+    "share": lambda share: f"{share:.1%}",
     "signed_share": lambda share: f"{share:+.1%}",
 }
 
@@ -67,6 +68,7 @@ def render(outlook: Outlook) -> str:
         stages=_list_stages(outlook),
         step=_sum_up_step(outlook),
         scaling=draw_scaling(outlook.scalings),
+        scalings=[s for s in outlook.scalings if not s.misfit],
         scaling_notes=[f"{s.ranks:,} ranks: {s.misfit}" for s in outlook.scalings if s.misfit],
         comparisons=outlook.comparisons,
         comparison_words=_explain_comparisons(outlook),

@@ -20,6 +20,7 @@ from embeddings.planning.task import format_bytes
 COLORS = (BLUE, ORANGE, GREEN, "#a65bc4", "#c2504f", "#7a8b1e", "#1f96a8", "#b8508f", "#8c6d4f", "#5f6fd0")
 REST = "#87909b"
 SHOWN_TABLES = 8
+FEW_RANKS = 6
 
 
 def draw_holdings(names: Sequence[str], foresight: Foresight, memory_bytes: int | None) -> Chart:
@@ -35,7 +36,7 @@ def draw_holdings(names: Sequence[str], foresight: Foresight, memory_bytes: int 
         _stack(name, held, color, [format_bytes(size) for size in held])
         for (name, held), color in zip(shown, colors, strict=False)
     ]
-    layout = _stacked("bytes")
+    layout = _stacked("bytes", sizes.shape[1])
     fullest = int(foresight.bytes_by_rank.max())
     if memory_bytes is not None and memory_bytes < 3 * fullest:
         layout["shapes"] = [_level(memory_bytes)]
@@ -70,7 +71,7 @@ def draw_times(foresight: Foresight) -> Chart:
             f"Stacked bars of {len(milliseconds)} ranks; a step takes {format_milliseconds(foresight.seconds)}, "
             f"most of it {slowest}."
         ),
-        figure=as_figure(traces, _stacked("ms")),
+        figure=as_figure(traces, _stacked("ms", len(milliseconds))),
         legend=tuple(zip(COLORS, STAGES, strict=True)),
         height=340,
     )
@@ -120,8 +121,8 @@ def _stack(name: str, values: NDArray[np.generic], color: str, words: Sequence[s
     )
 
 
-def _stacked(unit: str) -> dict[str, Any]:
-    layout = lay_out("rank") | {"barmode": "stack", "bargap": 0.12}
+def _stacked(unit: str, ranks: int) -> dict[str, Any]:
+    layout = lay_out("rank") | {"barmode": "stack", "bargap": 0.12 if ranks > FEW_RANKS else 0.6}
     layout["xaxis"] |= {"nticks": 17, "tickformat": "d"}
     layout["yaxis"] |= {"title": {"text": unit, "standoff": 8, "font": {"size": 12}}}
     return layout

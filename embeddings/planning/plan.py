@@ -79,7 +79,7 @@ def _explain(choice: Choice, board: Board, task: PlanTask) -> str:
     if task.setting.ranks == 1:
         return "there is one rank"
     if kind == "replicated":
-        return f"fewer than {task.replicate_below_rows:,} rows: copied, so that ids and rows need not travel"
+        return f"copied: fewer than {task.replicate_below_rows:,} rows"
     if kind == "table_wise":
         return "fits whole, and cutting it would not save time"
     if board.memory_bytes is not None and shard_bytes(config, config.num_rows, config.dim) > board.memory_bytes:
