@@ -17,8 +17,8 @@ _WAITS = {
     "exposed all-reduce": "Ranks wait {share} of a step for the sum of the dense gradients",
 }
 _SMALLER_MESSAGES = (
-    "--parallel.exchange bf16 halves it, shorter rows (--model.dim) make it cheaper, and tables that every rank holds "
-    "(--parallel.replicate-below-rows) have no part in it."
+    "--parallel.exchange bf16 halves what goes over a network, shorter rows (--model.dim) make it cheaper, and tables "
+    "that every rank holds (--parallel.replicate-below-rows) have no part in it."
 )
 # Which settings act on a stage, for the reader whose run spends most of its time there.
 _ADVICE = {
@@ -80,10 +80,13 @@ def describe_bottleneck(stages: list[tuple[str, float]], of_ranks: dict[str, Spr
     steps = sum(seconds for name, seconds in stages if name not in OUTSIDE_TRAINING)
     if (uneven := _describe_uneven(of_ranks, steps)) is not None:
         return uneven
-    name, seconds = max(((n, s) for n, s in stages if n in AVOIDABLE), key=lambda stage: stage[1], default=("", 0.0))
+    waits = [stage for stage in stages if stage[0] in AVOIDABLE]
+    name, seconds = max(waits, key=lambda stage: stage[1], default=("", 0.0))
     if steps and seconds >= WORTH_A_WORD * steps:
         who = "Ranks wait" if of_ranks else "The loop waits"
-        return f"{_WAITS[name].format(who=who, share=format_share(seconds / steps, 0))}: {_ADVICE[name]}"
+        words = f"{_WAITS[name].format(who=who, share=format_share(seconds / steps, 0))}: {_ADVICE[name]}"
+        together = sum(seconds for _, seconds in waits) / steps
+        return words + (f" All exchanges and waits take {format_share(together, 0)} of a step." if of_ranks else "")
     name, seconds = stages[0]
     share = f"{format_share(seconds / total, 0)} of {format_duration(total)}"
     advice = _ADVICE.get(name, "")

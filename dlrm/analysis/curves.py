@@ -91,7 +91,8 @@ def draw_waits(run: Run) -> Chart | None:
         (samples, sum(stages.get(name, {}).get("share") or 0.0 for name in AVOIDABLE)) for samples, stages in known
     ]
     curve = Curve(label="share of a step", points=thin(shares), color=ORANGE, digits=3)
-    return _curve_chart(run, "waits", "Waiting for data and for other ranks", [curve], from_zero=True)
+    title = "Waiting for data and for other ranks, share of a step"
+    return _curve_chart(run, "waits", title, [curve], from_zero=True, y_format=".0%")
 
 
 def thin(points: Points, most: int = MOST_POINTS) -> Points:
@@ -146,14 +147,16 @@ def _tables_rate_title(run: Run) -> str:
     return "Factor on the tables' learning rates" if _tables_peak(run) is None else "Learning rate of the tables"
 
 
-def _curve_chart(run: Run, name: str, title: str, curves: list[Curve], *, from_zero: bool = False) -> Chart | None:
+def _curve_chart(
+    run: Run, name: str, title: str, curves: list[Curve], *, from_zero: bool = False, y_format: str = ""
+) -> Chart | None:
     curves = [curve for curve in curves if curve.points]
     if not any(not curve.is_reference for curve in curves):
         return None
     layout = lay_out("training samples")
     # Thousands and millions as k and M; from a thousand million on plotly's own B reads better than this format's G.
     layout["xaxis"] |= {"range": [0, run.samples], "nticks": 6, "tickformat": "~s" if run.samples < 1e9 else ""}
-    layout["yaxis"] |= {"nticks": 6, "rangemode": "tozero" if from_zero else "normal"}
+    layout["yaxis"] |= {"nticks": 6, "rangemode": "tozero" if from_zero else "normal", "tickformat": y_format}
     spoken = "; ".join(_speak(curve) for curve in curves)
     return Chart(
         name=name,

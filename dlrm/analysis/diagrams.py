@@ -8,7 +8,7 @@ import math
 import plotly.graph_objects as go
 
 from dlrm.analysis.bottleneck import share_out_time, spread_over_ranks
-from dlrm.analysis.charts import BLUE, GREY, Chart, as_figure, dashed_line, lay_out
+from dlrm.analysis.charts import BLUE, GREY, ORANGE, Chart, as_figure, dashed_line, lay_out
 from dlrm.analysis.quantities import format_count, format_duration, format_share
 from dlrm.analysis.run_folder import Record, Run
 from dlrm.analysis.verdict import describe_calibration
@@ -50,9 +50,6 @@ def draw_stages(run: Run) -> Chart | None:
         y=names,
         x=[seconds / total for _, seconds in stages],
         customdata=[format_duration(seconds) for _, seconds in stages],
-        text=[format_share(seconds / total) for _, seconds in stages],
-        textposition="outside",
-        cliponaxis=False,
         marker={"color": [BLUE] + [GREY] * (len(stages) - 1)},
         hovertemplate="%{customdata}<extra></extra>",
         error_x={
@@ -61,22 +58,31 @@ def draw_stages(run: Run) -> Chart | None:
             "array": [up for _, up in margins],
             "arrayminus": [down for down, _ in margins],
             "visible": bool(of_ranks),
-            "color": GREY,
-            "thickness": 1.2,
-            "width": 3,
+            "color": ORANGE,
+            "thickness": 2,
+            "width": 4,
         },
+    )
+    ends = [seconds / total + up for (_, seconds), (_, up) in zip(stages, margins, strict=True)]
+    numbers = go.Scatter(
+        x=ends,
+        y=names,
+        text=[f" {format_share(seconds / total)}" for _, seconds in stages],
+        mode="text",
+        textposition="middle right",
+        cliponaxis=False,
+        hoverinfo="skip",
     )
     layout = lay_out("") | {"bargap": 0.35, "margin": {"l": 8, "r": 8, "t": 4, "b": 4}}
     # Room to the right for the number behind the longest bar, also on a phone.
-    longest = max(seconds / total + up for (_, seconds), (_, up) in zip(stages, margins, strict=True))
-    layout["xaxis"] |= {"visible": False, "range": [0, 1.35 * longest]}
+    layout["xaxis"] |= {"visible": False, "range": [0, 1.35 * max(ends)]}
     layout["yaxis"] |= {"autorange": "reversed", "showgrid": False}
     spoken = ", ".join(f"{name} {format_share(seconds / total)}" for name, seconds in stages)
     return Chart(
         name="stages",
         title="Share of the time" + (", from the fastest rank to the slowest" if of_ranks else ""),
         description=f"Of {format_duration(total)}: {spoken}.",
-        figure=as_figure([bars], layout),
+        figure=as_figure([bars, numbers], layout),
         height=34 * len(stages) + 16,
     )
 

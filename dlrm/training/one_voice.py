@@ -48,6 +48,8 @@ class OneVoice:
         said = self.claim(status)
         if said is not None:
             raise SystemExit(said) from None
+        if self.place.rank != 0:
+            print(_new_line(), end="", file=sys.stderr, flush=True)
         if isinstance(error, KeyboardInterrupt):
             return False
         message = str(error)
@@ -100,8 +102,11 @@ class OneVoice:
 
 def say_apart(line: str) -> None:
     """Print a line beside the progress bar that another process may be drawing, and no longer ends."""
-    start = "\r\033[K" if sys.stderr.isatty() else "\n"
-    print(f"{start}recforge: {line}", file=sys.stderr, flush=True)
+    print(f"{_new_line()}recforge: {line}", file=sys.stderr, flush=True)
+
+
+def _new_line() -> str:
+    return "\r\033[K" if sys.stderr.isatty() else "\n"
 
 
 def _is_lost_connection(error: BaseException) -> bool:

@@ -120,7 +120,8 @@ def speak(capsys, monkeypatch, errors, *, store=None, notes=None):
             statuses.append(run({"x": Command("", "")}, ["x"]))
         except SystemExit as stop:
             statuses.append(stop.code)
-    return statuses, capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
+    return statuses, [line for line in lines if line]  # other ranks than 0 begin a new one, beside its progress bar
 
 
 @pytest.mark.parametrize("met", [False, True])
@@ -157,6 +158,14 @@ def test_ranks_whose_store_has_gone_still_speak_once_on_each_machine(capsys, mon
     statuses, lines = speak(capsys, monkeypatch, [stop, stop], store=LostStore(), notes=tmp_path)
     assert statuses == [130, 130]
     assert lines == ["recforge: error: interrupted and saved after 64 samples"]
+
+
+def test_a_rank_that_speaks_beside_the_progress_bar_of_another_begins_a_new_line(capsys, monkeypatch):
+    monkeypatch.delenv("RECFORGE_TRACEBACK", raising=False)
+    for rank, start in enumerate(("", "\n")):
+        with pytest.raises(KeyboardInterrupt), OneVoice(Place(rank=rank, count=2, per_node=2)):
+            raise KeyboardInterrupt
+        assert capsys.readouterr().err == start
 
 
 def test_what_nobody_expected_is_told_by_its_kind(capsys, monkeypatch):

@@ -172,6 +172,7 @@ def test_a_rank_that_holds_up_the_others_is_named(write_run: WriteRun) -> None:
     spread["lookup"] |= {"most": 35.0}
     words = describe_bottleneck(share_out_time(run), spread)
     assert words.startswith("The all-to-all of looked-up rows takes 40 % of a step")
+    assert words.endswith("All exchanges and waits take 40 % of a step.")
     bars = draw_stages(run).figure["data"][0]
     assert bars["error_x"]["array"] == pytest.approx([0.2, 0.4, 0.0])
     assert bars["error_x"]["arrayminus"] == pytest.approx([0.39, 0.2, 0.0])

@@ -90,7 +90,7 @@ def test_charts_show_what_was_logged(open_report: Any, write_run: Any) -> None:
     assert points("calibration", 1) == curve
     assert points("segments", 1) == [(s["auc"], f"{s['segment']} ({s['samples']:,} rows)") for s in summary["segments"]]
     assert points("stages")[0] == (pytest.approx(57.0 / 140.2), "dense backward")
-    assert "40.7 %" in plots["stages"]["text"]
+    assert "40.7 %" in "".join(plots["stages"]["text"])
     assert {"0", "200k", "1M", "training samples"} <= set(plots["loss"]["text"])
 
 
