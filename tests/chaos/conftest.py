@@ -64,7 +64,7 @@ class FaultyRun:
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(command, stdout=errors, stderr=errors, env=env)
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 280) -> int:
         assert self.process is not None
         return self.process.wait(seconds)
 

@@ -57,7 +57,9 @@ def install(records: Path, fault: str) -> None:
     file = os.open(records, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def note(**what: Any) -> None:
-        os.write(file, (json.dumps({"rank": RANK, "start": START, **what}) + "\n").encode())
+        # A clock that all processes of a machine share.
+        where = {"rank": RANK, "start": START, "at": time.monotonic()}
+        os.write(file, (json.dumps({**where, **what}) + "\n").encode())
 
     faults = Faults(fault, note)
     step, save, evaluate, read = TrainStep.__call__, CheckpointStore.save, training.evaluate, Reader.batches
@@ -74,7 +76,8 @@ def install(records: Path, fault: str) -> None:
         save(self, *arguments, **settings)
 
     def noted_evaluate(*arguments: Any, **settings: Any) -> Any:
-        faults.pass_by("evaluation")
+        with settings["stopwatch"].stage("evaluation"):
+            faults.pass_by("evaluation")
         return evaluate(*arguments, **settings)
 
     def noted_read(self: Reader, *arguments: Any, **settings: Any) -> Iterator[Any]:

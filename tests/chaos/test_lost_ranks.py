@@ -26,8 +26,9 @@ def assert_same_end(run, other):
     assert ours.keys() == theirs.keys()
     assert len(ours) >= 60
     for name, tensor in ours.items():
+        # Other ranks sum in another order, over 32 steps.
         torch.testing.assert_close(
-            tensor, theirs[name], rtol=0, atol=1e-6, msg=lambda told, name=name: f"{name}: {told}"
+            tensor, theirs[name], rtol=0, atol=5e-6, msg=lambda told, name=name: f"{name}: {told}"
         )
 
 
