@@ -36,7 +36,7 @@ class LateCheck:
 
     def __init__(self, limits: Tensor) -> None:
         self._limits = limits
-        self._by_key: tuple[list[int], Tensor] = [], limits  # of the positions that came last
+        self._by_key = list(range(len(limits))), limits  # of the positions that came last
         self._pending: _Pending | None = None
 
     def begin(self, batch: Jagged) -> Tensor:
