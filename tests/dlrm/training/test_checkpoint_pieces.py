@@ -160,7 +160,7 @@ def save(folder: Path, models: Sequence[Model], random: Sequence[Tensor]) -> Non
     complete_checkpoint(folder, flat[0], written[::-1], samples=5, metric=None, is_best=False)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=models(), block=st.sampled_from([1, 64, 1 << 20]))
 def test_any_plan_is_restored_under_any_other(
     drawn: Any, block: int, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch

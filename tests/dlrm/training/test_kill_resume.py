@@ -154,7 +154,7 @@ def flip_a_byte(checkpoints: Path, dice: random.Random) -> str:
     return newest.name
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_run_killed_again_and_again_ends_as_one_left_alone(
     threads: int, tmp_path: Path, click_log: Dataset, commands: subprocess.Popen[str]
 ) -> None:
