@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -117,7 +118,8 @@ def save_measurement(measurement: Measurement, path: Path) -> None:
             f"--calibration: expected a file that can be written, got {path} ({error.strerror})"
         ) from error
     finally:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink()
 
 
 def _check_numbers(content: Any, name: str = "machine") -> None:
