@@ -83,6 +83,8 @@ def launch_ranks(program: Sequence[str], *, ranks: int, max_restarts: int) -> in
         except SignalException as stop:
             agent.kill()
             agent.status = agent.status or (INTERRUPTED if stop.sigval in (signal.SIGINT, signal.SIGTERM) else 1)
+            if INTERRUPTED not in agent.codes():  # no rank was where it could save its state and say so
+                say_apart("error: interrupted; the same command continues from the last checkpoint, if there is one")
         finally:
             handler.shutdown()
         return agent.status
@@ -101,6 +103,11 @@ class _Agent(LocalElasticAgent):
         """End what is left of the processes."""
         if self._pcontext is not None:
             self._pcontext.close(signal.SIGKILL)
+
+    def codes(self) -> list[int | None]:
+        """Return the processes' exit codes, None of one that runs."""
+        handlers = getattr(self._pcontext, "subprocess_handlers", {})
+        return [handler.proc.returncode for handler in handlers.values()]
 
     def _monitor_workers(self, worker_group: Any) -> Any:
         result = super()._monitor_workers(worker_group)

@@ -111,6 +111,25 @@ class FaultyRun:
                 self.process.wait()
 
 
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts Python code of any kind on ranks, through the launcher."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(code: str, ranks: int) -> subprocess.Popen[str]:
+        asked = {"program": ["-c", code], "ranks": ranks, "max_restarts": 0}
+        command = [sys.executable, "-c", LAUNCH, json.dumps(asked)]
+        env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, env=env, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
 @pytest.fixture(scope="session")
 def click_log_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = SyntheticConfig(num_train=1_530, num_valid=800, num_test=400, max_ids=500, rows_per_part=500)

@@ -69,6 +69,31 @@ def test_a_rank_that_hangs_between_steps_is_named(fault, stage, faulty_run):
     assert SECONDS - 1 < took < AT_LATEST
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            "pass",
+            ["recforge: error: interrupted; the same command continues from the last checkpoint, if there is one"],
+        ),
+        ("signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))", []),  # as a rank that has said so itself
+    ],
+)
+def test_a_launcher_that_is_asked_to_stop_speaks_for_ranks_that_could_not(asked, said, launch, tmp_path):
+    begin = f"open({str(tmp_path)!r} + '/' + os.environ['RANK'], 'x')"
+    code = f"import os, signal, sys, time; {asked}; {begin}; time.sleep(99)"
+    launcher = launch(code, ranks=2)
+    end = time.monotonic() + 100
+    while len(list(tmp_path.iterdir())) < 2:
+        assert launcher.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    launcher.terminate()
+    _, errors = launcher.communicate(timeout=100)
+    assert launcher.returncode == 130
+    assert [line for line in errors.splitlines() if line] == said
+
+
 @pytest.mark.long
 def test_a_launcher_that_is_killed_takes_its_ranks_along(faulty_run):
     run = faulty_run()
