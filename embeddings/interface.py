@@ -47,6 +47,7 @@ class Tables(nn.Module, ABC):
         self.feature_dims: tuple[int, ...] = tuple(config.dim for config in configs for _ in config.features)
         self.feature_tables: tuple[int, ...] = tuple(t for t, config in enumerate(configs) for _ in config.features)
         self.stopwatch = Stopwatch()  # whoever measures puts theirs here
+        self.notes: list[str] = []  # what is done otherwise than asked for, a line each
 
     @abstractmethod
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:

@@ -102,6 +102,8 @@ def _fit(
         plan=plan,
         exchange=config.parallel.exchange,
     )
+    for note in model.tables.notes if group.ranks.is_first else ():
+        print(f"recforge: {note}", file=sys.stderr)
     set_matmul_precision(config.step.precision)
     if config.step.compile:
         compile_dense(model, device, cuda_graphs=config.step.cuda_graphs)

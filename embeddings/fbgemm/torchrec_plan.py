@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import groupby, pairwise
 from typing import Any
 
+from embeddings.row_optimizers import RowLamb, RowWiseAdagrad
 from embeddings.shards import Shard, ShardingPlan, TablePlan
 from embeddings.tables import TableConfig
 
@@ -17,7 +18,8 @@ def fit_plan(plan: ShardingPlan, configs: Sequence[TableConfig]) -> tuple[Shardi
     """Cuts tables as torchrec can hold them, and says what that changes, one line per table.
 
     A replicated table, whose gradient torchrec would average and leave to another optimizer, goes to the rank that
-    holds the fewest numbers. Rows are cut into blocks of equal length but for the last.
+    holds the fewest numbers. Rows are cut into blocks of equal length but for the last. Columns stay cut as they are,
+    though fbgemm then takes what a row-wise optimizer measures over each shard's columns instead of the row.
 
     Raises:
         ValueError: When there is no such cut; it names the table.
@@ -42,6 +44,11 @@ def fit_plan(plan: ShardingPlan, configs: Sequence[TableConfig]) -> tuple[Shardi
             ranks = plan.ranks if table.sharding == "row_wise" else plan.ranks_per_node
             table = replace(table, shards=tuple(_in_blocks(config, table, ranks)))
         _check_columns(config, table)
+        if isinstance(config.optimizer, (RowWiseAdagrad, RowLamb)) and table.shards[0].num_columns < config.dim:
+            notes.append(
+                f"table {config.name!r}: cut by columns, and fbgemm's {type(config.optimizer).__name__} measures each "
+                "shard's columns instead of the row, so that rows depend on the plan; place it row_wise or table_wise"
+            )
         tables.append(table)
     return replace(plan, tables=tuple(tables)), notes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -228,7 +229,11 @@ def test_what_torchrec_cannot_hold_is_one_line():
         fit_plan(plan("column_wise", [0, 1, 2, 3]), [config])
     with pytest.raises(ValueError, match="expected table_row_wise to cut 10 rows over one node's 2 ranks"):
         fit_plan(plan("table_row_wise", [1, 2]), [config])
-    blocks, _ = fit_plan(plan("grid", [0, 1, 2, 3], ranks_per_node=2), [config])
+    blocks, notes = fit_plan(plan("grid", [0, 1, 2, 3], ranks_per_node=2), [config])
+    assert len(notes) == 1
+    assert notes[0].startswith("table 'a': cut by columns, and fbgemm's RowWiseAdagrad measures each shard's columns")
+    by_number = replace(config, optimizer=RowAdagrad(learning_rate=0.1))
+    assert fit_plan(plan("grid", [0, 1, 2, 3], ranks_per_node=2), [by_number])[1] == []
     assert [(s.rank, s.first_row, s.num_rows, s.first_column) for s in blocks.tables[0].shards] == [
         (0, 0, 5, 0),
         (1, 5, 5, 0),
