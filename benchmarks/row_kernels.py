@@ -170,12 +170,11 @@ def _take_turns(names: tuple[str, str], batches: Batches, rounds: int) -> tuple[
                 seconds[name].append(its)
     del turns, turn
     gc.collect()
-    first, second = ([sum(its) for its in seconds[name]] for name in names)
-    ratio = statistics.median(mine / other for mine, other in zip(first, second, strict=True))
+    above, below = ([sum(its) for its in seconds[name]] for name in names)
+    ratio = statistics.median(one / other for one, other in zip(above, below, strict=True))
     medians = {}
-    for name, its in seconds.items():
-        forward, backward = (statistics.median(both[stage] for both in its) for stage in (0, 1))
-        medians[name] = forward, backward
+    for name, both in seconds.items():
+        medians[name] = statistics.median(forward for forward, _ in both), statistics.median(back for _, back in both)
     return ratio, medians
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embeddings.kernels.compiled import compiled
+from embeddings.kernels.compiled import compiled, inlined
 from embeddings.kernels.prefetch import prefetch
+from embeddings.kernels.vectors import LANES, load, multiply_add, splat, store
 
 Floats = NDArray[np.float32]
 Ids = NDArray[Any]
@@ -17,6 +18,7 @@ Keys = NDArray[np.uint64]
 
 _MAX_DIGIT_BITS = 11  # 2,048 counters fit beside the keys in the first-level cache
 _AHEAD = 8  # how many ids ahead to ask for what an id needs
+_BLOCK = 4 * LANES  # columns that are summed at a time
 _ENTRY_BITS = np.uint64(32)
 _ENTRY_MASK = np.uint64(0xFFFFFFFF)
 
@@ -155,37 +157,55 @@ def sum_gradients(
         The number of rows, and the place in ``keys`` of the row after them.
     """
     dim = sums.shape[1]
+    flat = sums.reshape(-1)
     used = 0
     at = first
-    while at < keys.size:
-        if at + _AHEAD < keys.size:
-            place = places[keys[at + _AHEAD] & _ENTRY_MASK]
-            prefetch(gradient[place : place + dim])
+    while at < keys.size and used < rows.size:
         row = keys[at] >> _ENTRY_BITS
-        again = used > 0 and rows[used - 1] == row
-        if not again:
-            if used == rows.size:
-                break
-            prefetch(weight[row])
-            if first_state.size:
-                prefetch(first_state[row])
-            if second_state.size:
-                prefetch(second_state[row])
-            rows[used] = row
-            used += 1
-        entry = keys[at] & _ENTRY_MASK
-        place = places[entry]
-        source = gradient[place : place + dim]
-        total = sums[used - 1]
-        share = scales[entry] if scales.size else np.float32(1)
-        if again:
-            for d in range(dim):
-                total[d] += share * source[d]
-        else:
-            for d in range(dim):
-                total[d] = share * source[d]
-        at += 1
+        prefetch(weight[row])
+        if first_state.size:
+            prefetch(first_state[row])
+        if second_state.size:
+            prefetch(second_state[row])
+        end = at
+        while end < keys.size and keys[end] >> _ENTRY_BITS == row:
+            if end + _AHEAD < keys.size:
+                place = places[keys[end + _AHEAD] & _ENTRY_MASK]
+                prefetch(gradient[place : place + dim])
+            end += 1
+        _sum_entries(keys, at, end, places, scales, gradient, flat, used * dim, dim)
+        rows[used] = row
+        used += 1
+        at = end
     return used, at
+
+
+@inlined
+def _sum_entries(
+    keys: Any, first: Any, end: Any, places: Any, scales: Any, gradient: Any, sums: Any, start: Any, dim: Any
+) -> None:
+    zero = splat(np.float32(0))
+    wide = dim - dim % _BLOCK
+    for d in range(0, wide, _BLOCK):
+        a, b, c, e = zero, zero, zero, zero
+        for at in range(first, end):
+            entry = keys[at] & _ENTRY_MASK
+            source = places[entry] + d
+            scale = splat(scales[entry] if scales.size else np.float32(1))
+            a = multiply_add(load(gradient, source), scale, a)
+            b = multiply_add(load(gradient, source + LANES), scale, b)
+            c = multiply_add(load(gradient, source + 2 * LANES), scale, c)
+            e = multiply_add(load(gradient, source + 3 * LANES), scale, e)
+        store(sums, start + d, a)
+        store(sums, start + d + LANES, b)
+        store(sums, start + d + 2 * LANES, c)
+        store(sums, start + d + 3 * LANES, e)
+    for d in range(wide, dim):
+        total = np.float32(0)
+        for at in range(first, end):
+            entry = keys[at] & _ENTRY_MASK
+            total += (scales[entry] if scales.size else np.float32(1)) * gradient[places[entry] + d]
+        sums[start + d] = total
 
 
 @compiled
