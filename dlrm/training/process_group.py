@@ -137,7 +137,7 @@ def open_store(place: Place, *, is_host: bool | None = None) -> Store:
     """Connect to the store at MASTER_ADDR, MASTER_PORT: an elastic agent's, else rank 0 keeps it.
 
     Raises:
-        ValueError: the variables are not set.
+        ValueError: the variables are not set, or rank 0 finds the port in use.
     """
     try:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -149,7 +149,13 @@ def open_store(place: Place, *, is_host: bool | None = None) -> Store:
     if is_host is None:
         is_host = place.rank == 0 and not place.has_agent
     limit = timedelta(seconds=60 if place.has_agent else MEETING_SECONDS)  # an agent's store is there from the start
-    return TCPStore(host, port, None, is_host, limit, wait_for_workers=False, multi_tenant=True)
+    try:
+        return TCPStore(host, port, None, is_host, limit, wait_for_workers=False, multi_tenant=True)
+    except RuntimeError as error:
+        if not is_host:
+            raise
+        told = str(error).splitlines()[0]
+        raise ValueError(f"MASTER_PORT={port}: expected a free port for the ranks' store, got: {told}") from error
 
 
 def meet(store: Store, place: Place, *, seconds: float = MEETING_SECONDS) -> str:

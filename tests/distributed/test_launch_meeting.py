@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from dlrm.training import one_voice
 from dlrm.training.launch import check_room
 from dlrm.training.one_voice import OneVoice
 from dlrm.training.place import Place
-from dlrm.training.process_group import check_alike, leave, meet
+from dlrm.training.process_group import check_alike, leave, meet, open_store
 
 
 def on_ranks(count, function, delays=()):
@@ -51,6 +52,17 @@ def test_a_rank_that_does_not_come_is_named():
     on_ranks(3, lambda place: meet(store, place, seconds=10))  # an earlier start, where all came
     here = lambda place: meet(store, place, seconds=0.3) if place.rank != 1 else None  # noqa: E731
     assert str(on_ranks(3, here)[0]) == "expected all ranks within 0.3 s, waited in vain for rank 1"
+
+
+def test_a_port_in_use_is_told_with_the_variable(monkeypatch):
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(ValueError, match="expected MASTER_ADDR and MASTER_PORT of the ranks' store"):
+        open_store(Place(count=2, per_node=2))
+    with socket.create_server(("", 0)) as other:
+        monkeypatch.setenv("MASTER_ADDR", "localhost")
+        monkeypatch.setenv("MASTER_PORT", str(other.getsockname()[1]))
+        with pytest.raises(ValueError, match=r"MASTER_PORT=\d+: expected a free port for the ranks' store, got: "):
+            open_store(Place(count=2, per_node=2))
 
 
 def test_ranks_that_differ_are_told_on_all_with_the_setting_and_both_values():
