@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from deploy.export import ExportArguments, export
 from dlrm.config import CheckpointConfig, EvaluationConfig, GuardConfig, StepConfig, TrainingConfig
 from dlrm.data.dataset import Dataset
 from dlrm.data.synthetic import SyntheticConfig, generate
@@ -28,6 +31,8 @@ from embeddings.build import build_tables
 from embeddings.shards import SHARDINGS, place
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.timeout(600)  # all ranks start in the fixture of the first test
+ROUNDS = {2: [*SHARDINGS, None], 3: ["grid", "column_wise", "row_wise", None]}  # None mixes two kinds
 CONFIGS = [
     TableConfig(name="sgd", num_rows=7, dim=6, optimizer=RowSGD(learning_rate=0.1)),
     TableConfig(name="adagrad", num_rows=50, dim=6, optimizer=RowAdagrad(learning_rate=0.1)),
@@ -78,6 +83,11 @@ def tensors_of(state):
     return {name: tensor.read() for name, tensor in state["tables"].items()}
 
 
+def moments_of(state):
+    numbered = state["dense_optimizer"]["state"].items()
+    return {(number, name): value for number, held in numbered for name, value in held.items() if value.ndim}
+
+
 def save(store, model, ranks, samples, **more):
     optimizer = {"state": {0: {"first_moment": torch.full((3,), float(ranks.rank))}}}
     random = take_random_state(CPU)
@@ -91,7 +101,7 @@ def go_round(rank, count, folder, start, per_node):
     ranks = Ranks(rank=rank, count=count)
     store = CheckpointStore(folder, keep_last=100, ranks=ranks)
     told = []
-    for number, sharding in enumerate([*SHARDINGS, None]):
+    for number, sharding in enumerate(ROUNDS[count]):
         model = Model(make_plan(CONFIGS, sharding, count, per_node), seed=100 + number)
         restored = store.restore_latest()
         assert restored.skipped == ()
@@ -110,31 +120,26 @@ def go_round(rank, count, folder, start, per_node):
     return told
 
 
-def test_any_ranks_restore_what_any_others_saved_under_every_sharding(run_ranks, tmp_path):
-    trained = make_trained()
-    store = CheckpointStore(tmp_path, keep_last=100)
-    save(store, trained, ALONE, 100)
-    expected = tensors_of(take_model(trained))
-    assert {name.rpartition(".")[2] for name in expected} == {
+def test_any_ranks_restore_what_any_others_saved_under_every_sharding(moved, tmp_path):
+    folder, two, three = moved.folder / "round", moved.two["round"], moved.three["round"]
+    store = CheckpointStore(folder, keep_last=100)
+    assert {name.rpartition(".")[2] for name in moved.expected} == {
         *("weight", "sum_of_squares", "first_moment", "second_moment", "updates")
     }
-    assert all(
-        not torch.equal(value, tensors_of(take_model(Model(None, seed=1)))[name]) for name, value in expected.items()
-    )
+    new = tensors_of(take_model(Model(None, seed=1)))
+    assert all(not torch.equal(value, new[name]) for name, value in moved.expected.items())
 
-    two = run_ranks(go_round, 2, str(tmp_path), 100, 1)
-    three = run_ranks(go_round, 3, str(tmp_path), 107, 1)
-    assert [info.samples for info in store.list()] == list(range(114, 99, -1))
+    assert [info.samples for info in store.list()] == list(range(111, 99, -1))
+    model = Model(None, seed=9)
     for info in store.list():
         state = read_state(info.folder, read_manifest(info.folder))
-        found = tensors_of(state)
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            assert torch.equal(found[name], value), (info.samples, name)
-        assert torch.equal(state["dense"]["dense.weight"], trained.dense.weight)
-    model = Model(None, seed=9)
-    load_model(model, store.restore_latest().state)
-    assert all(torch.equal(value, tensors_of(take_model(model))[name]) for name, value in expected.items())
+        assert read_manifest(info.folder).ranks == (1 if info.samples == 100 else 2 if info.samples <= 107 else 3)
+        assert tensors_of(state).keys() == moved.expected.keys()
+        load_model(model, state)
+        for name, value in tensors_of(take_model(model)).items():
+            assert torch.equal(moved.expected[name], value), (info.samples, name)
+        assert torch.equal(model.dense.weight, moved.dense_weight)
+        load_model(model, take_model(Model(None, seed=9)))
 
     # The first restore finds the generators of rank 0 only: the other draws numbers of its own. Later each has its own.
     for told in (two, three):
@@ -144,13 +149,28 @@ def test_any_ranks_restore_what_any_others_saved_under_every_sharding(run_ranks,
     assert two[1][1][1] == three[1][0][1] == ["numpy", "python", "torch"]
 
     # Nobody copies more than its own rectangles.
-    whole = sum(value.nbytes for value in expected.values())
+    whole = sum(value.nbytes for value in moved.expected.values())
     for told in (two, three):
         for of_ranks in zip(*told, strict=True):
             sizes = [size for *_, size in of_ranks]
             assert sum(sizes) == whole
             if of_ranks[0][2] == "row_wise":
                 assert max(sizes) < 1.3 * whole / len(sizes)
+
+
+def test_exports_tell_nothing_of_ranks_and_plans(moved, tmp_path):
+    tables = {config.name: {"features": config.features, "pooling": config.pooling} for config in CONFIGS}
+    (moved.folder / "config.json").write_text(json.dumps({"network": {"tables": tables}}))
+    exported = []
+    for info in CheckpointStore(moved.folder / "round").list():
+        output = tmp_path / info.folder.name
+        export(ExportArguments(source=info.folder, output=output, row_states=True))
+        exported.append({path.name: path.read_bytes() for path in output.glob("*.safetensors")})
+    assert len(exported) == 12
+    assert all(files == exported[-1] for files in exported)  # the last one is that of a single process
+    found = load_file(output / "tables-00001.safetensors")
+    assert found.keys() == moved.expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in moved.expected.items())
 
 
 def meet_trouble(rank, count, folder):
@@ -189,6 +209,7 @@ def meet_trouble(rank, count, folder):
     store = CheckpointStore(folder / "c", ranks=ranks)
     dist.barrier()
     said["leftovers"] = leftovers, len(list((folder / "c").glob(".*")))
+    dist.barrier()  # or the other would see what is written next
     save(store, model, ranks, 5)
     said["kept"] = [info.samples for info in store.list()]
 
@@ -210,9 +231,8 @@ def meet_trouble(rank, count, folder):
     return said
 
 
-def test_trouble_of_one_rank_is_one_line_on_all(run_ranks, tmp_path):
-    (tmp_path / "file").touch()
-    zero, one = run_ranks(meet_trouble, 2, str(tmp_path))
+def test_trouble_of_one_rank_is_one_line_on_all(moved):
+    tmp_path, (zero, one) = moved.folder / "trouble", moved.two["trouble"]
     for name, told in zero.items():
         if name not in ("disk full on 0", "disk full on 1", "not finite", "absent"):
             assert one[name] == told, name
@@ -268,20 +288,59 @@ def train(rank, count, data, output, samples, sharding):
     return summary["samples"], summary["logloss"]
 
 
-def test_a_run_goes_on_under_other_ranks_and_plans_as_if_nothing_had_happened(run_ranks, tmp_path):
+def live_through(rank, count, folder, data):
+    """Do all that is to be done by so many ranks, as starting them takes longest."""
+    folder = Path(folder)
+    start, samples, sharding = {2: (100, 600, "column_wise"), 3: (107, 900, None)}[count]
+    told = {
+        "round": go_round(rank, count, folder / "round", start, 1),
+        "reached": train(rank, count, data, folder / "moved", samples, sharding)[0],
+    }
+    if count == 2:
+        told["trouble"] = meet_trouble(rank, count, folder / "trouble")
+    return told
+
+
+@pytest.fixture(scope="module")
+def moved(run_ranks, tmp_path_factory):
+    """What was saved by 1, then 2, then 3 ranks, each going on from the ones before; and what they tell."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("moved")
     config = SyntheticConfig(num_train=TRAIN_ROWS, num_valid=257, num_test=193, max_ids=200, rows_per_part=400)
-    data = str(generate(config, tmp_path / "data").folder)
-    samples, logloss = train(0, 1, data, tmp_path / "whole", 1_202, None)
+    data = str(generate(config, folder / "data").folder)
+    (folder / "trouble").mkdir()
+    (folder / "trouble" / "file").touch()
+    trained = make_trained()
+    save(CheckpointStore(folder / "round", keep_last=100), trained, ALONE, 100)
+    train(0, 1, data, folder / "moved", 300, None)
+    told = [run_ranks(live_through, count, str(folder), data, seconds=500) for count in (2, 3)]
+    two, three = ({name: [rank[name] for rank in ranks if name in rank] for name in ranks[0]} for ranks in told)
+    return SimpleNamespace(
+        folder=folder,
+        data=data,
+        expected=tensors_of(take_model(trained)),
+        dense_weight=trained.dense.weight.detach(),
+        two=two,
+        three=three,
+    )
+
+
+def test_a_run_goes_on_under_other_ranks_and_plans_as_if_nothing_had_happened(moved):
+    assert moved.two["reached"] == [600] * 2
+    assert moved.three["reached"] == [900] * 3
+    samples, logloss = train(0, 1, moved.data, moved.folder / "whole", 1_202, None)
     assert samples == 1_202
-    moved = str(tmp_path / "moved")
-    train(0, 1, data, moved, 300, None)
-    assert run_ranks(train, 2, data, moved, 600, "column_wise")[0][0] == 600
-    assert run_ranks(train, 3, data, moved, 900, None)[0][0] == 900
-    assert train(0, 1, data, moved, samples, None) == (samples, pytest.approx(logloss, abs=1e-6))
-    ours, theirs = (CheckpointStore(tmp_path / name / "checkpoints").restore_latest() for name in ("moved", "whole"))
-    found, expected = tensors_of(ours.state), tensors_of(theirs.state)
+    assert train(0, 1, moved.data, moved.folder / "moved", samples, None) == (samples, pytest.approx(logloss, abs=1e-6))
+    ours, theirs = (
+        CheckpointStore(moved.folder / name / "checkpoints").restore_latest().state for name in ("moved", "whole")
+    )
+    assert ours["progress"]["samples"] == theirs["progress"]["samples"] == samples
+    found, expected = tensors_of(ours), tensors_of(theirs)
+    moments = moments_of(theirs)
+    assert len({name for _, name in moments}) == 2  # LAMB's
+    assert all(value.abs().max() > 0 for value in moments.values())
+    expected |= theirs["dense"] | moments
+    found |= ours["dense"] | moments_of(ours)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=2e-6, msg=name)
-    for name, value in theirs.state["dense"].items():
-        torch.testing.assert_close(ours.state["dense"][name], value, rtol=0, atol=2e-6, msg=name)
+        torch.testing.assert_close(found[name], value, rtol=0, atol=2e-6, msg=str(name))
