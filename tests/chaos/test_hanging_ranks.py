@@ -76,7 +76,8 @@ def test_a_rank_that_hangs_between_steps_is_named(fault, stage, faulty_run):
             "pass",
             ["recforge: error: interrupted; the same command continues from the last checkpoint, if there is one"],
         ),
-        ("signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))", []),  # as a rank that has said so itself
+        # As a rank that has said so itself.
+        pytest.param("signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))", [], marks=pytest.mark.long),
     ],
 )
 def test_a_launcher_that_is_asked_to_stop_speaks_for_ranks_that_could_not(asked, said, launch, tmp_path):
