@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from embeddings.shards import ShardingPlan
 from embeddings.tables import TableConfig
 from embeddings.usage import Usage
 
+IDLE = 0.3  # of the cores, as the load of the last minute
 BUSY = 1.3  # times the fastest quarter, for a median
 
 
@@ -60,6 +62,13 @@ def calibrate(
     Raises:
         ValueError: a measurement failed.
     """
+    load, cores = os.getloadavg()[0], count_cores()
+    if load > IDLE * cores:
+        print(
+            f"recforge: warning: other programs keep this machine busy (load {load:.1f} on {count_of(cores, 'core')}): "
+            "the measurement will be wrong; --calibrate again when it is idle",
+            file=sys.stderr,
+        )
     plans: dict[int, ShardingPlan] = {}
     settings = {ranks: Setting(machine=CPU, usage=usage, ranks=ranks, ranks_per_node=ranks) for ranks in COUNTS}
     found: dict[int, Findings] = {}

@@ -186,6 +186,17 @@ def test_a_busy_machine_is_said_to_be_one() -> None:
     assert "others used this machine" in describe_comparisons([quiet, replace(quiet, median=0.02)])
 
 
+@pytest.mark.parametrize(("load", "warned"), [(0.1, False), (20.0, True)])
+def test_others_are_noticed_before_it_begins(
+    run_plan: RunPlan, monkeypatch: pytest.MonkeyPatch, load: float, warned: bool
+) -> None:
+    monkeypatch.setattr(comparison, "run_probe", lambda task: findings(task.ranks))
+    monkeypatch.setattr(comparison, "count_cores", lambda: 2)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    notes = run_plan("--ranks", "2", "--calibrate")[2]
+    assert ("warning: other programs keep this machine busy (load 20.0 on 2 cores)" in notes) == warned
+
+
 @pytest.mark.long
 def test_this_machine_is_measured_and_steps_are_near_what_is_foreseen(run_plan: RunPlan) -> None:
     status, text, notes = run_plan("--ranks", "2", "--calibrate", "--global-batch-size", "2048")
