@@ -6,8 +6,10 @@ import itertools
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,20 +51,40 @@ class FaultyRun:
         self.records: list[Path] = []  # of each launch
         self.errors = folder.with_suffix(".err")
         self.process: subprocess.Popen[bytes] | None = None
+        self.other: subprocess.Popen[bytes] | None = None
 
     def start(self, ranks: int = 1, fault: str = "none", max_restarts: int = 3, **changed: Any) -> None:
-        settings = SETTINGS | {name.replace("__", ".").replace("_", "-"): value for name, value in changed.items()}
-        flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        place = ["--data", str(self.data), "--output", str(self.folder)]
-        self.records.append(self.folder.with_name(f"launch-{len(self.records)}.jsonl"))
-        program = [str(PROGRAM), str(self.records[-1]), fault, "train", "synthetic", *place, *flags]
+        program = self._program(fault, changed)
         command = [sys.executable, *program]
         if ranks > 1:
             asked = {"program": program, "ranks": ranks, "max_restarts": max_restarts}
             command = [sys.executable, "-c", LAUNCH, json.dumps(asked)]
+        self.process = self._start(command)
+
+    def start_on_two_machines(self) -> None:
+        """As torchrun would on two machines, of which one is enough: `process`, which keeps the store, and `other`."""
+        with socket.create_server(("localhost", 0)) as free:
+            port = free.getsockname()[1]
+        place = f"--nnodes 1:2 --nproc-per-node 1 --max-restarts 3 --rdzv-backend c10d --rdzv-id run{port}".split()
+        place += ["--rdzv-endpoint", f"localhost:{port}", "--local-addr", "localhost"]
+        command = [sys.executable, "-m", "torch.distributed.run", *place, *self._program("none", {})]
+        self.process, end = self._start(command), time.monotonic() + 100
+        while not _listens(port):
+            assert time.monotonic() < end, self.errors.read_text()
+            time.sleep(0.05)
+        self.other = self._start(command)
+
+    def _program(self, fault: str, changed: dict[str, Any]) -> list[str]:
+        settings = SETTINGS | {name.replace("__", ".").replace("_", "-"): value for name, value in changed.items()}
+        flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        place = ["--data", str(self.data), "--output", str(self.folder)]
+        self.records.append(self.folder.with_name(f"launch-{len(self.records)}.jsonl"))
+        return [str(PROGRAM), str(self.records[-1]), fault, "train", "synthetic", *place, *flags]
+
+    def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
         with self.errors.open("ab") as errors:
-            self.process = subprocess.Popen(command, stdout=errors, stderr=errors, env=env)
+            return subprocess.Popen(command, stdout=errors, stderr=errors, env=env)
 
     def wait(self, seconds: float = 280) -> int:
         assert self.process is not None
@@ -102,13 +124,22 @@ class FaultyRun:
         ]
 
     def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        for process in (self.process, self.other):
+            if process is not None and process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("localhost", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture

@@ -6,6 +6,11 @@ or trained twice; and all rows of tables, their optimizer's state and the dense 
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -78,3 +83,38 @@ def test_ranks_are_lost_again_and_again(faulty_run, left_alone):
         assert run.run(ranks=2, fault=f"kill:{launch % 2}:step:{step}:0.003", max_restarts=0) == 1
     assert run.run(ranks=2) == 0, run.errors.read_text()
     assert_same_end(run, left_alone)
+
+
+@pytest.mark.long
+def test_a_machine_is_lost_and_torchrun_goes_on_with_the_one_that_is_left(faulty_run, left_alone):
+    run = faulty_run()
+    run.start_on_two_machines()
+    end = time.monotonic() + 200
+    while not (lost := find_rank_of(run, run.process, steps=12)):
+        assert run.process.poll() is None, run.errors.read_text()
+        assert time.monotonic() < end, run.errors.read_text()
+        time.sleep(0.01)
+    for process in (lost, run.other.pid):
+        os.kill(process, signal.SIGKILL)
+    assert run.wait() == 0, run.errors.read_text()
+    first, *_, last = run.noted()
+    assert {record["rank"] for record in first} == {0, 1}
+    assert {record["rank"] for record in last} == {0}
+    assert any("rows" in record for record in last)
+    assert_same_end(run, left_alone)
+
+
+def find_rank_of(run, keeper, *, steps):
+    """Return the process of a rank that another torchrun than `keeper` has started, once each of two has trained."""
+    records = [record for records in run.noted() for record in records]
+    trained = [sum(record["rank"] == rank and "rows" in record for record in records) for rank in range(2)]
+    processes = [record["process"] for record in records if "process" in record]
+    others = [process for process in processes if parent_of(process) not in (keeper.pid, None)]
+    return others[0] if min(trained) >= steps and others else None
+
+
+def parent_of(process):
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
