@@ -6,7 +6,7 @@ wise and row-wise; in turns of its own, rank 0 trains the whole batch alone whil
 median of its turns on rank 0, each turn begins when all ranks are ready; each ratio is one of samples per second.
 
 `bytes_sent` is what rank 0's tables have sent in a step, counted where it is handed over; `bytes_expected` is the same
-from the plan and the batch alone.
+from the plan and the batch alone. A key without a kind of sharding is the lower of the ratios, or the sum of the bytes.
 """
 
 from __future__ import annotations
@@ -92,8 +92,10 @@ def _measure(arguments: argparse.Namespace) -> dict[str, float]:
         for kind in KINDS:
             result[f"{kind}_vs_torchrec"] = medians[f"torchrec_{kind}"] / medians[f"ours_{kind}"]
             result[f"{kind}_vs_one_process"] = medians["one_process"] / medians[f"ours_{kind}"]
-        result |= {key: result[f"table_wise_{key}"] for key in ("vs_torchrec", "vs_one_process")}
-        #         result |= {key: result[f"table_wise_{key}"] for key in ("bytes_sent", "bytes_expected")}
+        for key in ("vs_torchrec", "vs_one_process"):
+            result[key] = min(result[f"{kind}_{key}"] for kind in KINDS)
+        for key in ("bytes_sent", "bytes_expected"):
+            result[key] = sum(result[f"{kind}_{key}"] for kind in KINDS)
     dist.barrier()
     dist.destroy_process_group()
     return result

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -33,7 +36,20 @@ def _compile(function: Callable[..., Any], fast_math: set[str]) -> Any:
     settings: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fast_math}
     try:
         # Signatures are left to the first call: listing them would load every kernel at import.
-        return numba.njit(cache=True, **settings)(function)
+        kernel = numba.njit(cache=True, **settings)(function)
     except RuntimeError:
         # Neither the package's folder nor the user's can be written to: compiled anew in each process.
         return numba.njit(**settings)(function)
+    # Numba compiles a kernel anew when its own file has changed, but not when that of a kernel has that it calls: the
+    # old one would live on inside its callers, and nothing would say so.
+    saved = kernel._cache._cache_file
+    saved._source_stamp = (saved._source_stamp, _digest_sources())
+    return kernel
+
+
+@cache
+def _digest_sources() -> str:
+    digest = blake2b(digest_size=16)
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
