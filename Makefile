@@ -26,7 +26,7 @@ train: $(VENV)/.train
 	@$(BIN)/recforge train synthetic $(ARGS)
 
 test: $(VENV)/.test lint
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.test
 	@$(BIN)/ruff check .
