@@ -28,7 +28,8 @@ class PlanConfig:
     memory: str | None = None
     """Memory per rank that tables may take, as 80GB; None means --parallel.memory, else what the machine has."""
     machine: Literal["cpu", "a100", "h100", "h200"] = "cpu"
-    """Where the ranks run: cpu is this machine, as --calibrate has measured it; the others are by their data sheets."""
+    """Where the ranks run: cpu is this machine, as --calibrate has measured it, or else typical figures, with a core
+    for each rank where there are several machines; the others are by their data sheets."""
     global_batch_size: int | None = None
     """Samples per step, over all ranks; None means the recipe's."""
     data: Path | None = None

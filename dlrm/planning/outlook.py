@@ -184,8 +184,10 @@ def _find_machine(
         save_measurement(kept, path)
         print(f"recforge: the measurement is kept in {path}", file=sys.stderr)
     machine = MACHINES[config.machine]
-    if config.machine == "cpu":
-        machine = kept.machine if kept else replace(machine, cores_per_node=count_cores())
+    if kept:
+        machine = kept.machine
+    elif config.machine == "cpu" and config.ranks == config.per_node:  # of several machines, this one tells nothing
+        machine = replace(machine, cores_per_node=count_cores())
     return replace(machine, padded=machine.padded or run.tables.kernel == "fbgemm"), comparisons
 
 
