@@ -32,10 +32,10 @@ from benchmarks.click_networks import (
     Ids,
 )
 from dlrm.batch import Batch
+from dlrm.distributed.parallelize import DenseReducer
+from dlrm.distributed.ranks import Ranks
 from dlrm.model import DLRM
 from dlrm.optim.lr_schedules import Schedule
-from dlrm.training.parallelize import DenseReducer
-from dlrm.training.ranks import Ranks
 from dlrm.training.train_step import ClickTask, TrainStep
 from embeddings import RowWiseAdagrad, ShardingPlan, TableConfig
 from embeddings.build import Exchange

@@ -22,8 +22,8 @@ from dlrm.cli import parse
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dlrm.training.checkpoint import Restored
-    from dlrm.training.pieces import Parts
+    from dlrm.checkpoints.checkpoint import Restored
+    from dlrm.checkpoints.pieces import Parts
 
 MODEL, DENSE, WEIGHT = "model.json", "dense.safetensors", ".weight"
 FORMAT_VERSION = 1
@@ -71,7 +71,7 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
     """
     from safetensors import SafetensorError
 
-    from dlrm.training.pieces import as_parts
+    from dlrm.checkpoints.pieces import as_parts
 
     output = arguments.output
     if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
@@ -98,8 +98,8 @@ def _write(
 ) -> None:
     from safetensors.torch import save_file
 
-    from dlrm.training.atomic_folder import make_folder, sync
-    from dlrm.training.tensor_file import write_tensors
+    from dlrm.checkpoints.atomic_folder import make_folder, sync
+    from dlrm.checkpoints.tensor_file import write_tensors
 
     with make_folder(output) as folder:
         save_file({name: tensor.contiguous() for name, tensor in dense.items()}, folder / DENSE)
@@ -115,8 +115,8 @@ def _write(
 
 def _find(arguments: ExportArguments) -> tuple[Restored, dict[str, Any]]:
     """Read a checkpoint, whose tables stay on the disk, and the run's configuration."""
-    from dlrm.training.checkpoint import CheckpointStore
-    from dlrm.training.manifest import MANIFEST
+    from dlrm.checkpoints.checkpoint import CheckpointStore
+    from dlrm.checkpoints.manifest import MANIFEST
     from dlrm.training.run_config import CONFIG
 
     source = arguments.source
@@ -168,7 +168,7 @@ def _distribute(ordered: Mapping[str, list[str]], tables: Parts, file_gigabytes:
 def _describe(
     restored: Restored, run: Mapping[str, Any], tables: Parts, files: Mapping[str, list[str]]
 ) -> dict[str, Any]:
-    from dlrm.training.manifest import own_versions
+    from dlrm.checkpoints.manifest import own_versions
 
     configs = run["network"]["tables"]
     described = []

@@ -7,7 +7,7 @@ from typing import Any
 
 from dlrm.analysis.quantities import format_bytes, format_count, format_duration, format_number, format_share
 from dlrm.analysis.run_folder import Record, Run
-from dlrm.training.metrics import is_at_chance
+from dlrm.metrics.metrics import is_at_chance
 
 CALIBRATION_TOLERANCE = 0.1
 

@@ -23,7 +23,7 @@ STAGES = (
 )
 # The ids' all-to-all has a header that says how many come.
 MESSAGES = {IDS: 2, ROWS: 1, GRADIENTS: 1}
-BUCKET_BYTES = 1 << 20  # as in dlrm.training.parallelize
+BUCKET_BYTES = 1 << 20  # as in dlrm.distributed.parallelize
 NUMBER_BYTES = 4
 # How often activations are read and written (linear layer, ReLU), and weights with their moments in an update.
 FORWARD_PASSES, BACKWARD_PASSES, UPDATE_PASSES = 2, 4, 14

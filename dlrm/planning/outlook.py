@@ -12,7 +12,7 @@ from dlrm.config import RunConfig
 from dlrm.data.dataset import Dataset
 from dlrm.data.schema import DataSchema
 from dlrm.descriptions import describe_tables
-from dlrm.planning.command import PlanConfig
+from dlrm.planning.config import PlanConfig
 from dlrm.planning.dense_cost import DenseCost, dense_cost
 from dlrm.planning.foresee import Foresight, foresee
 from dlrm.planning.measurement import (

@@ -17,12 +17,12 @@ import torch.distributed as dist
 
 from dlrm.data.dataset import Dataset
 from dlrm.data.reader import Reader
+from dlrm.distributed.parallelize import DenseReducer
+from dlrm.distributed.ranks import Ranks
 from dlrm.model import build_dlrm
 from dlrm.optim.dense import build_dense_optimizer
 from dlrm.planning.findings import TINY_BATCH, Findings, ProbeTask, quiet_seconds
 from dlrm.planning.rates import measure_rates
-from dlrm.training.parallelize import DenseReducer
-from dlrm.training.ranks import Ranks
 from dlrm.training.train_step import ClickTask, TrainStep
 from embeddings.allocation import keep_freed_memory
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dlrm.distributed.ranks import Ranks
 from dlrm.planning.findings import BAGS, COPY_NUMBERS, DIMS, ROWS, SAMPLES, TABLES, WIDTH, Rates, quiet_seconds
-from dlrm.training.ranks import Ranks
 from embeddings import RowWiseAdagrad, TableConfig
 from embeddings.build import build_tables
 

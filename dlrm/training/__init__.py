@@ -1,1 +1,1 @@
-"""The training loop and what it leans on: metrics, checkpoints, guards."""
+"""The training loop and what it leans on: steps, evaluation, guards, logs."""

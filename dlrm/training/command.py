@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from dlrm.cli import parse
 from dlrm.config import RunConfig
+from dlrm.distributed.one_voice import OneVoice
+from dlrm.distributed.place import Place
 from dlrm.recipes import Recipe, find_recipe, list_recipes
-from dlrm.training.one_voice import OneVoice
-from dlrm.training.place import Place
 
 if TYPE_CHECKING:
     from dlrm.data.dataset import Dataset
-    from dlrm.training.hang_watch import HangWatch
-    from dlrm.training.process_group import Group
+    from dlrm.distributed.hang_watch import HangWatch
+    from dlrm.distributed.process_group import Group
     from embeddings.shards import ShardingPlan
 
 # What ranks may have of their own: places on their machines, and who started them. Data are compared by content.
@@ -54,8 +54,8 @@ def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | Non
     """
     import torch
 
-    from dlrm.training.hang_watch import PREPARING, HangWatch
-    from dlrm.training.process_group import join_ranks
+    from dlrm.distributed.hang_watch import PREPARING, HangWatch
+    from dlrm.distributed.process_group import join_ranks
     from dlrm.training.run_config import leaves
     from dlrm.training.train_step import check_compile, choose_device, describe_step
 
@@ -85,8 +85,8 @@ def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | Non
 def _fit(
     name: str, config: RunConfig, output: Path, dataset: Dataset, group: Group, watch: HangWatch
 ) -> dict[str, Any]:
+    from dlrm.checkpoints.run_state import seed_generators
     from dlrm.model import build_dlrm
-    from dlrm.training.run_state import seed_generators
     from dlrm.training.train_step import choose_device, compile_dense, set_matmul_precision
     from dlrm.training.trainer import Trainer
 
@@ -161,7 +161,7 @@ def _plan(config: RunConfig, dataset: Dataset, group: Group, device: str) -> Sha
 
 def _launch(argv: list[str], config: RunConfig) -> int:
     """Start this command on several ranks, which share a folder through all restarts."""
-    from dlrm.training.launch import check_room, launch_ranks
+    from dlrm.distributed.launch import check_room, launch_ranks
 
     check_room(config.ranks or 1)
     output = [] if config.output is not None else ["--output", _name_run(argv[0])]

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from dlrm.config import TrainingConfig
-from dlrm.training.metrics import MetricValues, is_at_chance
+from dlrm.metrics.metrics import MetricValues, is_at_chance
 
 HIGHER_IS_BETTER = {"auc": True, "logloss": False, "normalized_entropy": False}
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from dlrm.data.dataset import LABEL
 from dlrm.data.reader import Reader
+from dlrm.distributed.ranks import ALONE, Ranks
+from dlrm.metrics.metrics import BinaryMetrics, MetricValues
 from dlrm.training.gather_scores import gather_scores
 from dlrm.training.guards import find_tables
-from dlrm.training.metrics import BinaryMetrics, MetricValues
-from dlrm.training.ranks import ALONE, Ranks
 from dlrm.training.train_step import autocast
 from embeddings.stopwatch import Stopwatch
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dlrm.training.metrics import BinaryMetrics
-from dlrm.training.ranks import Ranks
-from dlrm.training.score_keys import KeyFile
+from dlrm.distributed.ranks import Ranks
+from dlrm.metrics.metrics import BinaryMetrics
+from dlrm.metrics.score_keys import KeyFile
 
 
 def gather_scores(metrics: BinaryMetrics, ranks: Ranks) -> None:

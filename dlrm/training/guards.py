@@ -16,8 +16,8 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from dlrm.batch import Batch
 from dlrm.config import GuardConfig
 from dlrm.data.dataset import Dataset
-from dlrm.training.metrics import MetricValues
-from dlrm.training.ranks import Ranks
+from dlrm.distributed.ranks import Ranks
+from dlrm.metrics.metrics import MetricValues
 from embeddings import TableConfig
 from embeddings.interface import Tables
 

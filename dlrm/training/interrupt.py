@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dlrm.training.ranks import ALONE, Ranks
+from dlrm.distributed.ranks import ALONE, Ranks
 
 # A launcher of ranks passes on the Ctrl-C that the terminal has sent to every one of them already.
 SECONDS_OF_ONE_REQUEST = 1.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from embeddings.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from dlrm.training.ranks import Ranks
+    from dlrm.distributed.ranks import Ranks
 
 WAITING_FOR_DATA = "waiting for data"
 OUTSIDE_TRAINING = ("evaluation", "checkpoint")  # what a run's `seconds` leave out

@@ -12,9 +12,9 @@ from torch import nn
 
 from dlrm.data.dataset import Dataset
 from dlrm.data.value_names import name_values
+from dlrm.distributed.ranks import ALONE, Ranks
+from dlrm.metrics.metrics import MetricValues, relative_auc
 from dlrm.training.guards import find_tables
-from dlrm.training.metrics import MetricValues, relative_auc
-from dlrm.training.ranks import ALONE, Ranks
 from dlrm.training.run_log import write_json
 from dlrm.training.table_statistics import describe_rows
 

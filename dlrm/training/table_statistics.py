@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlrm.training.ranks import ALONE, Ranks
+from dlrm.distributed.ranks import ALONE, Ranks
 from embeddings import TableConfig
 from embeddings.interface import TableRows, Tables
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from dlrm.batch import Batch
 from dlrm.config import StepConfig
+from dlrm.distributed.parallelize import Control, DenseReducer
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.training.guards import NonFiniteLossError, check_batch, check_logits, find_first_nonfinite, find_tables
-from dlrm.training.parallelize import Control, DenseReducer
 from embeddings import IdOutOfRangeError
 from embeddings.stopwatch import Stopwatch
 from embeddings.tables import OtherRanksIdError

@@ -13,28 +13,28 @@ import torch
 from torch import nn
 
 from dlrm.batch import Batch
-from dlrm.config import TrainingConfig
-from dlrm.data.dataset import Dataset
-from dlrm.data.reader import Reader
-from dlrm.optim.dense import build_dense_optimizer
-from dlrm.training.checkpoint import CheckpointStore
-from dlrm.training.course import Course, Progress
-from dlrm.training.evaluate import evaluate, evaluate_true_probability
-from dlrm.training.guards import LearningGuard, NonFiniteLossError, check_model_fits, check_segments, check_shares
-from dlrm.training.interrupt import StopRequest, only_run_in
-from dlrm.training.look_ahead import look_ahead
-from dlrm.training.metrics import MetricValues, is_at_chance
-from dlrm.training.parallelize import DenseReducer, copy_from_first
-from dlrm.training.ranks import ALONE, Ranks
-from dlrm.training.run_config import CONFIG, check_same_run, describe_run
-from dlrm.training.run_log import RunLog, SilentLog, write_json
-from dlrm.training.run_state import (
+from dlrm.checkpoints.checkpoint import CheckpointStore
+from dlrm.checkpoints.run_state import (
     load_model,
     load_random_state,
     seed_generators,
     take_model,
     take_random_state,
 )
+from dlrm.config import TrainingConfig
+from dlrm.data.dataset import Dataset
+from dlrm.data.reader import Reader
+from dlrm.distributed.parallelize import DenseReducer, copy_from_first
+from dlrm.distributed.ranks import ALONE, Ranks
+from dlrm.metrics.metrics import MetricValues, is_at_chance
+from dlrm.optim.dense import build_dense_optimizer
+from dlrm.training.course import Course, Progress
+from dlrm.training.evaluate import evaluate, evaluate_true_probability
+from dlrm.training.guards import LearningGuard, NonFiniteLossError, check_model_fits, check_segments, check_shares
+from dlrm.training.interrupt import StopRequest, only_run_in
+from dlrm.training.look_ahead import look_ahead
+from dlrm.training.run_config import CONFIG, check_same_run, describe_run
+from dlrm.training.run_log import RunLog, SilentLog, write_json
 from dlrm.training.stage_times import StageTimes
 from dlrm.training.summary import describe_values, write_summary
 from dlrm.training.train_step import ClickTask, TrainStep, Wishes

@@ -21,9 +21,11 @@ from dlrm.data.synthetic import SyntheticConfig, generate
 PROGRAM = Path(__file__).with_name("run_with_faults.py")
 REPOSITORY = PROGRAM.parents[2]
 # As `recforge train --ranks` starts ranks, but of a program that may break.
-LAUNCH = (
-    "import json, sys; from dlrm.training.launch import launch_ranks; sys.exit(launch_ranks(**json.loads(sys.argv[1])))"
-)
+LAUNCH = """
+import json, sys
+from dlrm.distributed.launch import launch_ranks
+sys.exit(launch_ranks(**json.loads(sys.argv[1])))
+"""
 SETTINGS = {
     "epochs": 2,
     "seed": 5,

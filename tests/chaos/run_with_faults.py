@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import dlrm.training.trainer as training
+from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.cli import main
 from dlrm.data.reader import Reader
-from dlrm.training.checkpoint import CheckpointStore
 from dlrm.training.train_step import TrainStep
 
 RANK = int(os.environ.get("RANK", 0))

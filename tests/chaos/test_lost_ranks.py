@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlrm.training.checkpoint import CheckpointStore
+from dlrm.checkpoints.checkpoint import CheckpointStore
 
 
 def take_weights(run) -> dict[str, torch.Tensor]:

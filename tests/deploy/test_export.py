@@ -20,16 +20,16 @@ from torch import Tensor
 
 from deploy.cli import main
 from deploy.export import ExportArguments, export
+from dlrm.checkpoints.checkpoint import CheckpointStore
+from dlrm.checkpoints.checkpoint_folder import complete_checkpoint, own_part, write_rank_files
+from dlrm.checkpoints.pieces import PartedTensor, Parts, piece_of
+from dlrm.checkpoints.run_state import take_model
+from dlrm.checkpoints.state_tree import flatten
 from dlrm.config import CheckpointConfig, EvaluationConfig, GuardConfig, ModelConfig, RunConfig, StepConfig
 from dlrm.data.dataset import Dataset
 from dlrm.data.reader import Reader
 from dlrm.data.synthetic import SyntheticConfig, generate
 from dlrm.model import DLRM, build_dlrm
-from dlrm.training.checkpoint import CheckpointStore
-from dlrm.training.checkpoint_folder import complete_checkpoint, own_part, write_rank_files
-from dlrm.training.pieces import PartedTensor, Parts, piece_of
-from dlrm.training.run_state import take_model
-from dlrm.training.state_tree import flatten
 from dlrm.training.trainer import Trainer
 from embeddings import ShardingPlan, TableConfig
 from embeddings.shards import Sharding, place
@@ -296,7 +296,7 @@ def test_a_table_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
         """
         import resource, sys
         from pathlib import Path
-        import safetensors.torch, torch, dlrm.training.checkpoint
+        import safetensors.torch, torch, dlrm.checkpoints.checkpoint
         from deploy.export import ExportArguments, export
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         export(ExportArguments(source=Path("run"), output=Path("out")))
@@ -430,7 +430,7 @@ def test_a_full_disk_leaves_nothing(
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dlrm.training.tensor_file.write_tensors", fail)
+    monkeypatch.setattr("dlrm.checkpoints.tensor_file.write_tensors", fail)
     assert main(["export", str(run), "--output", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "No space left on device" in line
@@ -443,7 +443,7 @@ DYING = textwrap.dedent(
     """
     import os, signal, sys
     from pathlib import Path
-    import safetensors.torch, torch, dlrm.training.checkpoint
+    import safetensors.torch, torch, dlrm.checkpoints.checkpoint
     from deploy.export import ExportArguments, export
 
     def die_at(operation):

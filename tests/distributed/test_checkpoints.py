@@ -14,17 +14,17 @@ from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from deploy.export import ExportArguments, export
+from dlrm.checkpoints import checkpoint, shared_saves
+from dlrm.checkpoints.checkpoint import CheckpointStore
+from dlrm.checkpoints.checkpoint_folder import read_state
+from dlrm.checkpoints.manifest import read_manifest
+from dlrm.checkpoints.run_state import load_model, load_random_state, take_model, take_random_state
 from dlrm.config import CheckpointConfig, EvaluationConfig, GuardConfig, StepConfig, TrainingConfig
 from dlrm.data.dataset import Dataset
 from dlrm.data.synthetic import SyntheticConfig, generate
+from dlrm.distributed.ranks import ALONE, Ranks
 from dlrm.model import DLRM
 from dlrm.optim.config import DenseOptimizerConfig
-from dlrm.training import checkpoint, shared_saves
-from dlrm.training.checkpoint import CheckpointStore
-from dlrm.training.checkpoint_folder import read_state
-from dlrm.training.manifest import read_manifest
-from dlrm.training.ranks import ALONE, Ranks
-from dlrm.training.run_state import load_model, load_random_state, take_model, take_random_state
 from dlrm.training.trainer import Trainer
 from embeddings import RowAdagrad, RowAdam, RowLamb, RowSGD, RowWiseAdagrad, ShardingPlan, TableConfig
 from embeddings.build import build_tables

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm.training.ranks import ALONE, Ranks
+from dlrm.distributed.ranks import ALONE, Ranks
 from embeddings import RowAdagrad, RowAdam, RowLamb, RowSGD, RowWiseAdagrad, ShardingPlan, TableConfig
 from embeddings.interface import Tables
 from embeddings.local.local_tables import LocalTables

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrm.training.ranks import Ranks
+from dlrm.distributed.ranks import Ranks
 from embeddings import IdOutOfRangeError, RowAdam, RowLamb, RowSGD, RowWiseAdagrad, ShardingPlan, TableConfig
 from embeddings.interface import Tables
 from embeddings.local.local_rows import Bags

@@ -12,11 +12,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from dlrm.cli import Command, run
-from dlrm.training import one_voice
-from dlrm.training.launch import check_room
-from dlrm.training.one_voice import OneVoice
-from dlrm.training.place import Place
-from dlrm.training.process_group import check_alike, leave, meet, open_store
+from dlrm.distributed import one_voice
+from dlrm.distributed.launch import check_room
+from dlrm.distributed.one_voice import OneVoice
+from dlrm.distributed.place import Place
+from dlrm.distributed.process_group import check_alike, leave, meet, open_store
 
 
 def on_ranks(count, function, delays=()):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
-from dlrm.training.ranks import ALONE, Ranks
+from dlrm.distributed.ranks import ALONE, Ranks
 from embeddings import IdOutOfRangeError, RowAdagrad, RowAdam, RowLamb, RowSGD, RowWiseAdagrad, TableConfig
 from embeddings.build import build_sequence_tables
 from embeddings.interface import Tables

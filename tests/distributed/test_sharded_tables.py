@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm.batch import Batch
+from dlrm.distributed.parallelize import DenseReducer
+from dlrm.distributed.ranks import ALONE, Ranks
 from dlrm.model import DLRM
 from dlrm.optim.lamb import Lamb
 from dlrm.optim.lr_schedules import Schedule
-from dlrm.training.parallelize import DenseReducer
-from dlrm.training.ranks import ALONE, Ranks
 from dlrm.training.train_step import ClickTask, TrainStep
 from embeddings import RowAdagrad, RowAdam, RowLamb, RowSGD, RowWiseAdagrad, ShardingPlan, TableConfig
 from embeddings.interface import TableRows, Tables

@@ -19,12 +19,12 @@ from dlrm.config import EvaluationConfig, GuardConfig, StepConfig, TrainingConfi
 from dlrm.data.dataset import Dataset
 from dlrm.data.reader import Reader
 from dlrm.data.synthetic import SyntheticConfig, generate
+from dlrm.distributed.parallelize import Control, DenseReducer
+from dlrm.distributed.ranks import ALONE, Ranks
 from dlrm.model import DLRM, mlp
 from dlrm.optim.config import DenseOptimizerConfig
 from dlrm.training.evaluate import evaluate
 from dlrm.training.guards import find_tables
-from dlrm.training.parallelize import Control, DenseReducer
-from dlrm.training.ranks import ALONE, Ranks
 from dlrm.training.run_log import read_records
 from dlrm.training.trainer import Trainer
 from embeddings import RowWiseAdagrad, ShardingPlan, TableConfig

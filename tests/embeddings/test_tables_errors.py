@@ -56,7 +56,7 @@ def test_a_kernel_that_cannot_says_so():
         build_tables([TableConfig(name="a", num_rows=3, dim=3)], kernel="fbgemm")
     for kind in (RowSGD, RowWiseAdagrad):
         decayed = TableConfig(name="a", num_rows=3, dim=4, optimizer=kind(learning_rate=1.0, weight_decay=0.1))
-        with pytest.raises(ValueError, match=f"table 'a': expected {kind.__name__} without weight_decay, got 0.1: fbgemm"):
+        with pytest.raises(ValueError, match=f"table 'a': expected {kind.__name__} without weight_decay, got 0.1"):
             build_tables([decayed], kernel="fbgemm")
 
 

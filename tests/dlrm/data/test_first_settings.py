@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from dlrm.checkpoints.run_state import seed_generators
 from dlrm.data.commands import run_init
 from dlrm.data.config_file import load_config
 from dlrm.data.first_settings import choose_settings
 from dlrm.data.infer import infer_schema
 from dlrm.data.prepare import prepare
 from dlrm.model import build_dlrm
-from dlrm.training.run_state import seed_generators
 from dlrm.training.trainer import Trainer
 
 

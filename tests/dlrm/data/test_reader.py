@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dlrm.batch import Batch
 from dlrm.data.dataset import Bags, Dataset, DatasetInfo, FeatureInfo, Part, write_part
 from dlrm.data.reader import Reader
-from dlrm.training.ranks import Ranks
+from dlrm.distributed.ranks import Ranks
 
 PART_ROWS = (50, 1, 33, 16)
 ROWS = sum(PART_ROWS)

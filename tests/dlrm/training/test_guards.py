@@ -17,12 +17,12 @@ from dlrm.analysis.bottleneck import share_out_time
 from dlrm.analysis.run_folder import read_run
 from dlrm.analysis.verdict import describe_unfinished
 from dlrm.batch import Batch
+from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.cli import main
 from dlrm.config import CheckpointConfig, EvaluationConfig, StepConfig, TrainingConfig
 from dlrm.data.dataset import Dataset
 from dlrm.model import DLRM
 from dlrm.optim.config import DenseOptimizerConfig
-from dlrm.training.checkpoint import CheckpointStore
 from dlrm.training.guards import NonFiniteLossError, check_memory
 from dlrm.training.trainer import Trainer
 from embeddings import TableConfig

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 
+from dlrm.checkpoints.checkpoint import CheckpointStore
+from dlrm.checkpoints.pieces import PartedTensor
 from dlrm.data.dataset import Dataset
-from dlrm.training.checkpoint import CheckpointStore
-from dlrm.training.pieces import PartedTensor
 from dlrm.training.run_log import read_records
 
 # Imports once, and forks a process for every command line; says its id, and how it ended.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dlrm.training.ranks import ALONE, Ranks
+from dlrm.distributed.ranks import ALONE, Ranks
 from dlrm.training.stage_times import OTHER_STAGE, StageTimes
 from embeddings.stopwatch import Stopwatch
 

@@ -1,0 +1,148 @@
+"""Tables as a checkpoint has them: every rank gives and takes its rectangles, and tables may have grown or shrunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+
+from dlrm.checkpoints.pieces import PartedTensor, Parts, as_parts, piece_of
+from dlrm.config import ResizedTables
+from embeddings.interface import TableRows, Tables
+from embeddings.tables import TableConfig
+
+FLAG = "--checkpoint.resized-tables"
+WEIGHT = ".weight"
+
+
+def table_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Return how the keys of each set of tables begin in the model's state dict."""
+    return tuple(f"{name}." if name else "" for name, module in model.named_modules() if isinstance(module, Tables))
+
+
+def take_tables(model: nn.Module) -> Parts:
+    """Return the live pieces that this rank saves: `<table>.weight` and the row optimizer's `<table>.<state>`.
+
+    What belongs to a whole row is held alike by all shards of its columns, and saved by the first of them; a counter by
+    the first shard of the table.
+    """
+    found: dict[str, list[tuple[Tensor, tuple[int, ...], tuple[int, ...]]]] = {}
+    for key, rows in _all_rows(model):
+        if not rows.is_primary:
+            continue
+        for name, tensor in {"weight": rows.weight, **rows.state}.items():
+            place = _place(rows, tensor)
+            if tensor.ndim == 2 or (rows.first_column == 0 and (tensor.ndim == 1 or rows.first_row == 0)):
+                found.setdefault(f"{key}.{name}", []).append((tensor, *place))
+    return Parts(
+        {
+            name: PartedTensor(
+                shape=held[0][2],
+                dtype=held[0][0].dtype,
+                pieces=tuple(piece_of(tensor, first) for tensor, first, _ in held),
+            )
+            for name, held in found.items()
+        }
+    )
+
+
+def load_tables(
+    model: nn.Module, stored: Mapping[str, PartedTensor | Tensor], resized: ResizedTables
+) -> tuple[str, ...]:
+    """Set this rank's rectangles to what was stored; return a line for each table that is not as it was.
+
+    Raises:
+        ValueError: a table is not as it was, and `resized` does not allow it.
+    """
+    parts = as_parts(stored)
+    lines = _compare(dict(_all_configs(model)), parts, resized)
+    for key, rows in _all_rows(model):
+        if f"{key}{WEIGHT}" in parts:
+            _load_rows(key, rows, parts)
+    return lines
+
+
+def _compare(
+    configs: Mapping[str, TableConfig], parts: Mapping[str, PartedTensor], resized: ResizedTables
+) -> tuple[str, ...]:
+    stored = {name.removesuffix(WEIGHT): tensor.shape for name, tensor in parts.items() if name.endswith(WEIGHT)}
+    lines = []
+    for key in (*configs, *(key for key in stored if key not in configs)):
+        config, shape = configs.get(key), stored.get(key)
+        if config is None:
+            assert shape is not None
+            different, kept = "no such table", f"its {shape[0]:,} rows are dropped"
+        elif shape is None:
+            different, kept = f"{config.num_rows:,} rows", "it is new, and starts with its initial rows"
+        elif shape[1] != config.dim:
+            raise ValueError(
+                f"expected a checkpoint of this model, got table {key!r} of dim {shape[1]} instead of {config.dim}; "
+                "choose another --output"
+            )
+        elif shape[0] == config.num_rows:
+            continue
+        elif shape[0] < config.num_rows:
+            different, kept = f"{config.num_rows:,} rows", f"rows from {shape[0]:,} on start with their initial values"
+        else:
+            different, kept = f"{config.num_rows:,} rows", f"rows from {config.num_rows:,} on are dropped"
+        saved = "no such table" if shape is None else f"{shape[0]:,} rows"
+        if resized == "refuse":
+            raise ValueError(
+                f"expected a checkpoint of this model, got one with {saved} for table {key!r}, which has {different} "
+                f"now ({FLAG} keep would go on: {kept}); set that, or choose another --output"
+            )
+        lines.append(f"table {key!r}: {saved} in the checkpoint, {different} now; {kept}")
+    return tuple(lines)
+
+
+def _load_rows(key: str, rows: TableRows, parts: Mapping[str, PartedTensor]) -> None:
+    tensors = {"weight": rows.weight, **rows.state}
+    states = sorted(name.removeprefix(f"{key}.") for name in parts if name.rpartition(".")[0] == key)
+    if states != sorted(tensors):
+        raise ValueError(
+            f"expected a checkpoint of this model, got table {key!r} with {', '.join(states)} instead of "
+            f"{', '.join(sorted(tensors))}: another optimizer of rows; choose another --output"
+        )
+    for name, tensor in tensors.items():
+        source = parts[f"{key}.{name}"]
+        first, _ = _place(rows, tensor)
+        if len(first) != len(source.shape):
+            raise ValueError(
+                f"expected a checkpoint of this model, got {key}.{name} of {len(source.shape)} dimensions instead of "
+                f"{len(first)}: another optimizer of rows; choose another --output"
+            )
+        common = tensor[: max(0, source.shape[0] - rows.first_row)] if first else tensor
+        try:
+            source.read_into(common, first)
+        except ValueError as error:
+            raise ValueError(f"{key}.{name}: {error}; choose another --output") from None
+
+
+def _place(rows: TableRows, tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return where a tensor of a rectangle begins in that of the whole table, and the latter's shape."""
+    config = rows.config
+    if tensor.ndim == 0:
+        return (), ()
+    if tensor.ndim == 1:
+        return (rows.first_row,), (config.num_rows,)
+    return (rows.first_row, rows.first_column), (config.num_rows, config.dim)
+
+
+def _all_rows(model: nn.Module) -> Iterator[tuple[str, TableRows]]:
+    for prefix, tables in _sets(model):
+        for rows in tables.rows():
+            yield f"{prefix}{rows.config.name}", rows
+
+
+def _all_configs(model: nn.Module) -> Iterator[tuple[str, TableConfig]]:
+    for prefix, tables in _sets(model):
+        for config in tables.table_configs:
+            yield f"{prefix}{config.name}", config
+
+
+def _sets(model: nn.Module) -> list[tuple[str, Tables]]:
+    """Return every set of tables and how its tables' names begin: with nothing if it is the only one."""
+    sets = [
+        (f"{name}." if name else "", module) for name, module in model.named_modules() if isinstance(module, Tables)
+    ]
+    return sets if len(sets) > 1 else [("", tables) for _, tables in sets]

@@ -1,0 +1,1 @@
+"""Exact metrics of any number of scores."""
