@@ -28,7 +28,12 @@ class RankSums:
 
     def __init__(self, lanes: Lanes, rank: int) -> None:
         self.rounds = max(
-            (rounds_needed(part.config.optimizer) for parts in lanes.parts for part in parts if _is_split(part)),
+            (
+                rounds_needed(part.config.optimizer)
+                for parts in lanes.parts
+                for part in parts
+                if part.num_columns < part.config.dim or _shares_ratio(part)
+            ),
             default=0,
         )
         self.num_bytes = 0  # what has left this process
@@ -39,9 +44,7 @@ class RankSums:
             table
             for parts, tables in zip(lanes.parts, lanes.tables, strict=True)
             for part, table in zip(parts, tables, strict=True)
-            if _is_split(part)
-            and isinstance(part.config.optimizer, RowLamb)
-            and part.config.optimizer.trust == "touched"
+            if _shares_ratio(part)
         }
         self._places = {table: place for place, table in enumerate(sorted(split))}
 
@@ -94,8 +97,11 @@ class RankSums:
         return {part: packed[self._places[self._table_of[part]], : len(sums)] for part, sums in own.items()}
 
 
-def _is_split(part: RowsPart) -> bool:
-    return (part.num_rows, part.num_columns) != (part.config.num_rows, part.config.dim)
+def _shares_ratio(part: RowsPart) -> bool:
+    """Whether one ratio holds for all touched rows of a table that lies in several parts."""
+    config = part.config
+    is_split = (part.num_rows, part.num_columns) != (config.num_rows, config.dim)
+    return is_split and isinstance(config.optimizer, RowLamb) and config.optimizer.trust == "touched"
 
 
 def _groups(lanes: Lanes) -> list[list[tuple[int, int]]]:
