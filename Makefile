@@ -17,7 +17,7 @@ help:
 	@echo "make train        set up, then train the built-in synthetic click log (ARGS=... adds arguments)"
 	@echo "make test         set up, then lint, types, import direction and tests"
 	@echo "make test-long    the tests that take minutes or install packages"
-	@echo "make benchmark    NAME=train_step (or prepare, input): one JSON object as the last line"
+	@echo "make benchmark    NAME=train_step (or another file of benchmarks/): one JSON object as the last line"
 	@echo "make docs         build the documentation into site/"
 	@echo "make constraints  renew constraints.txt after a change of dependencies (needs uv)"
 	@echo "make clean        remove .venv, site and caches"
