@@ -142,7 +142,7 @@ class TrainStep:
         with self.stopwatch.stage("dense backward"):
             if failure is None:
                 loss.backward()
-            elif values := [output.values() for output in self._looked_up]:
+            elif values := [value for output in self._looked_up for value in _vectors_of(output)]:
                 torch.autograd.backward(values, [torch.zeros_like(value) for value in values])
         with self.stopwatch.stage("exposed all-reduce"):
             total = reducer.finish()
@@ -192,6 +192,12 @@ class TrainStep:
             group["lr"] = base * factor
         for tables in self.tables:
             tables.set_learning_rate_factor(self.tables_schedule.factor(samples))
+
+
+def _vectors_of(looked_up: Any) -> list[Tensor]:
+    """Return the tensors of a look-up: one of pooled tables, and of unpooled ones one for each feature."""
+    parts = looked_up.values()
+    return [parts] if isinstance(parts, Tensor) else [part.values() for part in parts]
 
 
 def set_matmul_precision(precision: str) -> None:

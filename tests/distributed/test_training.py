@@ -28,6 +28,7 @@ from dlrm.training.guards import find_tables
 from dlrm.training.run_log import read_records
 from dlrm.training.trainer import Trainer
 from embeddings import RowWiseAdagrad, ShardingPlan, TableConfig
+from embeddings.build import build_sequence_tables
 from embeddings.shards import place
 
 # Batches of 100 do not divide by 3, and the last one of an epoch, of 2 samples, leaves a rank without any.
@@ -69,11 +70,27 @@ class Known(nn.Module):
         return batch.dense[:, 0] - 0.3 * batch.dense[:, 1]
 
 
+class Sequences(nn.Module):
+    """Adds up what it learns from the vectors of all ids of a sample, which it asks for one by one."""
+
+    def __init__(self, tables, plan):
+        super().__init__()
+        self.tables = build_sequence_tables(tables, plan=plan)
+        self.weights = nn.Parameter(torch.ones(4))
+
+    def forward(self, batch):
+        logits = batch.dense[:, 2]
+        for jagged in self.tables(batch.sparse).values():
+            samples = torch.arange(len(batch)).repeat_interleave(jagged.lengths())
+            logits = logits.index_add(0, samples, jagged.values() @ self.weights)
+        return logits
+
+
 def ranks_of(rank, count):
     return Ranks(rank=rank, count=count) if count > 1 else ALONE
 
 
-def build_model(dataset, sharding, count):
+def build_model(dataset, sharding, count, *, pooled=True):
     torch.manual_seed(dist.get_rank() if count > 1 else 0)  # the others have to take what rank 0 has drawn
     if sharding is None:
         return Numbers(len(dataset.info.numeric))
@@ -88,6 +105,8 @@ def build_model(dataset, sharding, count):
             for number, table in enumerate(tables)
         ]
         plan = ShardingPlan(ranks=count, ranks_per_node=count, tables=tuple(placed))
+    if not pooled:
+        return Sequences(tables, plan)
     return DLRM(num_numeric=len(dataset.info.numeric), tables=tables, dim=4, bottom=(8,), top=(8,), plan=plan)
 
 
@@ -138,7 +157,8 @@ def whole_tables(data, results):
 
 def train_until_fault(rank, count, data, output, fault):
     """Train with something wrong from the third step on, on the last rank only; return how it ended, here and now."""
-    model = build_model(Dataset(data), "table_wise" if fault == "id" else None, count)
+    sharding = "table_wise" if fault in WITH_TABLES else None
+    model = build_model(Dataset(data), sharding, count, pooled="sequence" not in fault)
     trainer = Trainer(model, Dataset(data), CONFIG, output, ranks=ranks_of(rank, count))
     take = trainer._batches
 
@@ -149,7 +169,7 @@ def train_until_fault(rank, count, data, output, fault):
                     os.kill(os.getpid(), signal.SIGTERM)
                 elif fault == "time is up":
                     trainer.course.time_is_up = lambda: True
-                elif fault == "label":
+                elif "label" in fault:
                     batch.labels[0] = 7
                 elif fault == "id":
                     following.sparse.values()[-1] = 10**6
@@ -191,7 +211,8 @@ def sum_gradients(rank, count):
     return found, [p.detach().double().numpy() for p in parameters]
 
 
-FAULTS = ("asked to stop", "time is up", "label", "id", "not a number")
+WITH_TABLES = ("label", "id", "not a number", "label of a sequence", "not a number in a sequence")
+FAULTS = ("asked to stop", "time is up", *WITH_TABLES)
 SHARDINGS = {2: ("table_wise", "replicated"), 3: ("row_wise", "column_wise")}
 
 
@@ -288,9 +309,14 @@ def test_metrics_are_those_of_one_process(results, data):
         ("asked to stop", r"KeyboardInterrupt: and saved after 400 samples"),
         ("time is up", r"time limit of"),
         ("label", r"ValueError: row \d+ of split 'train': expected a label of 0 or 1, got 7"),
+        ("label of a sequence", r"ValueError: row \d+ of split 'train': expected a label of 0 or 1, got 7"),
         ("id", r"ValueError: row \d+ of split 'train': feature '\w+'.*expected an id in .*, got 1000000"),
         (
             "not a number",
+            r"NonFiniteLossError: .*after 400 samples; first in the data: numeric column '\w+' of row \d+ \(on rank",
+        ),
+        (
+            "not a number in a sequence",
             r"NonFiniteLossError: .*after 400 samples; first in the data: numeric column '\w+' of row \d+ \(on rank",
         ),
     ],
@@ -299,7 +325,7 @@ def test_what_happens_to_one_rank_ends_all_at_the_same_step(results, fault, how)
     ends = [result["faults"][fault] for result in results]
     assert re.match(how, ends[0][0])
     assert ends == [ends[0]] * len(results)  # also the sum of the weights, which is a number
-    assert ends[0][1] == (300 if fault in ("label", "not a number") else 400)
+    assert ends[0][1] == (300 if fault.startswith(("label", "not a number")) else 400)
     assert math.isfinite(ends[0][2])
 
 
