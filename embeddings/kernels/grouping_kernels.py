@@ -55,15 +55,15 @@ def _collect_keys(ids: Ids, offsets: Longs, weighted: bool, segments: Longs, par
     for _, cells, number, _, _ in segments:
         count += offsets[cells + number] - offsets[cells]
     keys = np.empty(count, np.uint64)
-    used = 0
+    used = np.uint64(0)
     entry = np.uint64(0)
     for _, cells, number, _, _ in segments:
         for cell in range(cells, cells + number):
             for at in range(offsets[cell], offsets[cell + 1]):
-                row = np.uint64(ids[at])
+                row = np.uint64(ids[np.uint64(at)])
                 if parts == 1 or row % np.uint64(parts) == np.uint64(part):
                     keys[used] = row << _ENTRY_BITS | entry
-                    used += 1
+                    used += np.uint64(1)
                 if weighted:
                     entry += np.uint64(1)
             if not weighted:
@@ -80,22 +80,22 @@ def _sort_by_row(keys: Keys, num_rows: int) -> Keys:
     passes = (bits + _MAX_DIGIT_BITS - 1) // _MAX_DIGIT_BITS
     digit_bits = (bits + passes - 1) // passes
     mask = np.uint64((1 << digit_bits) - 1)
-    ends = np.zeros((passes, 1 << digit_bits), np.int64)
-    for key in keys:
-        row = key >> _ENTRY_BITS
-        for digit in range(passes):
-            ends[digit, row >> np.uint64(digit * digit_bits) & mask] += 1
     spare = np.empty(keys.size, np.uint64)
+    # Unsigned, like every index below: one that may be negative is checked for it.
+    starts = np.empty(1 << digit_bits, np.uint64)
     for digit in range(passes):
-        starts = ends[digit]
-        before = np.int64(0)
+        shift = _ENTRY_BITS + np.uint64(digit * digit_bits)
+        starts[:] = 0
+        for i in range(keys.size):
+            starts[keys[np.uint64(i)] >> shift & mask] += np.uint64(1)
+        before = np.uint64(0)
         for value in range(starts.size):
             before, starts[value] = before + starts[value], before
-        shift = _ENTRY_BITS + np.uint64(digit * digit_bits)
-        for key in keys:
-            bucket = np.int64(key >> shift & mask)
+        for i in range(keys.size):
+            key = keys[np.uint64(i)]
+            bucket = key >> shift & mask
             spare[starts[bucket]] = key
-            starts[bucket] += 1
+            starts[bucket] += np.uint64(1)
         keys, spare = spare, keys
     return keys
 

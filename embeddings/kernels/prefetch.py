@@ -26,8 +26,10 @@ def _prefetch(typing_context: Any, vector: Any) -> Any:
         ask = builder.module.declare_intrinsic(
             "llvm.prefetch", [byte_pointer], ir.FunctionType(ir.VoidType(), [byte_pointer, flag, flag, flag])
         )
-        start = builder.ptrtoint(view.data, word)
-        end = builder.add(start, builder.mul(view.nitems, view.itemsize))
+        first = builder.ptrtoint(view.data, word)
+        end = builder.add(first, builder.mul(view.nitems, view.itemsize))
+        # What begins within a line reaches into one more than its length says.
+        start = builder.and_(first, word(-_CACHE_LINE_BYTES))
         before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
         builder.branch(loop)
         builder.position_at_end(loop)

@@ -1,7 +1,6 @@
 """A vector of numbers in one register, for the loops that Numba's compiler cannot vectorise well by itself.
 
 It must assume that two slices overlap, and checks or reloads; here loads and stores stand where they are written.
-Numba's cache does not notice a change of this file in the kernels of others: remove their ``__pycache__`` then.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ Floats = NDArray[np.float32]
 
 _NO_STATE = np.empty((0, 1), np.float32)
 _NUMBERS_DRAWN = 1 << 20
+_AS_INTEGERS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 
 
 class RowsPart(NamedTuple):
@@ -100,8 +101,8 @@ class HeldPart:
 
     def stored(self) -> Rows:
         """Gives the rows as kernels take them, see ``sixteen_bit_kernels``."""
-        as_integers = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
-        stored: Rows = self.weight.view(as_integers.get(self.weight.dtype, self.weight.dtype)).numpy()
+        as_integers = _AS_INTEGERS.get(self.weight.dtype)
+        stored: Rows = (self.weight if as_integers is None else self.weight.view(as_integers)).numpy()
         return stored
 
     def states(self) -> tuple[Floats, Floats]:

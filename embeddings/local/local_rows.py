@@ -98,11 +98,11 @@ class LocalRows:
         pooled = out.view(-1).numpy()
         mine = self._segments_of(bags)
         calls: list[partial[int]] = []
-        for part, parts in enumerate(count_parts(_count_ids(mine, offsets))):
+        for part, parts in enumerate(count_parts(self._count_ids(bags))):
             segments = mine[part]
             if not segments.size:
                 continue
-            held, cells = self._held[part], int(segments[:, 2].sum())
+            held, cells = self._held[part], sum(segments[:, 2].tolist())
             for first, last in itertools.pairwise(cells * share // parts for share in range(parts + 1)):
                 arguments = (held.stored(), ids, offsets, weights, segments, first, last, held.mean, pooled)
                 calls.append(partial(lookup_kernels.look_up, *arguments))
@@ -122,7 +122,7 @@ class LocalRows:
         source = gradient.reshape(-1).numpy()
         arrays, mine = _arrays(bags), self._segments_of(bags)
         fused, staged = [], []
-        for part, parts in enumerate(count_parts(_count_ids(mine, arrays[1]))):
+        for part, parts in enumerate(count_parts(self._count_ids(bags))):
             if self.parts[part].is_replicated:
                 continue
             told = self._held[part].count_update(self._learning_rate_factor)
@@ -178,6 +178,13 @@ class LocalRows:
         edges = np.searchsorted(bags.segments[:, 0], np.arange(len(self.parts) + 1))
         return [bags.segments[first:last] for first, last in itertools.pairwise(edges.tolist())]
 
+    def _count_ids(self, bags: Bags) -> list[int]:
+        # All at once: numpy takes as long to add up one table's as all tables'.
+        offsets, (part, first, count) = bags.offsets.numpy(), bags.segments[:, :3].T
+        ids = offsets[first + count] - offsets[first]
+        counts: list[int] = np.bincount(part, ids, len(self.parts)).astype(np.int64).tolist()
+        return counts
+
     def _update_share(self, part: int, told: Told, cells: Cells, source: Floats, share: int, shares: int) -> None:
         held = self._held[part]
         grouped = _group(held, cells, share, shares)
@@ -209,7 +216,3 @@ def _group(held: HeldPart, cells: Cells, share: int, shares: int) -> tuple[Keys,
 def _arrays(bags: Bags) -> Arrays:
     weights = _NO_WEIGHTS if bags.weights is None else bags.weights.numpy()
     return bags.ids.numpy(), bags.offsets.numpy(), weights
-
-
-def _count_ids(segments: Sequence[Longs], offsets: Longs) -> list[int]:
-    return [int((offsets[mine[:, 1] + mine[:, 2]] - offsets[mine[:, 1]]).sum()) for mine in segments]
