@@ -7,11 +7,12 @@ import contextlib
 import io
 import os
 import re
+import select
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 Config = TypeVar("Config")
 ERROR, INTERRUPTED = 2, 130
@@ -57,8 +58,10 @@ def run(commands: Mapping[str, Command], argv: Sequence[str] | None = None, *, v
     known, _ = parser.parse_known_args(arguments[:1])
     if os.environ.get("RECFORGE_TRACEBACK") == "1":
         return commands[known.command].run(arguments[1:])
+    status = 0
     try:
-        return commands[known.command].run(arguments[1:])
+        with _reader_may_leave():
+            status = commands[known.command].run(arguments[1:])
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt):
             line = f"interrupted {error}".rstrip()
@@ -67,6 +70,34 @@ def run(commands: Mapping[str, Command], argv: Sequence[str] | None = None, *, v
         else:
             line = f"{type(error).__name__}: {error} (RECFORGE_TRACEBACK=1 shows where)"
         return _complain(line, status_of(error))
+    return status
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Take it for no error that who reads the output has seen enough, as `head`; a broken pipe to a rank is one."""
+    try:
+        yield
+        if sys.stdout is not None:  # as it is when a shell has closed it
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if _is_read(sys.stdout):
+            raise
+    finally:
+        if sys.stdout is not None and not _is_read(sys.stdout):
+            # What is left would be written at exit, and fail there.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_read(output: TextIO) -> bool:
+    """Say whether somebody still reads an output; one that is no file of the system always is."""
+    try:
+        number = output.fileno()
+    except (OSError, ValueError):
+        return True
+    poll = select.poll()
+    poll.register(number, 0)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def status_of(error: BaseException) -> int:

@@ -134,11 +134,6 @@ def place(
     return TablePlan(table=config.name, sharding=sharding, shards=tuple(shards), why=why)
 
 
-def shards_of(plan: ShardingPlan, rank: int) -> list[Shard]:
-    """List what a rank holds, table by table."""
-    return [shard for table in plan.tables for shard in table.shards if shard.rank == rank]
-
-
 def _check_tiles(config: TableConfig, table: TablePlan, ranks: int) -> None:
     whole = config.num_rows * config.dim
     for shard in table.shards:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -31,12 +30,9 @@ def run_plan(argv: list[str]) -> int:
     from dlrm.planning.outlook import look_ahead
 
     outlook = look_ahead(argv[0], recipe.source, config, run)
-    try:
-        print(outlook.text(), flush=True)
-    except BrokenPipeError:  # who reads has seen enough, as `head`; what is left must not be written at exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if config.output is not None:
+    if config.output is not None:  # before the text, whose reader may have seen enough, as `head`
         _write(outlook, config.output)
+    print(outlook.text())
     return 0
 
 

@@ -17,13 +17,11 @@ class DenseCost:
         flops: of the forward pass, per sample: two for each multiplication; the backward pass does twice as much.
         numbers: that the forward pass writes per sample: what each layer gives.
         parameters: weights and biases.
-        tensors: of parameters.
     """
 
     flops: int = 0
     numbers: int = 0
     parameters: int = 0
-    tensors: int = 0
 
     def __add__(self, other: DenseCost) -> DenseCost:
         """Return the cost of both."""
@@ -31,7 +29,6 @@ class DenseCost:
             flops=self.flops + other.flops,
             numbers=self.numbers + other.numbers,
             parameters=self.parameters + other.parameters,
-            tensors=self.tensors + other.tensors,
         )
 
 
@@ -47,12 +44,12 @@ def dense_cost(model: ModelConfig, num_numeric: int, dims: Sequence[int]) -> Den
     bottom = (
         _mlp([num_numeric, *model.bottom, dim])
         if num_numeric
-        else DenseCost(numbers=dim, parameters=dim, tensors=1)  # a learned vector
+        else DenseCost(numbers=dim, parameters=dim)  # a learned vector
     )
     if model.interaction == "dcn":
         width = dim + sum(dims)
         weights = 2 * width * model.cross_rank
-        layer = DenseCost(flops=2 * weights + 3 * width, numbers=3 * width, parameters=weights + width, tensors=3)
+        layer = DenseCost(flops=2 * weights + 3 * width, numbers=3 * width, parameters=weights + width)
         interaction = DenseCost()
         for _ in range(model.cross_layers):
             interaction += layer
@@ -65,7 +62,6 @@ def dense_cost(model: ModelConfig, num_numeric: int, dims: Sequence[int]) -> Den
             flops=4 * vectors * model.projection * dim,
             numbers=width + (vectors + model.projection) * dim,
             parameters=model.projection * vectors,
-            tensors=1,
         )
     else:
         pairs = vectors * (vectors - 1) // 2
@@ -77,5 +73,5 @@ def dense_cost(model: ModelConfig, num_numeric: int, dims: Sequence[int]) -> Den
 def _mlp(widths: Sequence[int]) -> DenseCost:
     cost = DenseCost()
     for fan_in, fan_out in pairwise(widths):
-        cost += DenseCost(flops=2 * fan_in * fan_out, numbers=2 * fan_out, parameters=(fan_in + 1) * fan_out, tensors=2)
+        cost += DenseCost(flops=2 * fan_in * fan_out, numbers=2 * fan_out, parameters=(fan_in + 1) * fan_out)
     return cost

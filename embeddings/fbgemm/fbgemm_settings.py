@@ -10,9 +10,6 @@ import torch
 from embeddings.row_optimizers import RowAdagrad, RowAdam, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad
 from embeddings.tables import TableConfig
 
-KERNEL_TYPES = {"fp32": torch.float32, "fp16": torch.float16}
-"""Types of rows that fbgemm trains."""
-
 
 def check_build(device: torch.device) -> None:
     """Checks that the fbgemm at hand is built for the device.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dlrm.cli import main
+from dlrm.cli import LOST, main
 from dlrm.data.dataset import Dataset
 
 RunPlan = Callable[..., tuple[int, str, str]]
@@ -170,6 +171,31 @@ def test_what_does_not_fit_is_cured_by_the_flags_that_are_named(run_plan: RunPla
         if name == "--ranks":
             flags["--ranks-per-node"] = "2"
         assert run_plan(*(word for pair in flags.items() for word in pair))[0] == 0, cure
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--ranks", "8", "--output", "PAGE"]], ids=["help", "plan"])
+def test_a_reader_who_leaves_early_is_no_error(click_log: Dataset, tmp_path: Path, flags: list[str]) -> None:
+    page = tmp_path / "page.html"
+    flags = [str(page) if flag == "PAGE" else flag for flag in flags]
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "dlrm", "plan", "synthetic", "--data", str(click_log.folder), *flags]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert ended.returncode == 0
+    assert "error" not in ended.stderr.lower()
+    assert page.exists() == ("--output" in flags)
+
+
+def test_a_broken_pipe_to_something_else_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def lose(argv: list[str]) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("dlrm.planning.command.run_plan", lose)
+    assert main(["plan"]) == LOST
+    assert capfd.readouterr().err == "recforge: error: [Errno 32] Broken pipe\n"
 
 
 def test_no_torch_is_imported_and_it_is_fast(click_log: Dataset, tmp_path: Path) -> None:

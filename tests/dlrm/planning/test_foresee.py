@@ -47,7 +47,6 @@ def test_the_dense_part_is_counted_as_it_is_built(interaction: str, numeric: int
     parameters = [p for name, p in built.named_parameters() if not name.startswith("tables.")]
     counted = dense_cost(model, numeric, [8] * 3)
     assert counted.parameters == sum(p.numel() for p in parameters)
-    assert counted.tensors == len(parameters)
     layers = [module for module in built.modules() if isinstance(module, torch.nn.Linear)]
     assert counted.flops >= sum(2 * layer.weight.numel() for layer in layers)
     assert counted.numbers >= sum(layer.out_features for layer in layers)
