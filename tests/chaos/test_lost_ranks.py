@@ -11,6 +11,8 @@ import signal
 import time
 from pathlib import Path
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -50,10 +52,13 @@ def test_a_rank_killed_in_training_is_replaced(faulty_run, left_alone):
     assert_same_end(run, left_alone)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("victim", [0, 1])
+FAULTS = ["save:2:0.001", "save:2:0.004", "save:4:0.01", "evaluation:1", "evaluation:1:0.02", "evaluation:2:0.01"]
+ALWAYS = [(1, "save:2:0.004"), (0, "evaluation:1:0.02")]
+
+
 @pytest.mark.parametrize(
-    "fault", ["save:2:0.001", "save:2:0.004", "save:4:0.01", "evaluation:1", "evaluation:1:0.02", "evaluation:2:0.01"]
+    ("victim", "fault"),
+    [*ALWAYS, *(pytest.param(*of, marks=pytest.mark.long) for of in product([0, 1], FAULTS) if of not in ALWAYS)],
 )
 def test_a_rank_killed_in_a_checkpoint_or_an_evaluation_is_replaced(victim, fault, faulty_run, left_alone):
     run = faulty_run()

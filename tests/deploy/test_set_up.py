@@ -11,6 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN, TEST = ".venv/.train", ".venv/.test"
+PYTEST = "python -m pytest -q -n 2 --dist loadfile"
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -57,7 +58,7 @@ def test_train_sets_up_once(checkout: Path) -> None:
 def test_test_sets_up_once_and_covers_train(checkout: Path) -> None:
     calls = make(checkout, "test")
     assert any(call.endswith("install --no-warn-conflicts -c constraints.txt -e .[test]") for call in calls)
-    checks = ["ruff check .", "ruff format --check .", "mypy", "lint-imports --no-logo", "python -m pytest -q"]
+    checks = ["ruff check .", "ruff format --check .", "mypy", "lint-imports --no-logo", PYTEST]
     assert calls[-5:] == checks
     assert make(checkout, "test") == checks
     assert make(checkout, "train") == ["recforge train synthetic"]
