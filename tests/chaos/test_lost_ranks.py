@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
-
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
