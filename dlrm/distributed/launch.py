@@ -20,6 +20,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from dlrm.cli import ERROR, INTERRUPTED
 from dlrm.distributed.one_voice import say_apart
+from dlrm.this_machine import count_cores, memory_bytes
 
 STOP_SECONDS = 600  # that ranks may take to save their state when they are asked to stop
 BYTES_OF_A_RANK = 300_000_000  # of its own, with torch loaded and no table yet
@@ -32,7 +33,7 @@ def check_room(ranks: int) -> None:
     Raises:
         ValueError: it does not.
     """
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = memory_bytes()
     most = max(1, memory // BYTES_OF_A_RANK)
     if ranks > most:
         raise ValueError(
@@ -52,7 +53,7 @@ def launch_ranks(program: Sequence[str], *, ranks: int, max_restarts: int) -> in
         ranks: processes.
         max_restarts: starts after the first one.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = count_cores()
     # What is set by the user stays. All ranks are on this machine, whose own name need not lead anywhere.
     for name, value in (("OMP_NUM_THREADS", str(max(1, cores // ranks))), ("GLOO_SOCKET_IFNAME", "lo")):
         os.environ.setdefault(name, value)

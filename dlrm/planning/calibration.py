@@ -24,7 +24,7 @@ from dlrm.planning.findings import (
     ProbeTask,
     Rates,
 )
-from dlrm.planning.measurement import count_cores
+from dlrm.this_machine import count_cores
 from embeddings.planning.machine import CPU, Link, Machine, RowRate
 
 COUNTS = (1, 2, 4)

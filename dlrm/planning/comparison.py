@@ -15,9 +15,9 @@ from dlrm.planning.calibration import COUNTS, fit_machine, run_probe
 from dlrm.planning.dense_cost import DenseCost
 from dlrm.planning.findings import TINY_BATCH, Findings, ProbeTask
 from dlrm.planning.foresee import foresee
-from dlrm.planning.measurement import count_cores
-from dlrm.planning.plan_run import plan_run
+from dlrm.planning.plan_run import EXCHANGE_BYTES, plan_run
 from dlrm.planning.text import align, format_milliseconds
+from dlrm.this_machine import count_cores
 from embeddings.planning.machine import CPU, Machine
 from embeddings.planning.table_cost import Setting
 from embeddings.planning.task import count_of
@@ -70,18 +70,26 @@ def calibrate(
             file=sys.stderr,
         )
     plans: dict[int, ShardingPlan] = {}
-    settings = {ranks: Setting(machine=CPU, usage=usage, ranks=ranks, ranks_per_node=ranks) for ranks in COUNTS}
+    padded, number = run.tables.kernel == "fbgemm", EXCHANGE_BYTES[run.parallel.exchange]
+    settings = {
+        ranks: Setting(
+            machine=replace(CPU, padded=padded), usage=usage, ranks=ranks, ranks_per_node=ranks, exchange_bytes=number
+        )
+        for ranks in COUNTS
+    }
     found: dict[int, Findings] = {}
     for ranks, setting in settings.items():
         print(f"recforge: measuring {ranks} rank{'s' if ranks > 1 else ''} of one thread each", file=sys.stderr)
-        plans[ranks] = plan_run(configs, run.parallel, setting, memory_bytes=None)
+        plans[ranks] = plan_run(configs, run.parallel, setting)
         found[ranks] = _probe(dataset, run, plans[ranks])
     machine = fit_machine(found)
-    machine = replace(machine, seconds_per_step=_overhead(configs, dense, plans[1], settings[1], machine, found[1]))
+    overhead = _overhead(configs, dense, plans[1], settings[1], replace(machine, padded=padded), found[1])
+    machine = replace(machine, seconds_per_step=overhead)
+    here = replace(machine, padded=padded)  # which is the kernel's, and not kept with the machine
     return machine, [
         Comparison(
             ranks=ranks,
-            foreseen=foresee(configs, plans[ranks], dense, replace(setting, machine=machine)).seconds,
+            foreseen=foresee(configs, plans[ranks], dense, replace(setting, machine=here)).seconds,
             measured=found[ranks].step,
             median=found[ranks].median_step,
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 import cattrs
 
+from dlrm.this_machine import count_cores
 from embeddings.planning.machine import Machine
 
 FORMAT = 1
@@ -67,11 +68,6 @@ def this_place() -> Place:
     except PackageNotFoundError:
         recforge = "unknown"
     return Place(cpu=_name_cpu(), cores=count_cores(), recforge=recforge)
-
-
-def count_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measured_now(machine: Machine) -> Measurement:
