@@ -15,6 +15,7 @@ from torch import Tensor
 from embeddings.sharded.lanes import Lanes
 from embeddings.sharded.vector_exchange import Places
 
+Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
 
 _AREA_BYTES = 1 << 34  # of addresses, per rank and area; memory is taken as it is written to
@@ -79,6 +80,21 @@ class NodeMemory:
         """Waits until all ranks have written; returns the bytes that this one wrote for others."""
         dist.barrier()
         return _NUMBER_BYTES * sum(places.sizes)
+
+
+def span_memory(one: Floats, other: Floats) -> tuple[Floats, int, int]:
+    """Makes one array of two [n], [m], so that a kernel reads or writes both.
+
+    It reaches from the first number of the one that comes first in memory to the last of the other. What lies between
+    belongs to neither and must not be touched. Whoever calls keeps both alive.
+
+    Returns:
+        The array, flat, and where each of the two begins in it.
+    """
+    low, high = (one, other) if one.ctypes.data < other.ctypes.data else (other, one)
+    distance = (high.ctypes.data - low.ctypes.data) // _NUMBER_BYTES
+    spanned = np.lib.stride_tricks.as_strided(low, (distance + high.size,), (_NUMBER_BYTES,))
+    return (spanned, 0, distance) if low is one else (spanned, distance, 0)
 
 
 def share_memory(lanes: Lanes, rank: int) -> NodeMemory | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from embeddings.interface import TableRows
@@ -19,13 +20,15 @@ from embeddings.kernels.threads import run_all
 from embeddings.local.local_rows import Bags, LocalRows
 from embeddings.sharded.id_exchange import IdExchange, Request
 from embeddings.sharded.lanes import lay_lanes
-from embeddings.sharded.node_memory import share_memory
+from embeddings.sharded.node_memory import share_memory, span_memory
 from embeddings.sharded.replicated_rows import ReplicatedRows
 from embeddings.sharded.vector_exchange import Exchange, NetworkExchange, Places, VectorExchange
 from embeddings.sharded.whole_sums import RankSums
 from embeddings.shards import ShardingPlan
 from embeddings.stopwatch import Stopwatch
 from embeddings.tables import TableConfig
+
+Booleans = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +37,16 @@ class LookedUp:
 
     Attributes:
         request: Which bags asked for what.
+        places: Where vectors lie that are exchanged.
+        is_direct: [lanes]: whether a lane's vectors lie in ``out`` instead: this rank holds the rows that it asks for,
+            and a cell is all that its bag has of them.
         owned: The cells that all ranks ask of this one.
-        places: Where their vectors lie, and those that this rank asks for.
     """
 
     request: Request
-    owned: Bags
     places: Places
+    is_direct: Booleans
+    owned: Bags
 
 
 class ShardedRows:
@@ -71,6 +77,7 @@ class ShardedRows:
         _check_group(plan)
         self._configs, self._rank = configs, dist.get_rank()
         self._lanes = lanes = lay_lanes(configs, plan)
+        self._mine = slice(lanes.owners[self._rank], lanes.owners[self._rank + 1])
         self._tables = lanes.tables[self._rank]
         self._rows = LocalRows(lanes.parts[self._rank], seed=seed)
         features = itertools.count()
@@ -122,16 +129,18 @@ class ShardedRows:
         with stopwatch.stage("lookup"):
             asked_of = request.asked_of[:, :, 0]
             places = self._vectors.lay(request.cells.num_cells, asked_of, request.asked_from)
-            segments = self._segments(asked_of, places)
+            is_direct = self._find_direct(request)
+            segments = self._segments(request, places, is_direct)
             owned = Bags(ids=ids, offsets=offsets, weights=weights, segments=segments)
+            looked_up = LookedUp(request=request, places=places, is_direct=is_direct, owned=owned)
             vectors = self._vectors.open(places)
-            self._rows.look_up(owned, vectors)
+            self._rows.look_up(*self._join(looked_up, vectors, out))
         with stopwatch.stage("rows all-to-all"):
             self.bytes_sent["rows"] += self._vectors.send_vectors(vectors, places)
         with stopwatch.stage("lookup"):
-            self._place(request, places, vectors, out)
+            self._place(looked_up, vectors, out)
             self._replicated.look_up(request.asked, out)
-        return LookedUp(request=request, owned=owned, places=places)
+        return looked_up
 
     def update(self, looked_up: LookedUp, gradient: Tensor, stopwatch: Stopwatch) -> None:
         """Updates the rows of a look-up by the gradient of its ``out``, wherever they lie (a collective call)."""
@@ -139,12 +148,12 @@ class ShardedRows:
         with stopwatch.stage("row update"):
             vectors = self._vectors.open(places)
             summing = self._replicated.begin_update(request.asked, gradient)
-            self._gather(request, places, gradient, vectors)
+            self._gather(looked_up, gradient, vectors)
         with stopwatch.stage("gradients all-to-all"):
             self.bytes_sent["gradients"] += self._vectors.send_gradients(vectors, places)
         before = self._sums.num_bytes
         with stopwatch.stage("row update"):
-            self._rows.update(looked_up.owned, vectors, self._sums if self._sums.rounds else None)
+            self._rows.update(*self._join(looked_up, vectors, gradient), self._sums if self._sums.rounds else None)
         self.bytes_sent["sums"] += self._sums.num_bytes - before
         with stopwatch.stage("gradients all-to-all"):
             if summing is not None:
@@ -165,34 +174,65 @@ class ShardedRows:
         self._rows.set_learning_rate_factor(factor)
         self._replicated.set_learning_rate_factor(factor)
 
-    def _segments(self, asked_of: Any, places: Places) -> Any:
-        mine = slice(self._lanes.owners[self._rank], self._lanes.owners[self._rank + 1])
-        part, width = (np.broadcast_to(of[mine], asked_of.shape) for of in (self._lanes.part, self._lanes.width))
+    def _find_filled(self, request: Request) -> Booleans:
+        """Returns [features]: whether each bag has one cell; replicated tables have none."""
+        cuts = self._lanes.feature_cuts
+        single = np.diff(cuts) == 1
+        filled = np.zeros(len(single), np.bool_)
+        filled[single] = request.cells.num_cells[cuts[:-1][single]] == request.asked.segments[single, 2]
+        return filled
+
+    def _find_direct(self, request: Request) -> Booleans:
+        """See ``LookedUp``. Means are taken where vectors are copied."""
+        feature = self._lanes.feature
+        whole = self._find_filled(request) & ~self._means & (request.asked.segments[:, 2] > 0)
+        found: Booleans = whole[feature] & (self._lanes.owner == self._rank)
+        return found
+
+    def _segments(self, request: Request, places: Places, is_direct: Booleans) -> Any:
+        lanes, asked_of = self._lanes, request.asked_of[:, :, 0]
+        mine, direct = self._mine, is_direct[self._mine]
+        part, width = (np.broadcast_to(of[mine], asked_of.shape) for of in (lanes.part, lanes.width))
         first = (np.cumsum(asked_of) - asked_of.ravel()).reshape(asked_of.shape)
-        columns = (part, first, asked_of, places.asked_starts, width)
+        start, stride = places.asked_starts.copy(), width.copy()
+        bags = request.asked.segments[lanes.feature[mine][direct]]
+        start[self._rank, direct] = bags[:, 3] + lanes.column[mine][direct]
+        stride[self._rank, direct] = bags[:, 4]
+        columns = (part, first, asked_of, start, stride)
         # By lane, which is by part and feature, and then by rank: gradients are summed in the order of the samples.
         return np.stack([column.T.ravel() for column in columns], axis=1)
 
-    def _place(self, request: Request, places: Places, vectors: Tensor, out: Tensor) -> None:
-        asked, cells, cuts = request.asked, request.cells, self._lanes.feature_cuts
-        fills = np.diff(cuts) == 0  # replicated ones are none of ours
-        single = np.diff(cuts) == 1
-        fills[single] = cells.num_cells[cuts[:-1][single]] == asked.segments[single, 2]
-        shared = (asked.offsets.numpy(), asked.segments, fills, self._dims, self._means)
-        self._over_bags(exchange_kernels.place_vectors, request, places, vectors.numpy(), shared, out.view(-1).numpy())
+    def _join(self, looked_up: LookedUp, vectors: Tensor, asked: Tensor) -> tuple[Bags, Tensor]:
+        """Makes one flat tensor of vectors that are exchanged and those in ``asked``, with the cells placed in it."""
+        owned, direct = looked_up.owned, looked_up.is_direct[self._mine]
+        if not direct.any():
+            return owned, vectors
+        flat, first_exchanged, first_asked = span_memory(vectors.numpy(), asked.view(-1).numpy())
+        firsts = np.full((direct.size, self._lanes.ranks), first_exchanged)
+        firsts[direct, self._rank] = first_asked
+        segments = owned.segments.copy()
+        segments[:, 3] += firsts.ravel()
+        return replace(owned, segments=segments), torch.from_numpy(flat)
 
-    def _gather(self, request: Request, places: Places, gradient: Tensor, vectors: Tensor) -> None:
-        shared = (request.asked.offsets.numpy(), request.asked.segments, self._means)
+    def _place(self, looked_up: LookedUp, vectors: Tensor, out: Tensor) -> None:
+        asked = looked_up.request.asked
+        filled = self._find_filled(looked_up.request) | (np.diff(self._lanes.feature_cuts) == 0)
+        shared = (asked.offsets.numpy(), asked.segments, filled, self._dims, self._means)
+        self._over_bags(exchange_kernels.place_vectors, looked_up, vectors.numpy(), shared, out.view(-1).numpy())
+
+    def _gather(self, looked_up: LookedUp, gradient: Tensor, vectors: Tensor) -> None:
+        asked = looked_up.request.asked
+        shared = (asked.offsets.numpy(), asked.segments, self._means)
         self._over_bags(
-            exchange_kernels.gather_gradients, request, places, gradient.view(-1).numpy(), shared, vectors.numpy()
+            exchange_kernels.gather_gradients, looked_up, gradient.view(-1).numpy(), shared, vectors.numpy()
         )
 
-    def _over_bags(
-        self, kernel: Any, request: Request, places: Places, source: Any, shared: tuple[Any, ...], target: Any
-    ) -> None:
-        cells, threads = request.cells, torch.get_num_threads()
-        bags = int(request.asked.segments[:, 2].max(initial=0))
-        where = (source, places.starts[self._by_feature], self._placed, cells.bags, cells.first_cell, cells.num_cells)
+    def _over_bags(self, kernel: Any, looked_up: LookedUp, source: Any, shared: tuple[Any, ...], target: Any) -> None:
+        cells, threads = looked_up.request.cells, torch.get_num_threads()
+        bags = int(looked_up.request.asked.segments[:, 2].max(initial=0))
+        copied = ~looked_up.is_direct[self._by_feature]
+        starts = looked_up.places.starts[self._by_feature][copied]
+        where = (source, starts, self._placed[copied], cells.bags, cells.first_cell, cells.num_cells)
         edges = [bags * part // threads for part in range(threads + 1)]
         run_all([partial(kernel, *where, *shared, *edge, target) for edge in itertools.pairwise(edges)])
 

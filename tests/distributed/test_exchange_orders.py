@@ -55,12 +55,13 @@ def plan_of(configs: list[TableConfig], *, nodes: bool) -> ShardingPlan:
 
 
 def draw(configs: list[TableConfig], size: int, random: np.random.Generator, ranks: Ranks) -> KeyedJaggedTensor:
-    """This rank's share of a batch, bags of 0 to 3 ids; one in two is weighted."""
+    """This rank's share of a batch, bags of 0 to 3 ids, or of 1 to 3; one in two is weighted."""
     first, count = ranks.share_of(size)
+    shortest = random.integers(0, 2)  # what a rank asks of itself is not copied where no bag is empty
     ids, lengths = [np.empty(0, np.int64)], []
     features = [(name, config.num_rows) for config in configs for name in config.features]
     for _, num_rows in features:
-        whole = random.integers(0, 4, size)
+        whole = random.integers(shortest, 4, size)
         edges = np.concatenate([[0], whole.cumsum()])[[first, first + count]]
         ids.append(random.integers(0, num_rows, whole.sum())[slice(*edges)])
         lengths.append(whole[first : first + count])
