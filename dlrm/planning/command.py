@@ -14,6 +14,11 @@ from dlrm.planning.config import PlanConfig
 if TYPE_CHECKING:
     from dlrm.planning.outlook import Outlook
 
+SAME_FLAGS = (
+    "The flags that begin with --model, --tables and --parallel are those of `recforge train`; what has no say in a "
+    "plan, as --parallel.hang-timeout-seconds, --model.dropout or --tables.learning-rate, changes nothing here."
+)
+
 
 def run_plan(argv: list[str]) -> int:
     """Plan what `argv` names: a recipe or a configuration file, then flags."""
@@ -25,7 +30,8 @@ def run_plan(argv: list[str]) -> int:
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     recipe = find_recipe(argv[0])
     default = _start_from(recipe.config)
-    config = parse(PlanConfig, argv[1:], program=f"recforge plan {argv[0]}", description=recipe.help, default=default)
+    description = f"{recipe.help}\n\n{SAME_FLAGS}"
+    config = parse(PlanConfig, argv[1:], program=f"recforge plan {argv[0]}", description=description, default=default)
     run = replace(recipe.config, model=config.model, tables=config.tables, parallel=config.parallel, data=config.data)
     from dlrm.planning.outlook import look_ahead
 

@@ -17,17 +17,17 @@ from dlrm.planning.dense_cost import DenseCost, dense_cost
 from dlrm.planning.foresee import Foresight, foresee
 from dlrm.planning.measurement import (
     Measurement,
-    count_cores,
     default_path,
     load_measurement,
     measured_now,
     save_measurement,
     this_place,
 )
-from dlrm.planning.plan_run import EXCHANGE_BYTES, choose_memory, memory_for_tables, parse_bytes, plan_run
+from dlrm.planning.plan_run import EXCHANGE_BYTES, memory_for_tables, parse_bytes, plan_run
 from dlrm.planning.simulate import Scaling, parse_counts, simulate
 from dlrm.planning.statistics import measure_usage
 from dlrm.planning.text import describe_plan, describe_ranks, describe_scaling, describe_step
+from dlrm.this_machine import count_cores
 from embeddings.planning.machine import MACHINES, Machine
 from embeddings.planning.table_cost import Setting
 from embeddings.shards import ShardingPlan
@@ -49,7 +49,6 @@ class Question:
         usage: what batches ask for.
         machine: where the ranks run.
         ranks_per_node: at most so many share a machine.
-        memory_bytes: of each rank, for tables.
     """
 
     configs: Sequence[TableConfig]
@@ -58,12 +57,16 @@ class Question:
     usage: Usage
     machine: Machine
     ranks_per_node: int
-    memory_bytes: int | None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Bytes of each rank, for tables."""
+        return self.machine.memory_for(self.run.tables.memory)
 
     def answer(self, ranks: int, global_batch_size: int, *, limited: bool = True) -> tuple[ShardingPlan, Foresight]:
         """Plan for so many ranks, and foresee the step."""
         setting = Setting(
-            machine=self.machine,
+            machine=self.machine if limited else replace(self.machine, memory_bytes=None, host_memory_bytes=None),
             usage=replace(self.usage, global_batch_size=global_batch_size),
             ranks=ranks,
             ranks_per_node=min(ranks, self.ranks_per_node),
@@ -73,7 +76,6 @@ class Question:
             self.configs,
             self.run.parallel,
             setting,
-            memory_bytes=self.memory_bytes if limited else None,
             memory_flag="--memory",
         )
         return plan, foresee(self.configs, plan, self.dense, setting)
@@ -128,6 +130,11 @@ def look_ahead(
     from dlrm.data.provide import provide_dataset
 
     counts = parse_counts(config.simulate, config.per_node) if config.simulate is not None else []
+    if config.machine == "cpu" and run.tables.memory != "device":
+        gpus = ", ".join(name for name in MACHINES if name != "cpu")
+        raise ValueError(
+            f"--tables.memory: expected device on --machine cpu, got {run.tables.memory}; plan for --machine {gpus}"
+        )
     memory, kept = _parse_memory(config), _load_kept(config)
     dataset = provide_dataset(source, config.data)
     configs = describe_tables(dataset.info, run.model.dim, run.tables)
@@ -140,9 +147,8 @@ def look_ahead(
         dense=dense,
         run=run,
         usage=usage,
-        machine=machine,
+        machine=_limit(machine, memory, config),
         ranks_per_node=config.per_node,
-        memory_bytes=memory or machine.memory_bytes or memory_for_tables("cpu", config.per_node),
     )
     plan, foresight = question.answer(config.ranks, size)
     scalings = []
@@ -162,6 +168,13 @@ def look_ahead(
         scalings=scalings,
         comparisons=comparisons,
     )
+
+
+def _limit(machine: Machine, memory: int | None, config: PlanConfig) -> Machine:
+    """Return the machine with the memory that was asked for, or that is known."""
+    if memory is not None:
+        return replace(machine, memory_bytes=memory, host_memory_bytes=memory)
+    return replace(machine, memory_bytes=machine.memory_bytes or memory_for_tables("cpu", config.per_node))
 
 
 def _find_machine(
@@ -221,4 +234,5 @@ def _load_kept(config: PlanConfig) -> Measurement | None:
 def _parse_memory(config: PlanConfig) -> int | None:
     if config.memory is not None:
         return parse_bytes(config.memory, "--memory")
-    return choose_memory(config.parallel, None)
+    given = config.parallel.memory
+    return None if given is None else parse_bytes(given, "--parallel.memory")

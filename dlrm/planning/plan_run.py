@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from dataclasses import replace
 from dlrm.config import ParallelConfig
 from dlrm.data.dataset import Dataset
 from dlrm.planning.statistics import measure_usage
+from dlrm.this_machine import memory_bytes
 from embeddings.planning.machine import Machine
 from embeddings.planning.plan import DoesNotFitError, plan_tables
 from embeddings.planning.remedies import Remedies
@@ -62,7 +62,6 @@ def plan_run(
     parallel: ParallelConfig,
     setting: Setting,
     *,
-    memory_bytes: int | None,
     memory_flag: str = "--parallel.memory",
 ) -> ShardingPlan:
     """Plan the tables of a run; equal arguments give equal plans, so that ranks need not talk about it.
@@ -70,8 +69,7 @@ def plan_run(
     Args:
         configs: the tables.
         parallel: what the user asked for.
-        setting: ranks, machine, and what a batch asks for.
-        memory_bytes: of a rank, for tables: the same on all ranks; None is no limit.
+        setting: ranks, machine, whose memory must be the same on all ranks, and what a batch asks for.
         memory_flag: by which the user says how much that is.
 
     Raises:
@@ -83,8 +81,7 @@ def plan_run(
             ranks=setting.ranks,
             ranks_per_node=setting.ranks_per_node,
             statistics=setting.usage,
-            machine=replace(setting.machine, memory_bytes=None),
-            memory_bytes=memory_bytes,
+            machine=setting.machine,
             sharding=parallel.sharding,
             fixed=parse_fixed(parallel.tables, [config.name for config in configs]),
             replicate_below_rows=parallel.replicate_below_rows,
@@ -94,9 +91,18 @@ def plan_run(
         raise ValueError(f"{error.problem}; {_name_cure(error.remedies, setting, memory_flag)}") from error
 
 
-def choose_memory(parallel: ParallelConfig, available: int | None) -> int | None:
-    """Return the bytes of a rank that tables may take: what ``--parallel.memory`` says, or what is available."""
-    return available if parallel.memory is None else parse_bytes(parallel.memory, "--parallel.memory")
+def limit_memory(machine: Machine, parallel: ParallelConfig, own_bytes: int, host_bytes: int) -> Machine:
+    """Return a machine with what tables may take of a rank's memory: what ``--parallel.memory`` says, or all there is.
+
+    Args:
+        machine: where the ranks run.
+        parallel: what the user asked for.
+        own_bytes: of the device.
+        host_bytes: of a GPU's host, or of the CPU once more.
+    """
+    if parallel.memory is not None:
+        own_bytes = host_bytes = parse_bytes(parallel.memory, "--parallel.memory")
+    return replace(machine, memory_bytes=own_bytes, host_memory_bytes=host_bytes)
 
 
 def parse_fixed(entries: Sequence[str], names: Sequence[str]) -> dict[str, Sharding]:
@@ -140,7 +146,7 @@ def memory_for_tables(device: str, ranks_per_node: int) -> int:
         import torch
 
         return int(GPU_SHARE * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (2 * ranks_per_node)
+    return memory_bytes() // (2 * ranks_per_node)
 
 
 def _name_cure(remedies: Remedies, setting: Setting, memory_flag: str) -> str:
@@ -155,6 +161,8 @@ def _name_cure(remedies: Remedies, setting: Setting, memory_flag: str) -> str:
         cures.append(
             f"{memory_flag} {format_bytes(remedies.memory_bytes, up=True).replace(' bytes', 'B').replace(' ', '')}"
         )
+    if remedies.memory is not None:
+        cures.append(f"--tables.memory {remedies.memory}")
     if remedies.row_type is not None:
         cures.append(f"--tables.row-type {remedies.row_type}")
     if remedies.optimizer is not None:

@@ -137,21 +137,22 @@ def _plan(config: RunConfig, dataset: Dataset, group: Group, device: str) -> Sha
         if device == "cpu":
             check_memory(tables)
         return None
-    from dlrm.planning.plan_run import choose_memory, memory_for_tables, plan_run, setting_of
+    from dlrm.planning.plan_run import limit_memory, memory_for_tables, plan_run, setting_of
     from embeddings.planning.machine import machine_for
 
     ranks = group.ranks
+    there_is = ranks.gather_numbers([memory_for_tables(place, ranks.per_node) for place in (device, "cpu")])
+    own, host = (int(min(numbers)) for numbers in zip(*there_is, strict=True))
     setting = setting_of(
         tables,
         config.parallel,
         dataset,
-        machine=machine_for(device, config.tables.kernel),
+        machine=limit_memory(machine_for(device, config.tables.kernel), config.parallel, own, host),
         ranks=ranks.count,
         ranks_per_node=ranks.per_node,
         global_batch_size=config.step.global_batch_size,
     )
-    (least,) = min(ranks.gather_numbers([memory_for_tables(device, ranks.per_node)]))
-    plan = plan_run(tables, config.parallel, setting, memory_bytes=choose_memory(config.parallel, int(least)))
+    plan = plan_run(tables, config.parallel, setting)
     if ranks.is_first:
         kinds = Counter(table.sharding for table in plan.tables)
         counts = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())

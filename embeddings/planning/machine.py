@@ -6,6 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from embeddings.tables import Memory
+
+CACHED_SHARE = 0.2  # of the rows under uvm_caching, in the GPU's own memory: fbgemm's default
+
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
@@ -48,6 +52,8 @@ class Machine:
             nothing but a barrier is sent.
         padded: whether empty bags and partial sums of bags without ids travel too, as in torchrec's sharded tables.
         memory_bytes: of a rank, for tables; None is not known.
+        host_memory_bytes: of a GPU's rank, for tables in the memory of its host; None is not known.
+        host_bytes_per_second: of rows at random places there, over the bus; None is as fast as all others.
     """
 
     name: str
@@ -68,6 +74,16 @@ class Machine:
     shares_memory: bool = False
     padded: bool = False
     memory_bytes: int | None = None
+    host_memory_bytes: int | None = None
+    host_bytes_per_second: float | None = None
+
+    def memory_for(self, memory: Memory) -> int | None:
+        """Return the bytes of a rank for tables that lie there; None is not known."""
+        if memory == "device":
+            return self.memory_bytes
+        if memory == "uvm_caching" and self.host_memory_bytes is not None and self.memory_bytes is not None:
+            return min(self.host_memory_bytes, int(self.memory_bytes / CACHED_SHARE))
+        return self.host_memory_bytes
 
     def slowdown(self, ranks_per_node: int) -> float:
         """Return how much longer a rank computes when ``ranks_per_node`` share a node."""
@@ -102,12 +118,17 @@ CPU = Machine(
 
 # NVIDIA's data sheets for A100 80GB SXM, H100 SXM and H200 SXM name the peaks: memory 2.04, 3.35 and 4.8 TB/s; NVLink
 # 600, 900 and 900 GB/s in both directions together, so half of it in each; float32 19.5, 67 and 67 TFLOPS. DGX systems
-# have one InfiniBand port per GPU, of 200 Gbit/s (A100) or 400 Gbit/s. What is reached of these, and all latencies, are
-# assumptions of ours, not measurements: 80 % of copies and links, half for random rows, 70 % of the arithmetic.
+# have one InfiniBand port per GPU, of 200 Gbit/s (A100) or 400 Gbit/s, and 2 TB of memory for eight GPUs; PCIe 4 (A100)
+# and 5 move 32 and 64 GB/s in each direction. What is reached of these, and all latencies, are assumptions of ours, not
+# measurements: 80 % of copies and links, half for random rows, 70 % of the arithmetic. Of the host's memory tables get
+# half, as a checkpoint takes a copy.
 _ROWS, _COPIES, _LINKS, _ARITHMETIC = 0.5, 0.8, 0.8, 0.7
+_HOST_BYTES = 2 * 10**12 // 8
 
 
-def _gpu(name: str, *, memory: float, nvlink: float, infiniband: float, flops: float, size: float) -> Machine:
+def _gpu(
+    name: str, *, memory: float, nvlink: float, infiniband: float, bus: float, flops: float, size: float
+) -> Machine:
     return Machine(
         name=name,
         near=Link(latency_seconds=1e-6, bytes_per_second=_LINKS * nvlink),
@@ -122,14 +143,16 @@ def _gpu(name: str, *, memory: float, nvlink: float, infiniband: float, flops: f
         overlap=0.8,
         padded=True,
         memory_bytes=int(0.8 * size),
+        host_memory_bytes=_HOST_BYTES // 2,
+        host_bytes_per_second=_ROWS * bus,
     )
 
 
 MACHINES: dict[str, Machine] = {
     "cpu": CPU,
-    "a100": _gpu("a100", memory=2.04e12, nvlink=300e9, infiniband=25e9, flops=19.5e12, size=80e9),
-    "h100": _gpu("h100", memory=3.35e12, nvlink=450e9, infiniband=50e9, flops=67e12, size=80e9),
-    "h200": _gpu("h200", memory=4.8e12, nvlink=450e9, infiniband=50e9, flops=67e12, size=141e9),
+    "a100": _gpu("a100", memory=2.04e12, nvlink=300e9, infiniband=25e9, bus=32e9, flops=19.5e12, size=80e9),
+    "h100": _gpu("h100", memory=3.35e12, nvlink=450e9, infiniband=50e9, bus=64e9, flops=67e12, size=80e9),
+    "h200": _gpu("h200", memory=4.8e12, nvlink=450e9, infiniband=50e9, bus=64e9, flops=67e12, size=141e9),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from embeddings.planning.machine import CPU, Machine
 from embeddings.planning.remedies import DoesNotFitError, explain_misfit
@@ -37,7 +38,8 @@ def plan_tables(
         ranks_per_node: of them on one machine.
         statistics: what a batch asks for; None means one id per bag, drawn evenly, and 8,192 samples.
         machine: where the ranks run; None is a CPU.
-        memory_bytes: that tables may take on each rank; None means the machine's, if that is known.
+        memory_bytes: that tables may take on each rank; None means the machine's for what lies where the tables do, if
+            that is known: the least of them where tables lie in several places.
         sharding: the kind of every table; ``auto`` chooses.
         fixed: kinds of tables by name, which come before ``sharding``.
         replicate_below_rows: ``auto`` copies tables with fewer rows to every rank.
@@ -48,6 +50,9 @@ def plan_tables(
         ValueError: a name or a kind does not exist, or ranks do not make up nodes.
     """
     machine = machine or CPU
+    if memory_bytes is not None:
+        machine = replace(machine, memory_bytes=memory_bytes, host_memory_bytes=memory_bytes)
+    limits = [machine.memory_for(config.memory) for config in configs]
     task = PlanTask(
         configs=tuple(configs),
         asked=ask(configs, sharding, fixed or {}),
@@ -58,10 +63,10 @@ def plan_tables(
             ranks_per_node=ranks_per_node,
             exchange_bytes=exchange_bytes,
         ),
-        memory_bytes=machine.memory_bytes if memory_bytes is None else memory_bytes,
+        memory_bytes=min((limit for limit in limits if limit is not None), default=None),
         replicate_below_rows=replicate_below_rows,
     )
-    choices = search([task.candidates(config) for config in configs], task.setting, task.memory_bytes)
+    choices = search(task.options(), task.setting, task.memory_bytes)
     if choices is None:
         raise explain_misfit(task)
     board = Board(task.setting, task.memory_bytes)
@@ -74,6 +79,8 @@ def plan_tables(
 def _explain(choice: Choice, board: Board, task: PlanTask) -> str:
     """Say in a sentence why a table lies as it does."""
     config, kind = choice.candidate.config, choice.candidate.sharding
+    if task.asked[config.name] == "replicated" != kind:
+        return f"replicated was asked for, which torchrec has not: {_describe_cut(choice, task.setting)}"
     if task.asked[config.name] == kind:
         return f"{kind} was asked for: {_describe_cut(choice, task.setting)}"
     if task.setting.ranks == 1:

@@ -24,6 +24,7 @@ class Remedies:
     Attributes:
         ranks: the smallest number of them.
         memory_bytes: of each rank.
+        memory: the host's, for all tables of a GPU.
         row_type: of every row that is fp32 now.
         optimizer: the class's name, for every table.
         dim: of every table that is wider.
@@ -33,6 +34,7 @@ class Remedies:
 
     ranks: int | None = None
     memory_bytes: int | None = None
+    memory: str | None = None
     row_type: str | None = None
     optimizer: str | None = None
     dim: int | None = None
@@ -48,6 +50,8 @@ class Remedies:
             words.append(count_of(self.ranks, "rank"))
         if self.memory_bytes is not None:
             words.append(f"{format_bytes(self.memory_bytes, up=True)} of memory per rank")
+        if self.memory is not None:
+            words.append(f"memory {self.memory}, the host's")
         if self.row_type is not None:
             words.append(f"row_type {self.row_type}")
         if self.optimizer is not None:
@@ -126,6 +130,7 @@ def find_remedies(task: PlanTask, needed_bytes: int) -> Remedies:
     return Remedies(
         ranks=_enough_ranks(task),
         memory_bytes=needed_bytes if replace(task, memory_bytes=needed_bytes).fits() else None,
+        memory="uvm" if _fits_into_host(task) else None,
         row_type=_first(["bf16"], lambda row_type: _with_rows(task, row_type=row_type).fits()),
         optimizer=_first(
             ["RowWiseAdagrad", "RowSGD"], lambda name: _saves(task, name) and _with_optimizer(task, name).fits()
@@ -167,6 +172,15 @@ def _enough_ranks(task: PlanTask) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle, high)
     return high * per_node
+
+
+def _fits_into_host(task: PlanTask) -> bool:
+    """Say whether tables fit into the host's memory, where all are in that of a GPU which has less."""
+    room = task.setting.machine.host_memory_bytes
+    if room is None or room <= (task.memory_bytes or 0) or any(config.memory != "device" for config in task.configs):
+        return False
+    configs = tuple(replace(config, memory="uvm") for config in task.configs)
+    return replace(task, configs=configs, memory_bytes=room).fits()
 
 
 def _copied_below(task: PlanTask) -> int | None:

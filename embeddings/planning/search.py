@@ -109,26 +109,34 @@ def candidates_of(config: TableConfig, kinds: Sequence[Sharding], setting: Setti
 
 
 def _counts(config: TableConfig, kind: Sharding, setting: Setting) -> list[tuple[int, int]]:
-    """List (pieces, nodes) for a kind."""
-    ranks, per_node = setting.ranks, setting.ranks_per_node
+    """List (pieces, nodes) for a kind; none where torchrec has to hold the table and cannot."""
+    ranks, per_node, padded = setting.ranks, setting.ranks_per_node, setting.machine.padded
     if kind == "table_wise":
         return [(1, 0)]
+    # torchrec cuts rows in blocks of equal length but for the last, of which none may be empty.
+    blocks = ranks if kind == "row_wise" else per_node
+    if (
+        padded
+        and kind not in ("column_wise", "replicated")
+        and -(-config.num_rows // blocks) * (blocks - 1) >= (config.num_rows)
+    ):
+        return []
     if kind in ("row_wise", "replicated"):
         return [(ranks, 0)]
     if kind == "table_row_wise":
         return [(per_node, 1)]
     if kind == "grid":
-        return [(nodes * per_node, nodes) for nodes in _column_counts(config.dim, ranks // per_node)]
-    return [(count, 0) for count in _column_counts(config.dim, ranks)]
+        return [(nodes * per_node, nodes) for nodes in _column_counts(config.dim, ranks // per_node, padded)]
+    return [(count, 0) for count in _column_counts(config.dim, ranks, padded)]
 
 
-def _column_counts(dim: int, places: int) -> list[int]:
+def _column_counts(dim: int, places: int, must_be_fours: bool) -> list[int]:
     """List into how many pieces columns may be cut: whole quadruples of columns each, as fbgemm wants, if possible."""
     most = min(dim, places)
     if most == 1:
         return [1]
     counts = sorted({2**i for i in range(1, most.bit_length()) if 2**i <= most} | {most})
-    return [count for count in counts if dim % (4 * count) == 0] or counts
+    return [count for count in counts if dim % (4 * count) == 0] or ([] if must_be_fours else counts)
 
 
 def choose_ranks(candidate: Candidate, board: Board, load: NDArray[Any]) -> Choice:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings.planning.collectives import all_reduce_seconds, all_to_all_seconds_per_byte
-from embeddings.planning.machine import Machine
+from embeddings.planning.machine import Machine, RowRate
 from embeddings.row_optimizers import RowAdagrad, RowAdam, RowLamb, RowWiseAdagrad
 from embeddings.shards import TablePlan
 from embeddings.tables import TableConfig
@@ -151,7 +151,7 @@ def count_cells(config: TableConfig, plan: TablePlan, setting: Setting) -> tuple
 def lookup_seconds(config: TableConfig, ids: Numbers, num_columns: Numbers, machine: Machine) -> Numbers:
     """Return the time to look ids up and pool them."""
     row_bytes = num_columns * row_number_bytes(config)
-    return np.asarray(ids * (machine.lookup.seconds_per_id + row_bytes / machine.lookup.bytes_per_second))
+    return np.asarray(ids * (machine.lookup.seconds_per_id + row_bytes / _bandwidth(config, machine.lookup, machine)))
 
 
 def update_seconds(
@@ -159,8 +159,17 @@ def update_seconds(
 ) -> Numbers:
     """Return the time to sum the gradients of ids and to update ``distinct`` rows: each is read and written."""
     touched = 2 * distinct * (num_columns * row_number_bytes(config) + _state_bytes_per_row(config, num_columns))
-    moved = touched + ids * num_columns * FLOAT_BYTES
-    return np.asarray(ids * machine.update.seconds_per_id + moved / machine.update.bytes_per_second)
+    moving = touched / _bandwidth(config, machine.update, machine)
+    return np.asarray(
+        ids * (machine.update.seconds_per_id + num_columns * FLOAT_BYTES / machine.update.bytes_per_second) + moving
+    )
+
+
+def _bandwidth(config: TableConfig, rate: RowRate, machine: Machine) -> float:
+    """Return the bandwidth of a table's rows; a cache in the GPU's memory is taken to hold none that is asked for."""
+    if config.memory == "device" or machine.host_bytes_per_second is None:
+        return rate.bytes_per_second
+    return min(rate.bytes_per_second, machine.host_bytes_per_second)
 
 
 def _sizes(plan: TablePlan) -> tuple[Numbers, Numbers]:

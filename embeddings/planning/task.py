@@ -56,20 +56,39 @@ class PlanTask:
         """List the ways in which a table may be cut."""
         return candidates_of(config, self._kinds(config), self.setting)
 
+    def options(self) -> list[list[Candidate]]:
+        """List the ways in which each table may be cut.
+
+        Raises:
+            ValueError: torchrec has to hold the tables, and cannot cut one of them as it was asked for.
+        """
+        options = [self.candidates(config) for config in self.configs]
+        for config, candidates in zip(self.configs, options, strict=True):
+            if not candidates:
+                raise ValueError(
+                    f"table {config.name!r}: expected a kind that cuts {config.num_rows} rows of {config.dim} numbers "
+                    f"as torchrec does, rows in {count_of(self.setting.ranks, 'rank')} some for each and columns in "
+                    f"fours, got {self.asked[config.name]}; place it table_wise"
+                )
+        return options
+
     def fits(self) -> bool:
         """Say whether there is a plan."""
         options = [self.candidates(config) for config in self.configs]
+        if not all(options):
+            return False
         boards = [Board(self.setting, self.memory_bytes) for _ in range(2)]
         loads = (by_bytes, by_seconds)
         return any(fill(options, board, load) is not None for board, load in zip(boards, loads, strict=True))
 
     def _kinds(self, config: TableConfig) -> Sequence[Sharding]:
         asked = self.asked[config.name]
+        has_copies = not self.setting.machine.padded  # torchrec has none
         if asked != "auto":
-            return (asked,)
+            return (asked,) if asked != "replicated" or has_copies else WHOLE
         if self.setting.ranks == 1:
             return WHOLE
-        if config.num_rows < self.replicate_below_rows:
+        if config.num_rows < self.replicate_below_rows and has_copies:
             return ("replicated",)
         return WHOLE + CUT + (OVER_NODES if 1 < self.setting.ranks_per_node < self.setting.ranks else ())
 

@@ -198,6 +198,26 @@ def test_a_broken_pipe_to_something_else_is_an_error(
     assert capfd.readouterr().err == "recforge: error: [Errno 32] Broken pipe\n"
 
 
+def test_a_gpus_plan_has_no_copies_and_may_use_the_hosts_memory(run_plan: RunPlan) -> None:
+    status, text, _ = run_plan("--ranks", "4", "--machine", "h100")
+    kinds = [cells[3] for name, cells in read_table(text, "table ").items() if name != "table"]
+    assert status == 0
+    assert "replicated" not in kinds
+    assert "there are 64 GB" in text
+    assert "there are 125 GB" in run_plan("--ranks", "4", "--machine", "h100", "--tables.memory", "uvm")[1]
+    status, _, complaint = run_plan("--ranks", "4", "--tables.memory", "uvm")
+    assert status == 2
+    assert "--tables.memory: expected device on --machine cpu, got uvm; plan for --machine" in complaint
+
+
+def test_flags_without_a_say_are_said_to_have_none(run_plan: RunPlan, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_plan("--help")
+    assert "what has no say in a plan, as --parallel.hang-timeout-seconds," in " ".join(capsys.readouterr().out.split())
+    plain = run_plan("--ranks", "4")
+    assert run_plan("--ranks", "4", "--parallel.hang-timeout-seconds", "5") == plain
+
+
 def test_no_torch_is_imported_and_it_is_fast(click_log: Dataset, tmp_path: Path) -> None:
     program = """
 import sys, time

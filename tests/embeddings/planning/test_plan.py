@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embeddings import RowAdagrad, RowAdam, RowLamb, RowSGD, RowWiseAdagrad, ShardingPlan, TableConfig
+from embeddings.fbgemm.torchrec_plan import fit_plan
 from embeddings.planning.machine import CPU, MACHINES
 from embeddings.planning.plan import DoesNotFitError, plan_tables
 from embeddings.planning.search import Board
@@ -67,7 +68,8 @@ def tasks(draw: st.DrawFn) -> dict[str, Any]:
         "ranks": ranks,
         "ranks_per_node": per_node,
         "statistics": usage,
-        "machine": replace(machine, memory_bytes=None),
+        # What torchrec cannot hold has a test of its own.
+        "machine": replace(machine, memory_bytes=None, host_memory_bytes=None, padded=False),
         "fixed": fixed,
     }
 
@@ -142,6 +144,33 @@ def test_kinds_that_were_asked_for_are_kept_and_small_tables_are_copied(task: di
             assert table.sharding == "table_wise"
         else:
             assert (table.sharding == "replicated") == (config.num_rows < 2048)
+
+
+@settings(max_examples=40, deadline=None)
+@given(tasks(), st.sampled_from(["auto", "replicated"]))
+def test_what_is_planned_for_torchrec_is_what_it_holds(task: dict[str, Any], kind: Any) -> None:
+    configs = [replace(config, dim=-(-config.dim // 4) * 4) for config in task["configs"]]
+    machine = replace(task["machine"], padded=True)
+    plan = plan_of(task, configs=configs, machine=machine, sharding=kind, fixed={})
+    plan.check(configs)
+    held, notes = fit_plan(plan, configs)
+    assert [(t.sharding, sorted(s.rank for s in t.shards)) for t in held.tables] == [
+        (t.sharding, sorted(s.rank for s in t.shards)) for t in plan.tables
+    ]
+    assert not [note for note in notes if "replicated" in note]
+    asked = [table.why.startswith("replicated was asked for, which torchrec has not: whole") for table in plan.tables]
+    assert all(asked) if kind == "replicated" else not any(asked)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"), [({"num_rows": 9}, "row_wise"), ({"dim": 4}, "column_wise"), ({"num_rows": 1}, "grid")]
+)
+def test_what_torchrec_cannot_cut_is_refused(make_table: MakeTable, changes: dict[str, int], kind: Any) -> None:
+    machine = replace(CPU, padded=True)
+    words = rf"table 't': expected a kind that cuts .* as torchrec does, .* got {kind}; place it table_wise"
+    with pytest.raises(ValueError, match=words):
+        plan_tables([make_table(**changes)], ranks=8, ranks_per_node=4, machine=machine, sharding=kind)
+    plan_tables([make_table(**changes)], ranks=8, ranks_per_node=4, machine=CPU, sharding=kind)
 
 
 @settings(max_examples=40, deadline=None)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embeddings import RowAdam, RowSGD, RowWiseAdagrad, TableConfig
+from embeddings.planning.machine import CPU, MACHINES
 from embeddings.planning.plan import DoesNotFitError, plan_tables
 from embeddings.planning.task import count_of, format_bytes, name_choices
 
@@ -93,6 +94,27 @@ def test_copies_that_fill_every_rank_are_named_and_may_be_cut(make_table: MakeTa
     assert "the copies of 20 tables take 2.56 MB of every rank" in str(error)
     assert error.remedies.ranks is None
     assert error.remedies.replicate_below_rows == 0
+
+
+@pytest.mark.parametrize("memory", ["uvm", "uvm_caching"])
+def test_tables_of_a_gpu_may_lie_in_its_host(make_table: MakeTable, memory: str) -> None:
+    gpu = {"ranks": 2, "ranks_per_node": 2, "machine": MACHINES["h100"]}
+    configs = [make_table(f"t{i}", num_rows=40_000_000, dim=128) for i in range(8)]  # 165 GB; 64 and 125 GB of a rank
+    error = misfit(configs, **gpu)
+    assert error.remedies.memory == "uvm"
+    assert "memory uvm, the host's" in str(error)
+    hosted = [replace(config, memory=memory) for config in configs]
+    plan_tables(hosted, **gpu).check(hosted)
+    assert misfit([replace(config, num_rows=80_000_000) for config in hosted], **gpu).available_bytes == 125 * 10**9
+    # A limit that was given holds wherever tables lie.
+    assert misfit(configs, **gpu, memory_bytes=64 * 10**9).remedies.memory is None
+    assert misfit(configs, ranks=2, memory_bytes=64 * 10**9).remedies.memory is None
+
+
+def test_a_cache_takes_a_fifth_of_the_rows_of_a_gpu() -> None:
+    small = replace(MACHINES["h100"], memory_bytes=10**9)
+    assert [small.memory_for(memory) for memory in ("device", "uvm", "uvm_caching")] == [10**9, 125 * 10**9, 5 * 10**9]
+    assert CPU.memory_for("uvm_caching") is None
 
 
 def test_nothing_helps(make_table: MakeTable) -> None:

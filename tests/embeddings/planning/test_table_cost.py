@@ -10,7 +10,7 @@ import pytest
 
 from embeddings import RowAdagrad, RowAdam, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad, TableConfig
 from embeddings.build import build_tables
-from embeddings.planning.machine import CPU
+from embeddings.planning.machine import CPU, MACHINES
 from embeddings.planning.table_cost import (
     GRADIENTS,
     LOOKUP,
@@ -45,6 +45,22 @@ def test_bytes_are_those_of_the_tensors(make_table: MakeTable, optimizer: RowOpt
     (rows,) = build_tables([config]).rows()
     tensors = [rows.weight, *rows.state.values()]
     assert shard_bytes(config, 50, 12) == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def test_rows_in_the_host_come_over_the_bus(make_table: MakeTable) -> None:
+    machine = replace(MACHINES["h100"], seconds_per_shard=0.0)
+    setting = Setting(machine=machine, usage=Usage(global_batch_size=1 << 20), ranks=2)
+    config = make_table(num_rows=10_000_000, dim=128)
+    near, far = (
+        cost_of(table, place(table, "table_wise", [0]), setting).holding[0]
+        for table in (config, replace(config, memory="uvm"))
+    )
+    # Half of 64 GB/s instead of half of 3.35 TB/s; each distinct row is read and written, with its state.
+    more = (1 << 20) * 512 * (1 / 32e9 - 1 / 1.675e12)
+    assert far[LOOKUP] - near[LOOKUP] == pytest.approx(more)
+    distinct = setting.usage.of(config).distinct_rows(1 << 20, config.num_rows)
+    assert far[UPDATE] - near[UPDATE] == pytest.approx(more * 2 * distinct / (1 << 20) * 516 / 512)
+    assert far[ROWS] == near[ROWS]
 
 
 def test_ids_and_bags_of_a_shard_are_those_of_drawn_batches(make_table: MakeTable) -> None:
