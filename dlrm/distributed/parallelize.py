@@ -16,11 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dlrm.distributed.bucket_size import BUCKET_BYTES
 from dlrm.distributed.ranks import Ranks
 
-# Small enough that the last layers' gradients travel while the first layers' are computed, large enough that a
-# message's latency (some 0.1 ms between processes of one machine) does not count.
-BUCKET_BYTES = 1 << 20
 CONTROL_TYPE = torch.float32
 
 
@@ -71,7 +69,7 @@ class DenseReducer:
     def __init__(self, parameters: Iterable[nn.Parameter], ranks: Ranks, *, bucket_bytes: int = BUCKET_BYTES) -> None:
         self.parameters = list(parameters)
         self.ranks = ranks
-        self._group = dist.new_group()
+        self._group = dist.new_group(timeout=ranks.timeout)
         self._buckets, self._bucket_of = self._make_buckets(bucket_bytes)
         self._tail = len(Control._fields) + len(self.parameters)  # control values, and who has a gradient
         self._control = Control()

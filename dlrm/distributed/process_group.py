@@ -103,16 +103,17 @@ def join_ranks(
     on_meeting(store)
     check_alike(store, place, describe_software() | {"device": device.type}, SAME_SOFTWARE)
     check_alike(store, place, {**settings, "ranks per machine": place.per_node}, SAME_FLAGS)
+    timeout = timedelta(seconds=hang_timeout_seconds + max(30.0, hang_timeout_seconds / 4))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=PrefixStore("group", store),
         rank=place.rank,
         world_size=place.count,
-        timeout=timedelta(seconds=hang_timeout_seconds + max(30.0, hang_timeout_seconds / 4)),
+        timeout=timeout,
     )
     yield Group(
         place=place,
-        ranks=Ranks(rank=place.rank, count=place.count, per_node=place.per_node),
+        ranks=Ranks(rank=place.rank, count=place.count, per_node=place.per_node, timeout=timeout),
         store=store,
         lasting_store=whole,
         open_store=lambda: PrefixStore(prefix, open_store(place, is_host=False)),

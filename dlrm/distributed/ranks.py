@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -22,12 +23,14 @@ class Ranks:
         count: of all ranks; 1 is a process of its own, for which nothing below communicates.
         per_node: ranks that share a machine.
         device: where small tensors must lie to be exchanged.
+        timeout: after which a collective call fails, also in further groups; None is torch's own.
     """
 
     rank: int = 0
     count: int = 1
     per_node: int = 1
     device: str = "cpu"
+    timeout: timedelta | None = None
 
     @property
     def is_first(self) -> bool:
