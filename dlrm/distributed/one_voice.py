@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from dlrm.cli import status_of
+from dlrm.cli import LOST, status_of
 from dlrm.distributed.place import Place
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ class OneVoice:
         alone = self.place.count == 1 or os.environ.get("RECFORGE_TRACEBACK") == "1"
         if error is None or alone or isinstance(error, SystemExit):
             return False
-        status, is_clear = status_of(error), isinstance(error, KeyboardInterrupt | ValueError | OSError)
+        status = status_of(error)
+        # A lost connection is an OSError of which another start may be free.
+        is_clear = isinstance(error, KeyboardInterrupt | ValueError | OSError) and status != LOST
         is_lost = not is_clear and _is_lost_connection(error)
         if is_lost:
             self._wait_for_others()
@@ -60,7 +62,7 @@ class OneVoice:
         if is_lost:
             raise ConnectionError(
                 f"rank {self.place.rank} lost its connection to another rank, which has ended or cannot be reached: "
-                f"{message.splitlines()[0]}"
+                f"{(message.splitlines() or [type(error).__name__])[0]}"
             ) from error
         raise RuntimeError(f"rank {self.place.rank}: {type(error).__name__}: {message}") from error
 
@@ -113,4 +115,4 @@ def _is_lost_connection(error: BaseException) -> bool:
     import torch.distributed as dist
 
     told = str(error).lower()
-    return isinstance(error, dist.DistError) or "gloo" in told or "connection" in told
+    return isinstance(error, dist.DistError | ConnectionError) or "gloo" in told or "connection" in told

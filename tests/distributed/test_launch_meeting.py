@@ -158,6 +158,17 @@ def test_ranks_that_lose_their_connections_leave_the_word_to_the_one_that_failed
     assert line.endswith("Connection closed by peer [127.0.0.1]:17391")
 
 
+@pytest.mark.parametrize("told", ["Connection reset by peer", ""])
+def test_a_lost_connection_is_no_error_of_the_user_whoever_notices(told, capsys, monkeypatch):
+    monkeypatch.setattr(one_voice, "WAIT_SECONDS", 0.2)
+    statuses, lines = speak(capsys, monkeypatch, [ConnectionResetError(told)] * 2, store=HashStore())
+    assert statuses == [1, 1]  # which another start may follow
+    reason = told or "ConnectionResetError"
+    assert lines == [
+        "recforge: error: rank 0 lost its connection to another rank, which has ended or cannot be reached: " + reason
+    ]
+
+
 class LostStore:
     """A store whose keeper has been killed."""
 
