@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import platform
 import signal
 import threading
 import time
@@ -28,7 +29,14 @@ FLAG = "--parallel.hang-timeout-seconds"
 WATCHERS = 4  # ranks that look at all others; one is enough, unless it is the one that hangs
 # In these a rank waits for others; whoever is in another one has something to do by itself.
 WAITING = ("ids all-to-all", "rows all-to-all", "gradients all-to-all", "exposed all-reduce")
-PREPARING = "preparing data"  # may take hours, of one rank only
+PREPARING, BUILDING, RESTORING, LAST_CHECKPOINT = (
+    "preparing data",
+    "building tables",
+    "restoring a checkpoint",
+    "waiting for the last checkpoint",
+)
+# Each comes once, and takes as long as the data or the tables are large, of one rank or of all.
+UNTIMED = (PREPARING, BUILDING, RESTORING, LAST_CHECKPOINT)
 HANGS = "hangs"
 STATUS = 1  # an elastic launcher may start the ranks again
 
@@ -44,6 +52,7 @@ class Pulse:
         stage: the innermost one it is in.
         left: it has finished.
         process: its id.
+        host: the machine's name; a process has its id there.
     """
 
     beats: int = 0
@@ -52,6 +61,7 @@ class Pulse:
     stage: str = ""
     left: bool = False
     process: int = 0
+    host: str = ""
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -132,6 +142,7 @@ class HangWatch:
             stage=(stopwatch.open[-1:] or [""])[0],  # in one piece: the other thread may be leaving it
             left=left,
             process=os.getpid(),
+            host=platform.node(),
         )
         store.set(self._keys[self._rank], json.dumps(asdict(pulse)))
 
@@ -143,7 +154,7 @@ class HangWatch:
     def _kill_silent(self, pulses: Sequence[Pulse], seen: Mapping[int, _Seen]) -> None:
         """Kill siblings that no longer answer: a launcher would ask them to stop first, and wait for that in vain."""
         for rank in find_silent(pulses, seen, time.monotonic(), self.timeout_seconds):
-            if rank != self._rank and _is_sibling(pulses[rank].process):
+            if rank != self._rank and is_sibling(pulses[rank]):
                 with contextlib.suppress(OSError):
                     os.kill(pulses[rank].process, signal.SIGKILL)
 
@@ -176,7 +187,7 @@ def look(pulses: Sequence[Pulse], seen: dict[int, _Seen], now: float, timeout_se
         last = seen.setdefault(rank, _Seen(pulse.progress, now, pulse.beats, now))
         if pulse.beats != last.beats:
             last.beats, last.answered = pulse.beats, now
-            if pulse.progress != last.progress or pulse.stage == PREPARING:
+            if pulse.progress != last.progress or pulse.stage in UNTIMED:
                 last.progress, last.moved = pulse.progress, now
     running = [rank for rank, pulse in enumerate(pulses) if not pulse.left]
     if not running or now - max(seen[rank].moved for rank in running) < timeout_seconds:
@@ -228,9 +239,12 @@ def _name(ranks: Sequence[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {shown}"
 
 
-def _is_sibling(process: int) -> bool:
+def is_sibling(pulse: Pulse) -> bool:
+    """Whether a rank is a process of this machine, with the same parent."""
+    if pulse.host != platform.node():
+        return False
     try:
-        status = Path(f"/proc/{process}/stat").read_text()
+        status = Path(f"/proc/{pulse.process}/stat").read_text()
     except OSError:
         return False
     return int(status.rpartition(")")[2].split()[1]) == os.getppid()

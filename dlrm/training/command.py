@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import Counter
@@ -15,11 +14,12 @@ from dlrm.config import RunConfig
 from dlrm.distributed.one_voice import OneVoice
 from dlrm.distributed.place import Place
 from dlrm.recipes import Recipe, find_recipe, list_recipes
+from dlrm.this_machine import count_cores
 
 if TYPE_CHECKING:
     from dlrm.data.dataset import Dataset
-    from dlrm.distributed.hang_watch import HangWatch
     from dlrm.distributed.process_group import Group
+    from dlrm.training.trainer import Trainer
     from embeddings.shards import ShardingPlan
 
 # What ranks may have of their own: places on their machines, and who started them. Data are compared by content.
@@ -54,7 +54,7 @@ def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | Non
     """
     import torch
 
-    from dlrm.distributed.hang_watch import PREPARING, HangWatch
+    from dlrm.distributed.hang_watch import BUILDING, PREPARING, HangWatch
     from dlrm.distributed.process_group import join_ranks
     from dlrm.training.run_config import leaves
     from dlrm.training.train_step import check_compile, choose_device, describe_step
@@ -63,7 +63,7 @@ def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | Non
     place, limit = voice.place, config.parallel.hang_timeout_seconds
     if place.is_launched and config.ranks not in (None, place.count):
         raise ValueError(f"--ranks {config.ranks}: torchrun has started {place.count}; leave --ranks out")
-    torch.set_num_threads(config.step.threads or max(1, len(os.sched_getaffinity(0)) // place.per_node))
+    torch.set_num_threads(config.step.threads or max(1, count_cores() // place.per_node))
     device = choose_device(config.step.device)
     if config.step.compile:
         check_compile(device, cuda_graphs=config.step.cuda_graphs)
@@ -79,12 +79,13 @@ def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | Non
                 print(f"recforge: {line}", file=sys.stderr)
         with watch.stage(PREPARING):
             dataset = _provide(recipe, config, group)
-        return _fit(name, config, output, dataset, group, watch)
+        with watch.stage(BUILDING):
+            trainer = _build_trainer(name, config, output, dataset, group)
+        watch.follow(trainer.stopwatch, lambda: trainer.progress.samples)
+        return trainer.fit()
 
 
-def _fit(
-    name: str, config: RunConfig, output: Path, dataset: Dataset, group: Group, watch: HangWatch
-) -> dict[str, Any]:
+def _build_trainer(name: str, config: RunConfig, output: Path, dataset: Dataset, group: Group) -> Trainer:
     from dlrm.checkpoints.run_state import seed_generators
     from dlrm.model import build_dlrm
     from dlrm.training.train_step import choose_device, compile_dense, set_matmul_precision
@@ -107,9 +108,7 @@ def _fit(
     set_matmul_precision(config.step.precision)
     if config.step.compile:
         compile_dense(model, device, cuda_graphs=config.step.cuda_graphs)
-    trainer = Trainer(model, dataset, config, output, recipe=name, ranks=group.ranks)
-    watch.follow(trainer.stopwatch, lambda: trainer.progress.samples)
-    return trainer.fit()
+    return Trainer(model, dataset, config, output, recipe=name, ranks=group.ranks)
 
 
 def _provide(recipe: Recipe, config: RunConfig, group: Group) -> Dataset:

@@ -24,6 +24,7 @@ from dlrm.checkpoints.run_state import (
 from dlrm.config import TrainingConfig
 from dlrm.data.dataset import Dataset
 from dlrm.data.reader import Reader
+from dlrm.distributed.hang_watch import LAST_CHECKPOINT, RESTORING
 from dlrm.distributed.parallelize import DenseReducer, copy_from_first
 from dlrm.distributed.ranks import ALONE, Ranks
 from dlrm.metrics.metrics import MetricValues, is_at_chance
@@ -131,14 +132,15 @@ class Trainer:
     def _fit(self) -> dict[str, Any]:
         # Of dropout; a checkpoint brings its own state.
         seed_generators(self.config.seed + SEED_STRIDE * self.ranks.rank)
-        notes = self._restore()
+        with self.stopwatch.stage(RESTORING):
+            notes = self._restore()
         log = self._open_log()
         for note in notes:
             log.say(note)
         try:
             with StopRequest() as stop_request:
                 why = self._loop(log, stop_request)
-                self.checkpoints.wait()
+                self._wait_for_checkpoints()
                 if why == "interrupted":
                     raise KeyboardInterrupt(
                         f"and saved after {self.progress.samples} samples; the same command continues"
@@ -184,7 +186,7 @@ class Trainer:
             if any(wishes) or course.checkpoint_is_due(before, evaluated=evaluated) or is_best:
                 self._save(is_best=is_best)
             if complaint:
-                self.checkpoints.wait()
+                self._wait_for_checkpoints()
                 raise ValueError(complaint)
             if wishes.asked_to_stop:
                 return "interrupted"
@@ -271,9 +273,13 @@ class Trainer:
             }
             self.checkpoints.save(state, samples=self.progress.samples, metric=self.progress.best, is_best=is_best)
 
+    def _wait_for_checkpoints(self) -> None:
+        with self.stopwatch.stage(LAST_CHECKPOINT):
+            self.checkpoints.wait()
+
     def _what_is_kept(self) -> str:
         with contextlib.suppress(ValueError):  # one that could not be written is not kept
-            self.checkpoints.wait()
+            self._wait_for_checkpoints()
         saved = self.checkpoints.list()
         return f"the checkpoint after {saved[0].samples:,} samples is kept" if saved else "nothing was saved before"
 
@@ -293,16 +299,18 @@ class Trainer:
         if resized:  # the best one so far was of other tables
             self.progress.best, self.progress.best_samples = None, 0
             self.progress.evaluations_without_gain = 0
-        self.stopwatch.seconds.update(state["stage_seconds"])
+        if "rank" not in state["stage_seconds"]:  # of a rank that had a part in the save
+            self.stopwatch.seconds.update(state["stage_seconds"])
         load_random_state(state["random"], self.device)
         return [*restored.skipped, *resized, f"continuing after {self.progress.samples:,} samples"]
 
     def _finish(self, log: RunLog, why: str) -> dict[str, Any]:
         """Measure the test split with the best weights, and write `summary.json` and `tables.json`."""
         progress = self.progress
-        has_best = self.config.evaluation.test_best and progress.best is not None
-        if has_best and (best := self.checkpoints.restore_best()) is not None:
-            load_model(self.model, best.state)
+        if self.config.evaluation.test_best and progress.best is not None:
+            with self.stopwatch.stage(RESTORING):
+                if (best := self.checkpoints.restore_best()) is not None:
+                    load_model(self.model, best.state)
         split = next((name for name in ("test", "valid", "train") if self.dataset.rows(name)), "train")
         reader = Reader(self.dataset, split)
         values = self._measure(reader)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from torch._C._distributed_c10d import HashStore
 
-from dlrm.distributed.hang_watch import PREPARING, HangWatch, Pulse, find_hung, look
+from dlrm.distributed.hang_watch import UNTIMED, HangWatch, Pulse, find_hung, is_sibling, look, read_pulse
 from dlrm.distributed.one_voice import OneVoice
 from dlrm.distributed.place import Place
 from dlrm.distributed.process_group import Group
@@ -66,11 +67,19 @@ def test_nothing_is_said_while_any_rank_comes_further():
     assert watch(batches_of_an_evaluation) is None
 
 
-def test_one_rank_may_prepare_data_for_as_long_as_it_takes():
-    course = [[at(s, stage=PREPARING), at(s, stage=PREPARING)] for s in range(200)]
-    assert watch(course) is None
-    killed = [[at(min(s, 50), stage=PREPARING), at(min(s, 50), stage=PREPARING)] for s in range(200)]
-    assert watch(killed) is not None
+def test_what_comes_once_takes_as_long_as_it_takes():
+    assert len(UNTIMED) == 4
+    for stage in UNTIMED:
+        assert watch([[at(s, stage=stage), at(s, stage=stage)] for s in range(200)]) is None
+        assert watch([[at(min(s, 50), stage=stage), at(min(s, 50), stage=stage)] for s in range(200)]) is not None
+
+
+def test_a_process_of_another_machine_is_nobodys_sibling():
+    two = TwoRanks(timeout_seconds=1.0)
+    two.watches[0]._publish(two.store)
+    pulse = read_pulse(two.store.get("pulse/0"))
+    assert is_sibling(pulse)  # of itself
+    assert not is_sibling(replace(pulse, host=f"not {pulse.host}"))
 
 
 def test_ranks_that_have_finished_are_told_apart():

@@ -18,6 +18,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.cli import main
 from dlrm.config import EvaluationConfig, GuardConfig, StepConfig, TrainingConfig
 from dlrm.data.dataset import Dataset, Part, write_part
@@ -25,6 +26,7 @@ from dlrm.data.prepare import prepare
 from dlrm.data.reader import Reader
 from dlrm.data.schema import CategoricalColumn, DataSchema
 from dlrm.data.value_names import name_values
+from dlrm.distributed.hang_watch import LAST_CHECKPOINT, RESTORING, UNTIMED
 from dlrm.model import DLRM
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.training.evaluate import evaluate
@@ -40,6 +42,32 @@ BASE = TrainingConfig(
     evaluation=EvaluationConfig(every_samples=3000),
 )
 UNGUARDED = GuardConfig(chance_evaluations=0)  # for runs too short to learn
+
+
+def test_what_waits_for_checkpoints_is_a_stage_without_a_limit(
+    tmp_path: Path, make_dlrm: Make, click_log: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(BASE, epochs=0.25, guards=UNGUARDED)
+    trainer = Trainer(make_dlrm(click_log), click_log, config, tmp_path / "run")
+    found: set[tuple[str, str]] = set()
+
+    def watch(name: str) -> None:
+        call = getattr(CheckpointStore, name)
+
+        def note(store: CheckpointStore) -> object:
+            found.add((name, ["", *trainer.stopwatch.open][-1]))
+            return call(store)
+
+        monkeypatch.setattr(CheckpointStore, name, note)
+
+    for name in ("restore_latest", "restore_best", "wait"):
+        watch(name)
+    trainer.fit()
+    assert found == {
+        *(("restore_latest", RESTORING), ("restore_best", RESTORING), ("wait", RESTORING)),
+        *(("wait", "checkpoint"), ("wait", LAST_CHECKPOINT)),
+    }
+    assert {RESTORING, LAST_CHECKPOINT} <= set(UNTIMED)
 
 
 def test_the_summary_is_what_the_best_weights_give_on_the_test_split(
