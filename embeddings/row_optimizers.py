@@ -130,6 +130,23 @@ class RowLamb:
 RowOptimizer = RowSGD | RowAdagrad | RowWiseAdagrad | RowAdam | RowLamb
 
 
+def state_columns(optimizer: RowOptimizer) -> dict[str, bool]:
+    """Names the states that an optimizer keeps of each row, in their order, and says of which it keeps every column.
+
+    Of the others it keeps one number per row. All are in fp32.
+    """
+    if isinstance(optimizer, RowSGD):
+        return {}
+    if isinstance(optimizer, RowAdagrad | RowWiseAdagrad):
+        return {"sum_of_squares": isinstance(optimizer, RowAdagrad)}
+    return {"first_moment": True, "second_moment": not (isinstance(optimizer, RowLamb) and optimizer.partial)}
+
+
+def counts_updates(optimizer: RowOptimizer, row_type: str) -> bool:
+    """Says whether a table keeps the number of its updates, in float64: for a correction, or to round 16-bit rows."""
+    return isinstance(optimizer, RowAdam | RowLamb) or row_type != "fp32"
+
+
 def _check_betas(owner: str, betas: tuple[float, float]) -> None:
     if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
         raise ValueError(f"{owner}: expected two betas in [0, 1), got {betas}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm.distributed.bucket_size import BUCKET_BYTES
 from dlrm.planning.dense_cost import DenseCost
 from embeddings.planning.collectives import all_reduce_seconds, all_to_all_seconds, barrier_seconds
 from embeddings.planning.table_cost import GRADIENTS, IDS, ROWS, Setting, cost_of, shard_bytes
@@ -23,7 +24,6 @@ STAGES = (
 )
 # The ids' all-to-all has a header that says how many come.
 MESSAGES = {IDS: 2, ROWS: 1, GRADIENTS: 1}
-BUCKET_BYTES = 1 << 20  # as in dlrm.distributed.parallelize
 NUMBER_BYTES = 4
 # How often activations are read and written (linear layer, ReLU), and weights with their moments in an update.
 FORWARD_PASSES, BACKWARD_PASSES, UPDATE_PASSES = 2, 4, 14

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from embeddings.row_optimizers import RowAdagrad, RowAdam, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad
+from embeddings.row_optimizers import RowAdagrad, RowAdam, RowLamb, RowSGD, RowWiseAdagrad
 from embeddings.tables import TableConfig
 
 
@@ -89,17 +88,3 @@ def kernel_settings(config: TableConfig) -> dict[str, Any]:
     if isinstance(optimizer, RowAdam):
         return settings | {"optimizer": EmbOptimType.ADAM}
     return settings | {"optimizer": EmbOptimType.PARTIAL_ROWWISE_LAMB if optimizer.partial else EmbOptimType.LAMB}
-
-
-def state_names(optimizer: RowOptimizer) -> Sequence[str]:
-    """Names what ``split_optimizer_states`` gives for each table, in its order."""
-    if isinstance(optimizer, RowSGD):
-        return ()
-    if isinstance(optimizer, (RowAdagrad, RowWiseAdagrad)):
-        return ("sum_of_squares",)
-    return ("first_moment", "second_moment")
-
-
-def counts_updates(config: TableConfig) -> bool:
-    """Says whether a table's state has the counter ``updates``."""
-    return isinstance(config.optimizer, (RowAdam, RowLamb)) or config.row_type != "fp32"

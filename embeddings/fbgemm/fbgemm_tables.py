@@ -11,11 +11,12 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from typing_extensions import override
 
-from embeddings.fbgemm.fbgemm_settings import check_build, check_supported, counts_updates, kernel_settings, state_names
+from embeddings.fbgemm.fbgemm_settings import check_build, check_supported, kernel_settings
 from embeddings.fbgemm.late_check import LateCheck, read_features, take_keys
 from embeddings.initial_rows import initial_rows
 from embeddings.interface import TableRows, Tables
 from embeddings.jagged import Jagged
+from embeddings.row_optimizers import counts_updates, state_columns
 from embeddings.tables import Pooling, TableConfig
 
 if TYPE_CHECKING:
@@ -101,12 +102,12 @@ class FbgemmTables(Tables):
             # What a cache holds is written back, and dropped in case the rows are changed from outside.
             group.kernel.flush()
             group.kernel.reset_cache_states()
-            names = state_names(config.optimizer)
+            names = tuple(state_columns(config.optimizer))
             states = group.kernel.split_optimizer_states() if names else [[]] * len(group.tables)
             weights = group.kernel.split_embedding_weights()
             for table, weight, state in zip(group.tables, weights, states, strict=True):
                 named = dict(zip(names, state, strict=True))
-                if counts_updates(config):
+                if counts_updates(config.optimizer, config.row_type):
                     named["updates"] = group.updates
                 found[table] = TableRows(self.table_configs[table], weight, named)
         for table in range(len(self.table_configs)):

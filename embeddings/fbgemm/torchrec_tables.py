@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from typing_extensions import override
 
-from embeddings.fbgemm.fbgemm_settings import check_build, check_supported, counts_updates, kernel_settings, state_names
+from embeddings.fbgemm.fbgemm_settings import check_build, check_supported, kernel_settings
 from embeddings.fbgemm.fbgemm_tables import count_updates, set_updates
 from embeddings.fbgemm.late_check import LateCheck, read_features
 from embeddings.fbgemm.torchrec_plan import fit_plan, parameter_sharding
 from embeddings.initial_rows import initial_rows
 from embeddings.interface import TableRows, Tables
 from embeddings.jagged import Jagged
+from embeddings.row_optimizers import counts_updates, state_columns
 from embeddings.shards import ShardingPlan
 from embeddings.tables import TableConfig
 
@@ -167,12 +168,12 @@ class TorchrecTables(Tables):
             # What a cache holds is written back, and dropped in case the rows are changed from outside.
             kernel.flush()
             kernel.reset_cache_states()
-            names = state_names(by_name[tables[0].name].optimizer)
+            names = tuple(state_columns(by_name[tables[0].name].optimizer))
             states = kernel.split_optimizer_states() if names else [[]] * len(tables)
             for table, weight, state in zip(tables, kernel.split_embedding_weights(), states, strict=True):
                 config, place = by_name[table.name], table.local_metadata.shard_offsets
                 named = dict(zip(names, state, strict=True))
-                if counts_updates(config):
+                if counts_updates(config.optimizer, config.row_type):
                     named["updates"] = self._updates
                 found[table.name].append(TableRows(config, weight, named, place[0], place[1]))
         for name in by_name:

@@ -18,9 +18,9 @@ Kernel = Callable[..., Any]
 
 
 class RowUpdate(NamedTuple):
-    """How a table's rows are updated: all at once, or in stages with an exchange after each that measures."""
+    """How a table's rows are updated: in stages, with an exchange after each that measures where others share them."""
 
-    fused: Kernel
+    kind: int  # as ``fused_kernels`` knows it, which runs all stages at once
     measures: tuple[Kernel, ...]
     sizes: tuple[int, ...]  # how many numbers each of the measures gives per row
     finish: Kernel
@@ -32,18 +32,18 @@ def row_update(optimizer: RowOptimizer) -> RowUpdate:
     u, m = update_kernels, moment_kernels
     moments = ("first_moment", "second_moment")
     if isinstance(optimizer, RowSGD):
-        return RowUpdate(u.update_sgd, (), (), u.finish_sgd, ())
+        return RowUpdate(u.SGD, (), (), u.finish_sgd, ())
     if isinstance(optimizer, RowWiseAdagrad):
         finish, states = u.finish_row_wise_adagrad, ("sum_of_squares",)
-        return RowUpdate(u.update_row_wise_adagrad, (u.measure_gradients,), (1,), finish, states)
+        return RowUpdate(u.ROW_WISE_ADAGRAD, (u.measure_gradients,), (1,), finish, states)
     if isinstance(optimizer, RowAdagrad):
-        return RowUpdate(u.update_adagrad, (), (), u.finish_adagrad, ("sum_of_squares",))
+        return RowUpdate(u.ADAGRAD, (), (), u.finish_adagrad, ("sum_of_squares",))
     if isinstance(optimizer, RowAdam):
-        return RowUpdate(m.update_adam, (), (), m.finish_adam, moments)
+        return RowUpdate(u.ADAM, (), (), m.finish_adam, moments)
     if optimizer.partial:
         measures = (m.measure_squares, m.measure_partial_directions)
-        return RowUpdate(m.update_partial_lamb, measures, (1, 2), m.finish_lamb, moments)
-    return RowUpdate(m.update_lamb, (m.measure_directions,), (2,), m.finish_lamb, moments)
+        return RowUpdate(u.PARTIAL_LAMB, measures, (1, 2), m.finish_lamb, moments)
+    return RowUpdate(u.LAMB, (m.measure_directions,), (2,), m.finish_lamb, moments)
 
 
 def make_state(config: TableConfig, num_rows: int, num_columns: int) -> dict[str, Tensor]:
@@ -74,6 +74,7 @@ def settings_of(config: TableConfig, updates: int, factor: float) -> UpdateSetti
     optimizer = config.optimizer
     beta1, beta2 = optimizer.betas if isinstance(optimizer, RowAdam | RowLamb) else (0.0, 0.0)
     return UpdateSettings(
+        kind=row_update(optimizer).kind,
         rate=optimizer.learning_rate * factor,
         decay=optimizer.weight_decay,
         eps=0.0 if isinstance(optimizer, RowSGD) else optimizer.eps,

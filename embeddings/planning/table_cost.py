@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from embeddings.planning.collectives import all_reduce_seconds, all_to_all_seconds_per_byte
 from embeddings.planning.machine import Machine, RowRate
-from embeddings.row_optimizers import RowAdagrad, RowAdam, RowLamb, RowWiseAdagrad
+from embeddings.row_optimizers import counts_updates, state_columns
 from embeddings.shards import TablePlan
 from embeddings.tables import TableConfig
 from embeddings.usage import Usage
@@ -82,22 +82,13 @@ def row_number_bytes(config: TableConfig) -> int:
 
 
 def _bytes(config: TableConfig, rows: Any, columns: Any) -> Any:
-    counts_updates = isinstance(config.optimizer, RowAdam | RowLamb) or config.row_type != "fp32"
     per_row = columns * row_number_bytes(config) + _state_bytes_per_row(config, columns)
-    return rows * per_row + (COUNTER_BYTES if counts_updates else 0)
+    return rows * per_row + (COUNTER_BYTES if counts_updates(config.optimizer, config.row_type) else 0)
 
 
 def _state_bytes_per_row(config: TableConfig, num_columns: Any) -> Any:
-    optimizer = config.optimizer
-    if isinstance(optimizer, RowWiseAdagrad):
-        return FLOAT_BYTES
-    if isinstance(optimizer, RowAdagrad):
-        return FLOAT_BYTES * num_columns
-    if isinstance(optimizer, RowLamb) and optimizer.partial:
-        return FLOAT_BYTES * (num_columns + 1)
-    if isinstance(optimizer, RowAdam | RowLamb):
-        return 2 * FLOAT_BYTES * num_columns
-    return 0
+    kept = state_columns(config.optimizer).values()
+    return FLOAT_BYTES * sum(num_columns if has_columns else 1 for has_columns in kept)
 
 
 def cost_of(config: TableConfig, plan: TablePlan, setting: Setting) -> TableCost:

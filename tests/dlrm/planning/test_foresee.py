@@ -84,7 +84,7 @@ def test_latencies_are_those_of_the_messages() -> None:
 
 def test_the_all_reduce_hides_behind_the_backward_pass_but_for_its_last_bucket() -> None:
     machine = MACHINES["a100"]
-    dense = DenseCost(flops=10**9, numbers=0, parameters=10 << 18, tensors=1)  # ten buckets of a MiB
+    dense = DenseCost(flops=10**9, numbers=0, parameters=10 << 18)  # ten buckets of a MiB
     setting = Setting(machine=machine, usage=Usage(global_batch_size=65536), ranks=8, ranks_per_node=8)
     plan = ShardingPlan(ranks=8, ranks_per_node=8, tables=())
     bucket = all_reduce_seconds(machine, 8, 8, 1 << 20)

@@ -11,10 +11,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from embeddings import IdOutOfRangeError, RowAdagrad, RowAdam, RowLamb, RowSGD, RowWiseAdagrad, TableConfig
 from embeddings.build import build_tables
-from embeddings.fbgemm.fbgemm_settings import check_supported, counts_updates, kernel_settings, state_names
+from embeddings.fbgemm.fbgemm_settings import check_supported, kernel_settings
 from embeddings.fbgemm.fbgemm_tables import FbgemmTables, set_updates
 from embeddings.fbgemm.late_check import LateCheck, read_features
 from embeddings.jagged import Jagged
+from embeddings.row_optimizers import counts_updates, state_columns
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TABLE = TableConfig(name="a", num_rows=9, dim=8)
@@ -91,9 +92,9 @@ def test_row_optimizers_have_their_names_on_cuda(optimizer, kind, names, more):
     assert settings["stochastic_rounding"]
     assert not kernel_settings(replace(config, row_type="fp32"))["stochastic_rounding"]
     assert settings.items() >= more.items()
-    assert list(state_names(optimizer)) == names
-    assert counts_updates(config)
-    assert counts_updates(replace(config, row_type="fp32")) == (len(names) == 2)
+    assert list(state_columns(optimizer)) == names
+    assert counts_updates(optimizer, config.row_type)
+    assert counts_updates(optimizer, "fp32") == (len(names) == 2)
     if kind == "exact_row_wise_adagrad":
         assert settings["weight_decay_mode"].name == "L2"
 
