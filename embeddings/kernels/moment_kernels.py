@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from embeddings.kernels.compiled import compiled
-from embeddings.kernels.grouping_kernels import Keys, sum_gradients
-from embeddings.kernels.sixteen_bit_kernels import Rounding, Rows, borrow_rows, return_rows
-from embeddings.kernels.update_kernels import Doubles, Floats, Longs, UpdateSettings, make_block, sum_of_squares
+from embeddings.kernels.grouping_kernels import Keys
+from embeddings.kernels.update_kernels import Doubles, Floats, UpdateSettings, sum_of_squares
 
 
 @compiled
@@ -138,72 +137,3 @@ def finish_lamb(
         step = np.float32(settings.rate * ratio)
         for d in range(total.size):
             row[d] -= step * total[d]
-
-
-@compiled
-def update_adam(
-    weight: Rows,
-    keys: Keys,
-    places: Longs,
-    scales: Floats,
-    gradient: Floats,
-    first: Floats,
-    second: Floats,
-    settings: UpdateSettings,
-    rounding: Rounding,
-) -> None:
-    """Updates each row in ``keys`` once, block by block."""
-    rows, sums, measured, scratch = make_block(weight)
-    key = 0
-    while key < keys.size:
-        used, key = sum_gradients(keys, key, places, scales, gradient, weight, first, second, rows, sums)
-        held, at = borrow_rows(weight, rows[:used], scratch)
-        finish_adam(held, at, rows, sums, first, second, measured, settings)
-        return_rows(weight, rows[:used], scratch, rounding)
-
-
-@compiled
-def update_lamb(
-    weight: Rows,
-    keys: Keys,
-    places: Longs,
-    scales: Floats,
-    gradient: Floats,
-    first: Floats,
-    second: Floats,
-    settings: UpdateSettings,
-    rounding: Rounding,
-) -> None:
-    """Updates each row in ``keys`` once, block by block."""
-    rows, sums, measured, scratch = make_block(weight)
-    key = 0
-    while key < keys.size:
-        used, key = sum_gradients(keys, key, places, scales, gradient, weight, first, second, rows, sums)
-        held, at = borrow_rows(weight, rows[:used], scratch)
-        measure_directions(held, at, rows, sums, first, second, measured, settings)
-        finish_lamb(held, at, rows, sums, first, second, measured, settings)
-        return_rows(weight, rows[:used], scratch, rounding)
-
-
-@compiled
-def update_partial_lamb(
-    weight: Rows,
-    keys: Keys,
-    places: Longs,
-    scales: Floats,
-    gradient: Floats,
-    first: Floats,
-    second: Floats,
-    settings: UpdateSettings,
-    rounding: Rounding,
-) -> None:
-    """Updates each row in ``keys`` once, block by block."""
-    rows, sums, measured, scratch = make_block(weight)
-    key = 0
-    while key < keys.size:
-        used, key = sum_gradients(keys, key, places, scales, gradient, weight, first, second, rows, sums)
-        held, at = borrow_rows(weight, rows[:used], scratch)
-        measure_squares(held, at, rows, sums, first, second, measured, settings)
-        measure_partial_directions(held, at, rows, sums, first, second, measured, settings)
-        finish_lamb(held, at, rows, sums, first, second, measured, settings)
-        return_rows(weight, rows[:used], scratch, rounding)

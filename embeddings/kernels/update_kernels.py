@@ -1,4 +1,4 @@
-"""Update each row of a batch once, compiled by Numba: the stages of every row optimizer, and what runs them together.
+"""The stages of a row optimizer's update, compiled by Numba: those of SGD and of both Adagrads.
 
 A stage sees some rows and the sums of their gradients, in arrays that are the same for every optimizer, so that one
 stage serves a block of rows in the nearest cache as well as all rows of a batch, whose norms several ranks add up
@@ -13,20 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings.kernels.compiled import compiled, reordering
-from embeddings.kernels.grouping_kernels import Keys, sum_gradients
-from embeddings.kernels.sixteen_bit_kernels import Rounding, Rows, borrow_rows, return_rows
+from embeddings.kernels.grouping_kernels import Keys
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-Longs = NDArray[np.int64]
 
-_BLOCK = 32  # rows that are asked for while their gradients are summed, and then updated from the nearest cache
 MEASURES = 2  # most sums that a stage measures of a row
+SGD, ADAGRAD, ROW_WISE_ADAGRAD, ADAM, LAMB, PARTIAL_LAMB = range(6)
 
 
 class UpdateSettings(NamedTuple):
     """What the stages of an update are told; each reads what it needs."""
 
+    kind: int  # SGD to PARTIAL_LAMB
     rate: float
     decay: float
     eps: float
@@ -132,78 +131,3 @@ def sum_of_squares(vector: Floats) -> np.float32:
     for d in range(vector.size):
         total += vector[d] * vector[d]
     return total
-
-
-@compiled
-def make_block(weight: Rows) -> tuple[Keys, Floats, Doubles, Floats]:
-    """Makes room for a block of rows: their numbers, gradients and measures, and themselves if they have 16 bits."""
-    shape = (_BLOCK, weight.shape[1])
-    rows, measured = np.empty(_BLOCK, np.uint64), np.empty((_BLOCK, MEASURES))
-    return rows, np.empty(shape, np.float32), measured, np.empty(shape, np.float32)
-
-
-@compiled
-def update_sgd(
-    weight: Rows,
-    keys: Keys,
-    places: Longs,
-    scales: Floats,
-    gradient: Floats,
-    first: Floats,
-    second: Floats,
-    settings: UpdateSettings,
-    rounding: Rounding,
-) -> None:
-    """Updates each row in ``keys`` once, block by block."""
-    rows, sums, measured, scratch = make_block(weight)
-    key = 0
-    while key < keys.size:
-        used, key = sum_gradients(keys, key, places, scales, gradient, weight, first, second, rows, sums)
-        held, at = borrow_rows(weight, rows[:used], scratch)
-        finish_sgd(held, at, rows, sums, first, second, measured, settings)
-        return_rows(weight, rows[:used], scratch, rounding)
-
-
-@compiled
-def update_row_wise_adagrad(
-    weight: Rows,
-    keys: Keys,
-    places: Longs,
-    scales: Floats,
-    gradient: Floats,
-    first: Floats,
-    second: Floats,
-    settings: UpdateSettings,
-    rounding: Rounding,
-) -> None:
-    """Updates each row in ``keys`` once, block by block."""
-    rows, sums, measured, scratch = make_block(weight)
-    key = 0
-    while key < keys.size:
-        used, key = sum_gradients(keys, key, places, scales, gradient, weight, first, second, rows, sums)
-        held, at = borrow_rows(weight, rows[:used], scratch)
-        measure_gradients(held, at, rows, sums, first, second, measured, settings)
-        finish_row_wise_adagrad(held, at, rows, sums, first, second, measured, settings)
-        return_rows(weight, rows[:used], scratch, rounding)
-
-
-@compiled
-def update_adagrad(
-    weight: Rows,
-    keys: Keys,
-    places: Longs,
-    scales: Floats,
-    gradient: Floats,
-    first: Floats,
-    second: Floats,
-    settings: UpdateSettings,
-    rounding: Rounding,
-) -> None:
-    """Updates each row in ``keys`` once, block by block."""
-    rows, sums, measured, scratch = make_block(weight)
-    key = 0
-    while key < keys.size:
-        used, key = sum_gradients(keys, key, places, scales, gradient, weight, first, second, rows, sums)
-        held, at = borrow_rows(weight, rows[:used], scratch)
-        finish_adagrad(held, at, rows, sums, first, second, measured, settings)
-        return_rows(weight, rows[:used], scratch, rounding)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from embeddings.interface import TableRows
-from embeddings.kernels import grouping_kernels, lookup_kernels
+from embeddings.kernels import fused_kernels, grouping_kernels, lookup_kernels
 from embeddings.kernels.sixteen_bit_kernels import Rounding
 from embeddings.kernels.threads import count_parts, run_all
 from embeddings.kernels.update_kernels import UpdateSettings
@@ -188,7 +188,7 @@ class LocalRows:
     def _update_share(self, part: int, told: Told, cells: Cells, source: Floats, share: int, shares: int) -> None:
         held = self._held[part]
         grouped = _group(held, cells, share, shares)
-        held.update.fused(held.stored(), *grouped, source, *held.states(), *told)
+        fused_kernels.update_rows(held.stored(), *grouped, source, *held.states(), *told)
 
     def _begin_staged(self, part: int, told: Told, cells: Cells, source: Floats) -> StagedRows:
         held = self._held[part]
