@@ -38,7 +38,7 @@ from dlrm.model import DLRM
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.training.train_step import ClickTask, TrainStep
 from embeddings import RowWiseAdagrad, ShardingPlan, TableConfig
-from embeddings.build import Exchange
+from embeddings.shards import Exchange
 
 Step = Callable[[int], float]
 

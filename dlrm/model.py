@@ -19,7 +19,8 @@ from dlrm.data.dataset import DatasetInfo
 from dlrm.descriptions import describe_tables
 from dlrm.interaction import CrossInteraction, DotInteraction, FactorizationMachine
 from embeddings import ShardingPlan, TableConfig
-from embeddings.build import Exchange, Kernel, build_tables
+from embeddings.build import Kernel, build_tables
+from embeddings.shards import Exchange
 
 
 class DLRM(nn.Module):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from embeddings.interface import Tables
-from embeddings.shards import ShardingPlan
+from embeddings.shards import EXCHANGE_BYTES, Exchange, ShardingPlan
 from embeddings.tables import TableConfig
 
 if TYPE_CHECKING:
     from embeddings.sharded.sequence_tables import SequenceTables
 
-Exchange = Literal["fp32", "fp16", "bf16"]  # how rows and gradients travel between ranks
 Kernel = Literal["auto", "numba", "fbgemm"]
 
 
@@ -45,7 +44,7 @@ def build_tables(
     device = torch.device(device)
     if kernel not in ("auto", "numba", "fbgemm"):
         raise ValueError(f"kernel: expected 'auto', 'numba' or 'fbgemm', got {kernel!r}")
-    if exchange not in get_args(Exchange):
+    if exchange not in EXCHANGE_BYTES:
         raise ValueError(f"exchange: expected 'fp32', 'fp16' or 'bf16', got {exchange!r}")
     if kernel == "numba" and device.type != "cpu":
         raise ValueError(f"kernel 'numba': expected device 'cpu', got {str(device)!r}; use kernel 'fbgemm' there")

@@ -15,13 +15,13 @@ from dlrm.planning.calibration import COUNTS, fit_machine, run_probe
 from dlrm.planning.dense_cost import DenseCost
 from dlrm.planning.findings import TINY_BATCH, Findings, ProbeTask
 from dlrm.planning.foresee import foresee
-from dlrm.planning.plan_run import EXCHANGE_BYTES, plan_run
+from dlrm.planning.plan_run import plan_run
 from dlrm.planning.text import align, format_milliseconds
 from dlrm.this_machine import count_cores
 from embeddings.planning.machine import CPU, Machine
 from embeddings.planning.table_cost import Setting
 from embeddings.planning.task import count_of
-from embeddings.shards import ShardingPlan
+from embeddings.shards import EXCHANGE_BYTES, ShardingPlan
 from embeddings.tables import TableConfig
 from embeddings.usage import Usage
 

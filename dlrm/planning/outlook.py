@@ -23,14 +23,14 @@ from dlrm.planning.measurement import (
     save_measurement,
     this_place,
 )
-from dlrm.planning.plan_run import EXCHANGE_BYTES, memory_for_tables, parse_bytes, plan_run
+from dlrm.planning.plan_run import memory_for_tables, parse_bytes, plan_run
 from dlrm.planning.simulate import Scaling, parse_counts, simulate
 from dlrm.planning.statistics import measure_usage
 from dlrm.planning.text import describe_plan, describe_ranks, describe_scaling, describe_step
 from dlrm.this_machine import count_cores
 from embeddings.planning.machine import MACHINES, Machine
 from embeddings.planning.table_cost import Setting
-from embeddings.shards import ShardingPlan
+from embeddings.shards import EXCHANGE_BYTES, ShardingPlan
 from embeddings.tables import TableConfig
 from embeddings.usage import Usage
 

@@ -15,13 +15,12 @@ from embeddings.planning.plan import DoesNotFitError, plan_tables
 from embeddings.planning.remedies import Remedies
 from embeddings.planning.table_cost import Setting
 from embeddings.planning.task import format_bytes, name_choices
-from embeddings.shards import SHARDINGS, Sharding, ShardingPlan
+from embeddings.shards import EXCHANGE_BYTES, SHARDINGS, Sharding, ShardingPlan
 from embeddings.tables import TableConfig
 
 GPU_SHARE = 0.8
 OPTIMIZERS = {"RowWiseAdagrad": "rowwise_adagrad", "RowSGD": "sgd"}
 SHOWN_TABLES = 3
-EXCHANGE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 MOST_BYTES = 1 << 60
 UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
