@@ -11,7 +11,16 @@ from torch import Tensor
 from embeddings.kernels import moment_kernels, update_kernels
 from embeddings.kernels.update_kernels import UpdateSettings
 from embeddings.local.row_memory import zero_rows
-from embeddings.row_optimizers import RowAdagrad, RowAdam, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad
+from embeddings.row_optimizers import (
+    RowAdagrad,
+    RowAdam,
+    RowLamb,
+    RowOptimizer,
+    RowSGD,
+    RowWiseAdagrad,
+    counts_updates,
+    state_columns,
+)
 from embeddings.tables import TableConfig
 
 Kernel = Callable[..., Any]
@@ -30,20 +39,19 @@ class RowUpdate(NamedTuple):
 def row_update(optimizer: RowOptimizer) -> RowUpdate:
     """Finds the kernels of a row optimizer; none is compiled before it is called."""
     u, m = update_kernels, moment_kernels
-    moments = ("first_moment", "second_moment")
+    states = tuple(state_columns(optimizer))
     if isinstance(optimizer, RowSGD):
-        return RowUpdate(u.SGD, (), (), u.finish_sgd, ())
+        return RowUpdate(u.SGD, (), (), u.finish_sgd, states)
     if isinstance(optimizer, RowWiseAdagrad):
-        finish, states = u.finish_row_wise_adagrad, ("sum_of_squares",)
-        return RowUpdate(u.ROW_WISE_ADAGRAD, (u.measure_gradients,), (1,), finish, states)
+        return RowUpdate(u.ROW_WISE_ADAGRAD, (u.measure_gradients,), (1,), u.finish_row_wise_adagrad, states)
     if isinstance(optimizer, RowAdagrad):
-        return RowUpdate(u.ADAGRAD, (), (), u.finish_adagrad, ("sum_of_squares",))
+        return RowUpdate(u.ADAGRAD, (), (), u.finish_adagrad, states)
     if isinstance(optimizer, RowAdam):
-        return RowUpdate(u.ADAM, (), (), m.finish_adam, moments)
+        return RowUpdate(u.ADAM, (), (), m.finish_adam, states)
     if optimizer.partial:
         measures = (m.measure_squares, m.measure_partial_directions)
-        return RowUpdate(u.PARTIAL_LAMB, measures, (1, 2), m.finish_lamb, moments)
-    return RowUpdate(u.LAMB, (m.measure_directions,), (2,), m.finish_lamb, moments)
+        return RowUpdate(u.PARTIAL_LAMB, measures, (1, 2), m.finish_lamb, states)
+    return RowUpdate(u.LAMB, (m.measure_directions,), (2,), m.finish_lamb, states)
 
 
 def make_state(config: TableConfig, num_rows: int, num_columns: int) -> dict[str, Tensor]:
@@ -51,14 +59,11 @@ def make_state(config: TableConfig, num_rows: int, num_columns: int) -> dict[str
 
     ``updates`` counts the table's updates, where the optimizer or the rounding of rows depends on them.
     """
-    optimizer = config.optimizer
-    state: dict[str, Tensor] = {}
-    for name in row_update(optimizer).states:
-        is_per_row = (name == "sum_of_squares" and isinstance(optimizer, RowWiseAdagrad)) or (
-            name == "second_moment" and isinstance(optimizer, RowLamb) and optimizer.partial
-        )
-        state[name] = zero_rows(num_rows) if is_per_row else zero_rows(num_rows, num_columns)
-    if isinstance(optimizer, RowAdam | RowLamb) or config.row_type != "fp32":
+    state = {
+        name: zero_rows(num_rows, num_columns) if has_columns else zero_rows(num_rows)
+        for name, has_columns in state_columns(config.optimizer).items()
+    }
+    if counts_updates(config.optimizer, config.row_type):
         state["updates"] = torch.zeros((), dtype=torch.float64)
     return state
 
