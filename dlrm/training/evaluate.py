@@ -15,7 +15,7 @@ from dlrm.data.reader import Reader
 from dlrm.distributed.ranks import ALONE, Ranks
 from dlrm.metrics.metrics import BinaryMetrics, MetricValues
 from dlrm.training.gather_scores import gather_scores
-from dlrm.training.guards import find_tables
+from dlrm.training.guards import find_tables, naming_rows
 from dlrm.training.train_step import autocast
 from embeddings.stopwatch import Stopwatch
 
@@ -50,7 +50,7 @@ def evaluate(
         stopwatch: counts all of it as "evaluation".
 
     Raises:
-        ValueError: the segment's column does not exist or has several ids per row.
+        ValueError: the segment's column does not exist or has several ids per row; or an id lies outside its table.
     """
     stopwatch = stopwatch or Stopwatch()
     share = ranks.share_of if ranks.count > 1 else None
@@ -62,7 +62,7 @@ def evaluate(
                 batch = next(batches, None)
                 if batch is None:
                     break
-                with autocast(precision, device.type):
+                with naming_rows(batch, reader.split, ranks), autocast(precision, device.type):
                     logits = model(batch.to(device) if device.type != "cpu" else batch).float().cpu()
                 segments = None
                 if segment_by is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,11 +17,13 @@ from dlrm.config import GuardConfig
 from dlrm.data.dataset import Dataset
 from dlrm.distributed.ranks import Ranks
 from dlrm.metrics.metrics import MetricValues
-from embeddings import TableConfig
+from dlrm.this_machine import memory_bytes
+from embeddings import IdOutOfRangeError, TableConfig
 from embeddings.interface import Tables
+from embeddings.planning.table_cost import shard_bytes
+from embeddings.tables import OtherRanksIdError
 
 IN_THE_DATA = "the data"
-BYTES_PER_NUMBER = 4
 
 
 class NonFiniteLossError(ValueError):
@@ -79,12 +80,15 @@ def check_shares(model: nn.Module, ranks: Ranks) -> None:
     """
     if ranks.count == 1:
         return
-    held = {table.name: 0.0 for tables in find_tables(model) for table in tables.table_configs}
-    for tables in find_tables(model):
+    every_table: list[TableConfig] = []
+    held: list[float] = []
+    for tables in find_tables(model):  # one by one, as two sets may have tables of the same name
+        numbers = {table.name: 0.0 for table in tables.table_configs}
         for rows in tables.rows():
-            held[rows.config.name] += rows.weight.numel() if rows.is_primary else 0
-    every_table = [table for tables in find_tables(model) for table in tables.table_configs]
-    for table, total in zip(every_table, ranks.sum([held[table.name] for table in every_table]), strict=True):
+            numbers[rows.config.name] += rows.weight.numel() if rows.is_primary else 0
+        every_table += tables.table_configs
+        held += numbers.values()
+    for table, total in zip(every_table, ranks.sum(held), strict=True):
         if total != table.num_rows * table.dim:
             raise ValueError(
                 f"table '{table.name}': expected {ranks.count} ranks to hold its {table.num_rows} rows once, got "
@@ -93,13 +97,13 @@ def check_shares(model: nn.Module, ranks: Ranks) -> None:
 
 
 def check_memory(tables: Sequence[TableConfig]) -> None:
-    """Check that the rows, and the copy of them that a checkpoint takes, fit into this machine's memory.
+    """Check that rows with their optimizers' state, and a checkpoint's copy of them, fit into this machine's memory.
 
     Raises:
         ValueError: naming both sizes and the largest table.
     """
-    sizes = {table.name: table.num_rows * (table.dim + 1) * BYTES_PER_NUMBER for table in tables}
-    needed, available = 2 * sum(sizes.values()), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    sizes = {table.name: shard_bytes(table, table.num_rows, table.dim) for table in tables}
+    needed, available = 2 * sum(sizes.values()), memory_bytes()
     if needed > available:
         largest = max(sizes, key=lambda name: sizes[name])
         raise ValueError(
@@ -137,6 +141,27 @@ def check_batch(batch: Batch, split: str) -> None:
             f"row {int(batch.rows[at])} of split '{split}': expected a label of 0 or 1, got "
             f"{float(batch.labels[at]):g}; correct the source, or set the schema's label_threshold, and prepare again"
         )
+
+
+@contextmanager
+def naming_rows(batch: Batch, split: str, ranks: Ranks) -> Iterator[None]:
+    """Around a look-up: on every rank, name an id outside its table by its row of the split.
+
+    Raises:
+        ValueError: there is such an id, on some rank.
+    """
+    try:
+        yield
+    except (IdOutOfRangeError, OtherRanksIdError) as error:
+        named = name_row(error, batch, split) if isinstance(error, IdOutOfRangeError) else None
+        if ranks.count > 1 and getattr(error, "others_know", True):
+            ranks.raise_any(named)
+        raise named or error from error
+
+
+def name_row(error: IdOutOfRangeError, batch: Batch, split: str) -> ValueError:
+    """Return the error with the row of the split that holds the id."""
+    return ValueError(f"row {int(batch.rows[error.bag])} of split '{split}': {error}")
 
 
 def check_logits(logits: Tensor, batch: Batch) -> None:

@@ -14,11 +14,19 @@ from torch import Tensor, nn
 from dlrm.batch import Batch
 from dlrm.config import StepConfig
 from dlrm.distributed.parallelize import Control, DenseReducer
+from dlrm.distributed.ranks import ALONE
 from dlrm.optim.lr_schedules import Schedule
-from dlrm.training.guards import NonFiniteLossError, check_batch, check_logits, find_first_nonfinite, find_tables
+from dlrm.training.guards import (
+    NonFiniteLossError,
+    check_batch,
+    check_logits,
+    find_first_nonfinite,
+    find_tables,
+    name_row,
+    naming_rows,
+)
 from embeddings import IdOutOfRangeError
 from embeddings.stopwatch import Stopwatch
-from embeddings.tables import OtherRanksIdError
 
 
 class ClickTask(nn.Module):
@@ -163,11 +171,8 @@ class TrainStep:
             for tables in self.tables:
                 tables.check_ids()
         except IdOutOfRangeError as error:
-            return self._name_row(error, batch)
+            return name_row(error, batch, self.split)
         return None
-
-    def _name_row(self, error: IdOutOfRangeError, batch: Batch) -> ValueError:
-        return ValueError(f"row {int(batch.rows[error.bag])} of split '{self.split}': {error}")
 
     def _explain(self, loss: float, samples: int, batch: Batch) -> NonFiniteLossError:
         part = find_first_nonfinite(self.task, batch, self.numeric_names, self._looked_up)
@@ -176,14 +181,9 @@ class TrainStep:
         return NonFiniteLossError(loss=loss, samples=samples, part=part)
 
     def _forward(self, batch: Batch) -> Tensor:
-        try:
-            with autocast(self.precision, batch.labels.device.type):
-                loss: Tensor = self.task(batch)[0]
-        except (IdOutOfRangeError, OtherRanksIdError) as error:
-            named = self._name_row(error, batch) if isinstance(error, IdOutOfRangeError) else None
-            if self.reducer is not None and getattr(error, "others_know", True):
-                self.reducer.ranks.raise_any(named)
-            raise named or error from error
+        ranks = ALONE if self.reducer is None else self.reducer.ranks
+        with naming_rows(batch, self.split, ranks), autocast(self.precision, batch.labels.device.type):
+            loss: Tensor = self.task(batch)[0]
         return loss
 
     def _set_learning_rates(self, samples: float) -> None:

@@ -195,6 +195,30 @@ def measure(rank, count, data):
     ]
 
 
+class Misled(nn.Module):
+    """Asks for a row that does not exist, on one rank."""
+
+    def __init__(self, model, *, misled):
+        super().__init__()
+        self.model, self.misled = model, misled
+
+    def forward(self, batch):
+        if self.misled:
+            batch.sparse.values()[-1] = 10**6
+        return self.model(batch)
+
+
+def measure_a_wrong_id(rank, count, data):
+    """Evaluate with a wrong id on the last rank; return the error, here and now."""
+    dataset = Dataset(data)
+    model = Misled(build_model(dataset, "table_wise", count), misled=rank == count - 1)
+    try:
+        evaluate(model, Reader(dataset, "test"), batch_size=64, ranks=ranks_of(rank, count))
+    except ValueError as error:
+        return str(error)
+    return "none"
+
+
 def sum_gradients(rank, count):
     """Send gradients of several types in many small messages; one parameter is used by nobody, one by rank 0 alone."""
     torch.manual_seed(0)
@@ -223,6 +247,7 @@ def do_everything(rank, count, data, folder):
         "train": {kind: train(rank, count, data, folder / str(kind), kind) for kind in (None, *SHARDINGS[count])},
         "faults": {fault: train_until_fault(rank, count, data, folder / fault, fault) for fault in FAULTS},
         "measure": measure(rank, count, data),
+        "wrong id": measure_a_wrong_id(rank, count, data),
         "gradients": sum_gradients(rank, count),
     }
 
@@ -327,6 +352,12 @@ def test_what_happens_to_one_rank_ends_all_at_the_same_step(results, fault, how)
     assert ends == [ends[0]] * len(results)  # also the sum of the weights, which is a number
     assert ends[0][1] == (300 if fault.startswith(("label", "not a number")) else 400)
     assert math.isfinite(ends[0][2])
+
+
+def test_a_wrong_id_of_an_evaluation_is_named_on_all_ranks(results):
+    said = {result["wrong id"] for result in results}
+    assert len(said) == 1
+    assert re.match(r"row \d+ of split 'test': feature '\w+'.*expected an id in .*, got 1000000", said.pop())
 
 
 def test_gradients_are_sums_over_ranks(results):

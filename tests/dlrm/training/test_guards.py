@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +21,16 @@ from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.cli import main
 from dlrm.config import CheckpointConfig, EvaluationConfig, StepConfig, TrainingConfig
 from dlrm.data.dataset import Dataset
+from dlrm.distributed.ranks import Ranks
 from dlrm.model import DLRM
 from dlrm.optim.config import DenseOptimizerConfig
-from dlrm.training.guards import NonFiniteLossError, check_memory
+from dlrm.training import guards
+from dlrm.training.guards import NonFiniteLossError, check_memory, check_shares
 from dlrm.training.trainer import Trainer
-from embeddings import TableConfig
+from embeddings import RowAdam, RowSGD, RowWiseAdagrad, TableConfig
+from embeddings.build import build_tables
+from embeddings.row_optimizers import RowOptimizer
+from embeddings.tables import RowType
 
 Make = Callable[..., DLRM]
 MakeDataset = Callable[..., Dataset]
@@ -173,6 +178,43 @@ def test_tables_that_do_not_fit_into_memory_are_named_before_they_are_made() -> 
     check_memory([small])
     with pytest.raises(ValueError, match=r"GB of memory, got 10\d{5}\.\d GB, most of it table 'huge'"):
         check_memory([small, TableConfig(name="huge", num_rows=10**12, dim=128)])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "row_type", "needed"),
+    [
+        (RowWiseAdagrad(learning_rate=0.1), "fp32", 2 * 1000 * (8 + 1) * 4),
+        (RowAdam(learning_rate=0.1), "fp32", 2 * (1000 * 3 * 8 * 4 + 8)),
+        (RowSGD(learning_rate=0.1), "bf16", 2 * (1000 * 8 * 2 + 8)),
+    ],
+)
+def test_memory_is_that_of_rows_and_of_their_optimizers_state(
+    monkeypatch: pytest.MonkeyPatch, optimizer: RowOptimizer, row_type: RowType, needed: int
+) -> None:
+    table = TableConfig(name="t", num_rows=1000, dim=8, optimizer=optimizer, row_type=row_type)
+    monkeypatch.setattr(guards, "memory_bytes", lambda: needed)
+    check_memory([table])
+    monkeypatch.setattr(guards, "memory_bytes", lambda: needed - 1)
+    with pytest.raises(ValueError, match="most of it table 't'"):
+        check_memory([table])
+
+
+class Two(Ranks):
+    """Two ranks, of which the other one holds as much as `times` says."""
+
+    times = 0
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        return [number * (1 + self.times) for number in numbers]
+
+
+def test_two_sets_of_tables_may_share_a_tables_name() -> None:
+    sets = [build_tables([TableConfig(name="t", num_rows=rows, dim=4)]) for rows in (10, 20)]
+    ranks = Two(rank=0, count=2)
+    check_shares(nn.ModuleList(sets), ranks)
+    Two.times = 1
+    with pytest.raises(ValueError, match=r"table 't': expected 2 ranks to hold its 10 rows once, got 20 rows"):
+        check_shares(nn.ModuleList(sets), ranks)
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, click_log: Dataset, make_dlrm: Make) -> None:
