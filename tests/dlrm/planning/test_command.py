@@ -7,12 +7,19 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dlrm.cli import LOST, main
+from dlrm.config import ParallelConfig
 from dlrm.data.dataset import Dataset
+from dlrm.planning.plan_run import limit_memory, plan_run
+from embeddings import TableConfig
+from embeddings.planning.machine import MACHINES, Machine
+from embeddings.planning.table_cost import Setting
+from embeddings.usage import Usage
 
 RunPlan = Callable[..., tuple[int, str, str]]
 
@@ -208,6 +215,25 @@ def test_a_gpus_plan_has_no_copies_and_may_use_the_hosts_memory(run_plan: RunPla
     status, _, complaint = run_plan("--ranks", "4", "--tables.memory", "uvm")
     assert status == 2
     assert "--tables.memory: expected device on --machine cpu, got uvm; plan for --machine" in complaint
+
+
+def test_what_does_not_fit_into_a_gpu_may_fit_into_its_host() -> None:
+    tables = [TableConfig(name="t", num_rows=20_000_000, dim=16)]  # 1.36 GB
+    gpu = limit_memory(MACHINES["h100"], ParallelConfig(), 5 * 10**8, 10**9)
+    cures = cures_of(tables, ParallelConfig(), gpu)
+    assert "--tables.memory uvm" in cures
+    hosted = [replace(table, memory="uvm") for table in tables]
+    plan_run(hosted, ParallelConfig(), Setting(machine=gpu, usage=Usage(), ranks=2, ranks_per_node=2))
+    # A limit that is given holds wherever tables lie.
+    given = ParallelConfig(memory="0.5GB")
+    assert "--tables.memory uvm" not in cures_of(tables, given, limit_memory(gpu, given, 5 * 10**8, 10**9))
+
+
+def cures_of(tables: list[TableConfig], parallel: ParallelConfig, machine: Machine) -> list[str]:
+    """Return the flags that an error names."""
+    with pytest.raises(ValueError, match="tables do not fit") as caught:
+        plan_run(tables, parallel, Setting(machine=machine, usage=Usage(), ranks=2, ranks_per_node=2))
+    return str(caught.value).split("would fit with ")[1].split("; or ")
 
 
 def test_flags_without_a_say_are_said_to_have_none(run_plan: RunPlan, capsys: pytest.CaptureFixture[str]) -> None:
