@@ -12,7 +12,7 @@ from embeddings.tables import TableConfig
 Sharding = Literal["table_wise", "column_wise", "row_wise", "table_row_wise", "grid", "replicated"]
 SHARDINGS: tuple[Sharding, ...] = get_args(Sharding)
 Exchange = Literal["fp32", "fp16", "bf16"]  # how rows and gradients travel between ranks
-EXCHANGE_BYTES: dict[Exchange, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+EXCHANGE_BYTES: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 """Of each number."""
 
 

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings.row_optimizers import RowLamb, RowWiseAdagrad
-from embeddings.shards import ShardingPlan
+from embeddings.shards import EXCHANGE_BYTES, ShardingPlan
 from embeddings.tables import TableConfig
 
 Batch = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]  # feature -> its ids [num_ids], its bags' lengths [batch_size]
 
-_NUMBER_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 _COUNT_BYTES, _SUM_BYTES, _WORD_BYTES = 8, 8, 4
 _MOST_NARROW = 1 << 31  # rows that ids of 4 bytes count
 
@@ -55,7 +54,7 @@ def expected_bytes(
         weighted: Whether the batches have weights.
     """
     sent = [{"ids": 0, "rows": 0, "gradients": 0, "sums": 0} for _ in batches]
-    number, scale = _NUMBER_BYTES[exchange], 2 if exchange == "fp16" else 0
+    number, scale = EXCHANGE_BYTES[exchange], 2 if exchange == "fp16" else 0
     pieces = _pieces(configs, plan)
     is_wide = any(piece.last_row - piece.first_row > _MOST_NARROW for piece in pieces)
     id_bytes = _WORD_BYTES * (1 + is_wide + weighted)

@@ -17,8 +17,7 @@ from embeddings.kernels import exchange_kernels
 from embeddings.local.local_rows import Bags, LocalRows, whole_table
 from embeddings.sharded.asking import AskingTables
 from embeddings.sharded.sharded_rows import ShardedRows
-from embeddings.sharded.vector_exchange import Exchange
-from embeddings.shards import ShardingPlan
+from embeddings.shards import Exchange, ShardingPlan
 from embeddings.stopwatch import Stopwatch
 from embeddings.tables import TableConfig
 

@@ -22,9 +22,9 @@ from embeddings.sharded.id_exchange import IdExchange, Request
 from embeddings.sharded.lanes import lay_lanes
 from embeddings.sharded.node_memory import share_memory, span_memory
 from embeddings.sharded.replicated_rows import ReplicatedRows
-from embeddings.sharded.vector_exchange import Exchange, NetworkExchange, Places, VectorExchange
+from embeddings.sharded.vector_exchange import NetworkExchange, Places, VectorExchange
 from embeddings.sharded.whole_sums import RankSums
-from embeddings.shards import ShardingPlan
+from embeddings.shards import Exchange, ShardingPlan
 from embeddings.stopwatch import Stopwatch
 from embeddings.tables import TableConfig
 

@@ -13,8 +13,7 @@ from embeddings.jagged import Jagged
 from embeddings.local.local_rows import Bags
 from embeddings.sharded.asking import AskingTables
 from embeddings.sharded.sharded_rows import ShardedRows
-from embeddings.sharded.vector_exchange import Exchange
-from embeddings.shards import ShardingPlan
+from embeddings.shards import Exchange, ShardingPlan
 from embeddings.tables import TableConfig
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from embeddings.sharded.lanes import Lanes
+from embeddings.shards import Exchange
 
-Exchange = Literal["fp32", "fp16", "bf16"]
 Longs = NDArray[np.int64]
 
 _FP16_TOP = 14  # powers of two up to 2**15 fit; one less, so that rounding up does too
