@@ -19,7 +19,6 @@ from dlrm.config import EvaluationConfig, GuardConfig, StepConfig, TrainingConfi
 from dlrm.data.dataset import Dataset
 from dlrm.data.reader import Reader
 from dlrm.data.synthetic import SyntheticConfig, generate
-from dlrm.distributed.parallelize import Control, DenseReducer
 from dlrm.distributed.ranks import ALONE, Ranks
 from dlrm.model import DLRM, mlp
 from dlrm.optim.config import DenseOptimizerConfig
@@ -219,22 +218,6 @@ def measure_a_wrong_id(rank, count, data):
     return "none"
 
 
-def sum_gradients(rank, count):
-    """Send gradients of several types in many small messages; one parameter is used by nobody, one by rank 0 alone."""
-    torch.manual_seed(0)
-    shapes = [(3, 5), (7,), (40, 3), (), (2, 2), (6,)]
-    types = [torch.float32, torch.float64, torch.float32, torch.float32, torch.float32, torch.bfloat16]
-    parameters = [nn.Parameter(torch.randn(s).to(t)) for s, t in zip(shapes, types, strict=True)]
-    reducer, found = DenseReducer(parameters, ranks_of(rank, count), bucket_bytes=64), []
-    for step in range(3):
-        reducer.begin(Control(loss=rank + step, samples=10**6 + rank, asked_to_stop=rank == 1))
-        used = [0, 1, 2, 5] + [3] * (rank == 0)
-        sum((parameters[i].double() ** 2).sum() * (rank + 1) * (step + 1) for i in used).backward()
-        control = reducer.finish()
-        found.append((control, [None if p.grad is None else p.grad.double().numpy().copy() for p in parameters]))
-    return found, [p.detach().double().numpy() for p in parameters]
-
-
 WITH_TABLES = ("label", "id", "not a number", "label of a sequence", "not a number in a sequence")
 FAULTS = ("asked to stop", "time is up", *WITH_TABLES)
 SHARDINGS = {2: ("table_wise", "replicated"), 3: ("row_wise", "column_wise")}
@@ -248,7 +231,6 @@ def do_everything(rank, count, data, folder):
         "faults": {fault: train_until_fault(rank, count, data, folder / fault, fault) for fault in FAULTS},
         "measure": measure(rank, count, data),
         "wrong id": measure_a_wrong_id(rank, count, data),
-        "gradients": sum_gradients(rank, count),
     }
 
 
@@ -358,20 +340,3 @@ def test_a_wrong_id_of_an_evaluation_is_named_on_all_ranks(results):
     said = {result["wrong id"] for result in results}
     assert len(said) == 1
     assert re.match(r"row \d+ of split 'test': feature '\w+'.*expected an id in .*, got 1000000", said.pop())
-
-
-def test_gradients_are_sums_over_ranks(results):
-    count = len(results)
-    for rank in results:
-        found, parameters = rank["gradients"]
-        for step, (control, gradients) in enumerate(found):
-            assert control.samples == count * 10**6 + count * (count - 1) // 2
-            assert control.loss == count * (count - 1) // 2 + count * step
-            assert control.asked_to_stop == 1
-            weights = sum(range(1, count + 1)) * (step + 1)
-            for number, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-                expected = {3: step + 1, 4: None}.get(number, weights)
-                if expected is None:
-                    assert gradient is None
-                else:
-                    np.testing.assert_allclose(gradient, 2 * expected * parameter, rtol=0.02 if number == 5 else 1e-6)
