@@ -1,8 +1,9 @@
-"""What every test folder shares: tests on real data, or on a GPU, skip with a reason where there is none."""
+"""What every test folder shares: seeds, and reasons to skip where there are no real data or no GPU."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a GPU where there is none, or where fbgemm is the build that knows none."""
+    """Begin with the same random numbers, in whatever order tests run; skip what needs a GPU that is not there."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
     if item.get_closest_marker("gpu") and (why := _why_no_gpu()):
         pytest.skip(why)
 
