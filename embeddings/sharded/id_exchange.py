@@ -52,7 +52,8 @@ class Request:
         asked_of: [ranks, lanes of this rank, 2]: cells and ids that each rank asks for.
         asked_from: [ranks]: how many numbers each rank asks for of the ranks before this one.
         has_weights: By rank.
-        wrong_ranks: Those whose batch is at fault; nothing has been sent then.
+        wrong: The place of an id outside its table in this rank's batch, or -1.
+        wrong_ranks: Those whose batch has one; nothing has been sent then.
         own: What this rank asks of itself.
         received: The other ranks' messages, in their order.
         sizes: Of these, in words; 0 for this rank.
@@ -65,6 +66,7 @@ class Request:
     asked_of: Longs
     asked_from: Longs
     has_weights: list[bool]
+    wrong: int
     wrong_ranks: list[int]
     own: Tensor
     received: Tensor
@@ -88,13 +90,14 @@ class IdExchange:
         self._cuts_of = [lanes.cut[lanes.owners[r] : lanes.owners[r + 1]] for r in range(lanes.ranks)]
         self._own_lanes = len(self._cuts_of[rank])
 
-    def begin(self, asked: Bags, *, is_wrong: bool = False) -> Request:
+    def begin(self, asked: Bags, *, wrong: int = -1) -> Request:
         """Cuts a batch's ids and begins to send them (a collective call).
 
         Args:
-            asked: This rank's bags, with features as PART; all ids lie inside their tables.
-            is_wrong: This rank asks for nothing since its batch is at fault; all ranks shall know.
+            asked: This rank's bags, with features as PART.
+            wrong: The place of an id outside its table, or -1; then this rank asks for nothing, and all know.
         """
+        is_wrong = wrong >= 0
         if is_wrong:
             asked = replace(asked, segments=asked.segments[:0])
         weighted = asked.weights is not None
@@ -122,6 +125,7 @@ class IdExchange:
             asked_of=asked_of,
             asked_from=headers[:, 1],
             has_weights=has_weights,
+            wrong=wrong,
             wrong_ranks=wrong_ranks,
             own=own,
             received=received,

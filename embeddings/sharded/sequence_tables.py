@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from typing_extensions import override
 
-from embeddings.interface import TableRows
+from embeddings.asking import AskingTables
 from embeddings.jagged import Jagged
-from embeddings.kernels import exchange_kernels
-from embeddings.local.local_rows import Bags, LocalRows, whole_table
-from embeddings.sharded.asking import AskingTables
+from embeddings.local.local_rows import Bags
+from embeddings.local.whole_rows import WholeRows
 from embeddings.sharded.sharded_rows import ShardedRows
 from embeddings.shards import Exchange, ShardingPlan
-from embeddings.stopwatch import Stopwatch
 from embeddings.tables import TableConfig
 
 
@@ -48,7 +44,7 @@ class SequenceTables(AskingTables):
         if plan is not None and plan.ranks > 1:
             super().__init__(configs, ShardedRows(configs, plan, seed=seed, exchange=exchange))
         else:
-            super().__init__(configs, _WholeRows(configs, seed=seed))
+            super().__init__(configs, WholeRows(configs, seed=seed))
 
     @override
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -76,46 +72,3 @@ class SequenceTables(AskingTables):
             size += count * self.feature_dims[feature]
         cells = np.array(segments, dtype=np.int64)
         return Bags(ids=batch.ids, offsets=torch.arange(len(batch.ids) + 1), weights=None, segments=cells), size
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Asked:
-    bags: Bags  # with tables as PART
-    wrong_ranks: list[int]
-
-
-class _WholeRows:
-    """``Rows`` that all lie in this process."""
-
-    over_ranks = False
-
-    def __init__(self, configs: Sequence[TableConfig], *, seed: int) -> None:
-        self._held = LocalRows([whole_table(config) for config in configs], seed=seed)
-        self._table_of = np.array([t for t, config in enumerate(configs) for _ in config.features], dtype=np.int64)
-        self._num_rows = np.array([config.num_rows for config in configs for _ in config.features], dtype=np.int64)
-
-    def find_outside(self, asked: Bags) -> int:
-        found: int = exchange_kernels.find_outside(
-            asked.ids.numpy(), asked.offsets.numpy(), asked.segments, self._num_rows
-        )
-        return found
-
-    def begin(self, asked: Bags, *, is_wrong: bool, stopwatch: Stopwatch) -> _Asked:
-        segments = asked.segments.copy()
-        segments[:, 0] = self._table_of[segments[:, 0]]
-        return _Asked(bags=replace(asked, segments=segments), wrong_ranks=[0] if is_wrong else [])
-
-    def look_up(self, request: _Asked, out: Tensor, stopwatch: Stopwatch) -> Bags:
-        with stopwatch.stage("lookup"):
-            self._held.look_up(request.bags, out)
-        return request.bags
-
-    def update(self, looked_up: Bags, gradient: Tensor, stopwatch: Stopwatch) -> None:
-        with stopwatch.stage("row update"):
-            self._held.update(looked_up, gradient)
-
-    def rows(self) -> Iterator[TableRows]:
-        return self._held.rows()
-
-    def set_learning_rate_factor(self, factor: float) -> None:
-        self._held.set_learning_rate_factor(factor)

@@ -69,8 +69,6 @@ class ShardedRows:
         ValueError: When the plan is not one of these tables, or of the running group.
     """
 
-    over_ranks = True
-
     def __init__(
         self, configs: Sequence[TableConfig], plan: ShardingPlan, *, seed: int = 0, exchange: Exchange = "fp32"
     ) -> None:
@@ -102,23 +100,16 @@ class ShardedRows:
         self._placed = np.ascontiguousarray(np.stack(columns, axis=1)[self._by_feature])
         self.bytes_sent = {"ids": 0, "rows": 0, "gradients": 0, "sums": 0}
 
-    def find_outside(self, asked: Bags) -> int:
-        """Returns -1, or the place in ``asked.ids`` of the first id outside its table."""
-        found: int = exchange_kernels.find_outside(
-            asked.ids.numpy(), asked.offsets.numpy(), asked.segments, self._num_rows
-        )
-        return found
-
-    def begin(self, asked: Bags, *, is_wrong: bool, stopwatch: Stopwatch) -> Request:
+    def begin(self, asked: Bags, stopwatch: Stopwatch) -> Request:
         """Begins to send ids (a collective call).
 
         Args:
             asked: The bags of this rank: one segment per feature, in order, with the feature as PART.
-            is_wrong: Whether an id lies outside its table.
             stopwatch: Of whoever measures.
         """
         with stopwatch.stage("ids all-to-all"):
-            request = self._ids.begin(asked, is_wrong=is_wrong)
+            batch = (asked.ids.numpy(), asked.offsets.numpy(), asked.segments)
+            request = self._ids.begin(asked, wrong=exchange_kernels.find_outside(*batch, self._num_rows))
         self.bytes_sent["ids"] += request.num_bytes
         return request
 

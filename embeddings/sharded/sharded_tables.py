@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
-from typing_extensions import override
-
-from embeddings.jagged import Jagged
-from embeddings.local.local_rows import Bags
-from embeddings.sharded.asking import AskingTables
+from embeddings.asking import PooledTables
 from embeddings.sharded.sharded_rows import ShardedRows
 from embeddings.shards import Exchange, ShardingPlan
 from embeddings.tables import TableConfig
 
 
-class ShardedTables(AskingTables):
+class ShardedTables(PooledTables):
     """Tables of which this rank holds the shards that a plan gives it.
 
     Each rank looks up its own samples. Rows are updated inside backward with the sum of the gradients of all ranks, so
@@ -54,21 +47,3 @@ class ShardedTables(AskingTables):
         super().__init__(configs, rows)
         self.plan = plan
         self.bytes_sent = rows.bytes_sent
-        self._columns = [sum(self.feature_dims[:f]) for f in range(len(self.feature_dims))]
-
-    @override
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        batch, pooled = self._look_up(features)
-        return self.keyed(pooled.view(batch.batch_size, sum(self.feature_dims)))
-
-    @override
-    def _ask(self, batch: Jagged) -> tuple[Bags, int]:
-        stride = sum(self.feature_dims)
-        segments = [
-            (feature, position * batch.batch_size, batch.batch_size, column, stride)
-            for feature, (position, column) in enumerate(zip(batch.positions, self._columns, strict=True))
-        ]
-        cells = np.array(segments, dtype=np.int64)
-        asked = Bags(ids=batch.ids, offsets=batch.offsets, weights=batch.weights, segments=cells)
-        return asked, batch.batch_size * stride

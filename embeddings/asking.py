@@ -1,4 +1,4 @@
-"""Tables that ask for rows wherever they lie: what pooled and unpooled ones have in common."""
+"""Tables that ask for rows wherever they lie, in this process or on other ranks, and update them inside backward."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from typing_extensions import override
 
 from embeddings.interface import TableRows, Tables
@@ -24,27 +25,22 @@ class Request(Protocol):
     """Bags that have been asked for."""
 
     @property
+    def wrong(self) -> int:
+        """The place of an id outside its table, or -1; known once the bags have been looked up, if not before."""
+
+    @property
     def wrong_ranks(self) -> list[int]:
-        """The ranks that asked for an id outside its table; none of their bags can be looked up then."""
+        """The ranks whose bags have such an id and who have told the others; nothing can be looked up then."""
 
 
 class Rows(Protocol):
-    """Rows here or elsewhere. All ranks call the same methods in the same order; bags have features as PART.
+    """Rows here or elsewhere. All ranks call the same methods in the same order; bags have features as PART."""
 
-    Attributes:
-        over_ranks: Whether some of them lie on other ranks.
-    """
-
-    over_ranks: bool
-
-    def find_outside(self, asked: Bags) -> int:
-        """Returns -1, or the place in ``asked.ids`` of the first id outside its table."""
-
-    def begin(self, asked: Bags, *, is_wrong: bool, stopwatch: Stopwatch) -> Any:
-        """Begins to ask, and returns a ``Request``; ``is_wrong`` tells the other ranks that there is no answer."""
+    def begin(self, asked: Bags, stopwatch: Stopwatch) -> Any:
+        """Begins to ask, and returns a ``Request``."""
 
     def look_up(self, request: Any, out: Tensor, stopwatch: Stopwatch) -> Any:
-        """Pools the bags of a request into ``out``, flat float32; returns what ``update`` needs."""
+        """Pools the bags of a request into ``out``; returns what ``update`` needs."""
 
     def update(self, looked_up: Any, gradient: Tensor, stopwatch: Stopwatch) -> None:
         """Updates the rows of a look-up by the gradient of its ``out``."""
@@ -65,14 +61,12 @@ class Begun:
         batch: The same, read.
         size: Numbers that come back.
         request: On its way.
-        wrong: The place of an id outside its table, or -1.
     """
 
     features: KeyedJaggedTensor
     batch: Jagged
     size: int
     request: Request
-    wrong: int
 
 
 class AskingTables(Tables):
@@ -114,26 +108,58 @@ class AskingTables(Tables):
             begun = self._begin(features)
         else:
             self._begun.remove(begun)
-        if begun.wrong >= 0:
-            key = begun.batch.cell_of(begun.wrong) // begun.batch.batch_size
-            error = self.id_error(begun.batch, begun.batch.positions.index(key), begun.wrong)
-            error.others_know = True
-            raise error
-        if begun.request.wrong_ranks:
-            ranks = ", ".join(map(str, begun.request.wrong_ranks))
-            raise OtherRanksIdError(f"batch: expected ids inside their tables on all ranks, got others on rank {ranks}")
+        self._check(begun)
         if self.training and torch.is_grad_enabled():
             return begun.batch, _LookUp.apply(self._anchor, self, begun)  # type: ignore[no-untyped-call]
-        out = torch.empty(begun.size)
-        self._rows.look_up(begun.request, out, self.stopwatch)
-        return begun.batch, out
+        return begun.batch, self._answer(begun)[0]
 
     def _begin(self, features: KeyedJaggedTensor) -> Begun:
         batch = read_jagged(features, self.feature_names)
         asked, size = self._ask(batch)
-        wrong = self._rows.find_outside(asked)
-        request = self._rows.begin(asked, is_wrong=wrong >= 0, stopwatch=self.stopwatch)
-        return Begun(features=features, batch=batch, size=size, request=request, wrong=wrong)
+        return Begun(features=features, batch=batch, size=size, request=self._rows.begin(asked, self.stopwatch))
+
+    def _answer(self, begun: Begun) -> tuple[Tensor, Any]:
+        """Returns the numbers that a batch asks for, flat, and what the update of their rows needs."""
+        out = torch.empty(begun.size)
+        looked_up = self._rows.look_up(begun.request, out, self.stopwatch)
+        self._check(begun)
+        return out, looked_up
+
+    def _check(self, begun: Begun) -> None:
+        batch, wrong, wrong_ranks = begun.batch, begun.request.wrong, begun.request.wrong_ranks
+        if wrong >= 0:
+            key = batch.cell_of(wrong) // batch.batch_size
+            error = self.id_error(batch, batch.positions.index(key), wrong)
+            error.others_know = bool(wrong_ranks)
+            raise error
+        if wrong_ranks:
+            ranks = ", ".join(map(str, wrong_ranks))
+            raise OtherRanksIdError(f"batch: expected ids inside their tables on all ranks, got others on rank {ranks}")
+
+
+class PooledTables(AskingTables):
+    """Tables over ``Rows`` that give one vector per bag, side by side."""
+
+    def __init__(self, configs: Sequence[TableConfig], rows: Rows) -> None:
+        super().__init__(configs, rows)
+        self._columns = [sum(self.feature_dims[:f]) for f in range(len(self.feature_dims))]
+
+    @override
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        batch, pooled = self._look_up(features)
+        return self.keyed(pooled.view(batch.batch_size, sum(self.feature_dims)))
+
+    @override
+    def _ask(self, batch: Jagged) -> tuple[Bags, int]:
+        stride = sum(self.feature_dims)
+        segments = [
+            (feature, position * batch.batch_size, batch.batch_size, column, stride)
+            for feature, (position, column) in enumerate(zip(batch.positions, self._columns, strict=True))
+        ]
+        cells = np.array(segments, dtype=np.int64)
+        asked = Bags(ids=batch.ids, offsets=batch.offsets, weights=batch.weights, segments=cells)
+        return asked, batch.batch_size * stride
 
 
 class _LookUp(torch.autograd.Function):
@@ -141,8 +167,8 @@ class _LookUp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, tables: AskingTables, begun: Begun) -> Tensor:
-        out = torch.empty(begun.size)
-        ctx.tables, ctx.looked_up = tables, tables._rows.look_up(begun.request, out, tables.stopwatch)
+        ctx.tables = tables
+        out, ctx.looked_up = tables._answer(begun)
         return out
 
     @staticmethod
