@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
 
 from dlrm.analysis import bottleneck, curves, diagrams, verdict
-from dlrm.analysis.charts import GREY
+from dlrm.analysis.html_page import TEMPLATES, render_page, write_page
 from dlrm.analysis.quantities import format_bytes, format_count, format_number, format_setting, format_share
 from dlrm.analysis.run_folder import Record, Run, read_run
 from dlrm.cli import parse
@@ -27,7 +24,7 @@ def split_at_flags(text: str) -> list[str]:
     return re.split(r"(--[\w.-]*\w)", text)
 
 
-FILTERS = {
+FILTERS: dict[str, Callable[..., Any]] = {
     "bytes": format_bytes,
     "count": format_count,
     "number": format_number,
@@ -73,28 +70,17 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     output = output or folder / PAGE
     if output.is_dir() or not output.parent.is_dir():
         raise ValueError(f"--output: expected a file in a folder that exists, got {output}")
-    scratch = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        scratch.write_text(render(run), encoding="utf-8")
-        os.replace(scratch, output)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_page(render(run), output)
     return output
 
 
 def render(run: Run) -> str:
     """Return a run's page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= FILTERS
     stages = bottleneck.share_out_time(run)
     record = run.last_measured
-    return environment.get_template("report.html").render(
+    return render_page(
+        TEMPLATES / "report.html",
+        FILTERS,
         run=run,
         record=record,
         quality=verdict.describe_quality(run),
@@ -113,9 +99,6 @@ def render(run: Run) -> str:
         segment_by=run.config.get("evaluation", {}).get("segment_by"),
         table_total=sum_up_tables(run.tables),
         settings=group_settings(run.config),
-        written_by=_name_version(),
-        plotly_js=get_plotlyjs(),
-        grey=GREY,
     )
 
 
@@ -134,10 +117,3 @@ def group_settings(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, An
     alone = [(name, value) for name, value in config.items() if not isinstance(value, dict)]
     groups = [(name, list(value.items())) for name, value in config.items() if isinstance(value, dict)]
     return ([("run", alone)] if alone else []) + groups
-
-
-def _name_version() -> str:
-    try:
-        return f"recforge {version('recforge')}"
-    except PackageNotFoundError:
-        return "recforge"

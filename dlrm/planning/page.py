@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
-
-import dlrm.analysis
-from dlrm.analysis.charts import GREY
+from dlrm.analysis import html_page
 from dlrm.analysis.quantities import format_count, format_number
 from dlrm.planning.foresee import STAGES, whole_bytes
 from dlrm.planning.outlook import Outlook
@@ -19,7 +14,8 @@ from dlrm.planning.pictures import draw_holdings, draw_scaling, draw_times
 from dlrm.planning.text import describe_machine, format_milliseconds, name_ranks
 from embeddings.planning.task import count_of, format_bytes
 
-FILTERS = {
+TEMPLATE = Path(__file__).parent / "page" / "plan.html"
+FILTERS: dict[str, Callable[..., Any]] = {
     "count": format_count,
     "number": format_number,
     "size": format_bytes,
@@ -31,28 +27,16 @@ FILTERS = {
 
 def write_page(outlook: Outlook, output: Path) -> None:
     """Write the page, whole or not at all."""
-    scratch = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        scratch.write_text(render(outlook), encoding="utf-8")
-        os.replace(scratch, output)
-    finally:
-        scratch.unlink(missing_ok=True)
+    html_page.write_page(render(outlook), output)
 
 
 def render(outlook: Outlook) -> str:
     """Return the page."""
-    folders = [Path(__file__).parent / "page", Path(dlrm.analysis.__file__).parent / "page"]
-    environment = Environment(
-        loader=FileSystemLoader(folders),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= FILTERS
     foresight, question = outlook.foresight, outlook.question
     names = [config.name for config in question.configs]
-    return environment.get_template("plan.html").render(
+    return html_page.render_page(
+        TEMPLATE,
+        FILTERS,
         name=outlook.name,
         dataset=str(outlook.dataset.folder),
         ranks=outlook.plan.ranks,
@@ -73,9 +57,6 @@ def render(outlook: Outlook) -> str:
         comparisons=outlook.comparisons,
         comparison_words=_explain_comparisons(outlook),
         tables=_list_tables(outlook),
-        written_by=_name_version(),
-        plotly_js=get_plotlyjs(),
-        grey=GREY,
     )
 
 
@@ -175,10 +156,3 @@ def _list_tables(outlook: Outlook) -> list[dict[str, Any]]:
         }
         for config, table, size in zip(configs, outlook.plan.tables, whole_bytes(configs), strict=True)
     ]
-
-
-def _name_version() -> str:
-    try:
-        return f"recforge {version('recforge')}"
-    except PackageNotFoundError:
-        return "recforge"

@@ -12,7 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from typing_extensions import override
 
 from embeddings.fbgemm.fbgemm_settings import check_build, check_supported, kernel_settings
-from embeddings.fbgemm.late_check import LateCheck, read_features, take_keys
+from embeddings.fbgemm.late_check import LateCheck, as_jagged, read_features, take_keys
 from embeddings.initial_rows import initial_rows
 from embeddings.interface import TableRows, Tables
 from embeddings.jagged import Jagged
@@ -69,13 +69,7 @@ class FbgemmTables(Tables):
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         self._raise_for_earlier_batch()
         features = read_features(features, self.feature_names)
-        batch = Jagged(
-            ids=features.values().contiguous(),
-            offsets=features.offsets().long(),
-            positions=list(range(len(self.feature_names))),
-            ids_per_feature=features.length_per_key(),
-            batch_size=features.stride(),
-        )
+        batch = as_jagged(features)
         ids = self._check.begin(batch)
         if self.device.type == "cpu":
             self.check_ids()

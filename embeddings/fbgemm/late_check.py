@@ -103,6 +103,17 @@ def read_features(features: KeyedJaggedTensor, names: Sequence[str]) -> KeyedJag
     return features if positions == list(range(len(keys))) else take_keys(features, tuple(positions))
 
 
+def as_jagged(features: KeyedJaggedTensor) -> Jagged:
+    """Returns what ``read_features`` gave in the form that checks take."""
+    return Jagged(
+        ids=features.values().contiguous(),
+        offsets=features.offsets().long(),
+        positions=list(range(len(features.keys()))),
+        ids_per_feature=features.length_per_key(),
+        batch_size=features.stride(),
+    )
+
+
 def take_keys(features: KeyedJaggedTensor, positions: tuple[int, ...]) -> KeyedJaggedTensor:
     """Takes features out of a batch by their places; a GPU is waited for only the first time that they are these."""
     return features.permute(list(positions), _index_on(features.device(), positions))

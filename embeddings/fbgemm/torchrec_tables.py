@@ -13,11 +13,10 @@ from typing_extensions import override
 
 from embeddings.fbgemm.fbgemm_settings import check_build, check_supported, kernel_settings
 from embeddings.fbgemm.fbgemm_tables import count_updates, set_updates
-from embeddings.fbgemm.late_check import LateCheck, read_features
+from embeddings.fbgemm.late_check import LateCheck, as_jagged, read_features
 from embeddings.fbgemm.torchrec_plan import fit_plan, parameter_sharding
 from embeddings.initial_rows import initial_rows
 from embeddings.interface import TableRows, Tables
-from embeddings.jagged import Jagged
 from embeddings.row_optimizers import counts_updates, state_columns
 from embeddings.shards import ShardingPlan
 from embeddings.tables import TableConfig
@@ -123,13 +122,7 @@ class TorchrecTables(Tables):
     def prefetch(self, features: KeyedJaggedTensor) -> None:
         self._raise_for_earlier_batch()
         read = read_features(features, self.feature_names)
-        batch = Jagged(
-            ids=read.values().contiguous(),
-            offsets=read.offsets().long(),
-            positions=list(range(len(self.feature_names))),
-            ids_per_feature=read.length_per_key(),
-            batch_size=read.stride(),
-        )
+        batch = as_jagged(read)
         ids = self._check.begin(batch)
         (sharded,) = self._sharded
         context = sharded.create_context()

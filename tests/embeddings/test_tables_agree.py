@@ -147,9 +147,13 @@ def test_any_shape_equals_plain_tables(data, plain_tables, keyed_jagged):
     plain = plain_tables(tables)
     for _ in range(2):
         pooled, expected = tables(keyed_jagged(bags)).values(), plain.look_up(bags)
-        torch.testing.assert_close(pooled.double(), expected, rtol=1e-5, atol=1e-5)
+        # Sums of large numbers may come out small: what fp32 keeps of them is as large as its share of the summands.
+        largest = max(float(weight.detach().abs().max()) for weight in plain.weights)
+        longest = max(len(bag) for feature in bags.values() for bag in feature)
+        torch.testing.assert_close(pooled.double(), expected, rtol=1e-5, atol=max(1e-5, 2e-6 * longest * largest))
         pooled.square().sum().backward()
         expected.square().sum().backward()
         plain.update(bags)
     for row, plain_weight in zip(tables.rows(), plain.weights, strict=True):
-        torch.testing.assert_close(row.weight.double(), plain_weight.detach(), rtol=1e-3, atol=1e-4)
+        scale = max(1.0, float(plain_weight.detach().abs().max()))
+        torch.testing.assert_close(row.weight.double(), plain_weight.detach(), rtol=1e-3, atol=1e-4 * scale)
