@@ -19,7 +19,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm.batch import Batch
 from dlrm.model import DLRM
-from dlrm.optim.lr_schedules import Schedule
 from dlrm.training.train_step import ClickTask, TrainStep
 from embeddings import RowWiseAdagrad, TableConfig
 
@@ -90,9 +89,7 @@ def _build_ours(batches: list[Ids]) -> Step:
         top=TOP[:-1],
     )
     dense_optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-    step = TrainStep(
-        ClickTask(model), dense_optimizer, dense_schedule=Schedule(), tables_schedule=Schedule(), split="benchmark"
-    )
+    step = TrainStep(ClickTask(model), dense_optimizer, split="benchmark")
     rows = torch.arange(BATCH_SIZE)
 
     def train(number: int) -> float:

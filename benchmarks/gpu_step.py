@@ -36,7 +36,6 @@ from benchmarks.gpu_network import (
     without_memory,
 )
 from dlrm.batch import Batch
-from dlrm.optim.lr_schedules import Schedule
 from dlrm.training.device_input import copy_ahead
 from dlrm.training.look_ahead import look_ahead
 from dlrm.training.train_step import ClickTask, TrainStep, compile_dense
@@ -138,9 +137,7 @@ def _trainer_steps(model: Any, device: torch.device) -> Train:
     """The product's own step with its guards, which reads each loss before it goes on."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     precision = "bf16" if device.type == "cuda" else "fp32"
-    step = TrainStep(
-        ClickTask(model), optimizer, dense_schedule=Schedule(), tables_schedule=Schedule(), precision=precision
-    )
+    step = TrainStep(ClickTask(model), optimizer, precision=precision)
 
     samples = 0
 

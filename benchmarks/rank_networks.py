@@ -35,7 +35,6 @@ from dlrm.batch import Batch
 from dlrm.distributed.parallelize import DenseReducer
 from dlrm.distributed.ranks import Ranks
 from dlrm.model import DLRM
-from dlrm.optim.lr_schedules import Schedule
 from dlrm.training.train_step import ClickTask, TrainStep
 from embeddings import RowWiseAdagrad, ShardingPlan, TableConfig
 from embeddings.shards import Exchange
@@ -115,8 +114,6 @@ def build_ours(batches: list[Ids], plan: ShardingPlan | None, exchange: Exchange
     step = TrainStep(
         ClickTask(model),
         torch.optim.SGD(parameters, lr=LEARNING_RATE),
-        dense_schedule=Schedule(),
-        tables_schedule=Schedule(),
         split="benchmark",
         reducer=DenseReducer(parameters, ranks) if plan is not None else None,
     )

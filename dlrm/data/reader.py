@@ -17,6 +17,8 @@ from dlrm.data.dataset import Bags, Dataset, IntArray
 
 AHEAD = 2
 
+BatchSize = Callable[[int], int]
+"""Given the samples before a batch, its size."""
 Share = Callable[[int], tuple[int, int]]
 """Given the samples of a batch, (first, count) of those to read; `Ranks.share_of` is one."""
 
@@ -67,17 +69,19 @@ class Reader:
         return self._assemble(pieces or [(0, slice(0, 0))])
 
     def batches(
-        self, batch_size: int, *, start: int = 0, stop: int | None = None, share: Share | None = None
+        self, batch_size: int | BatchSize, *, start: int = 0, stop: int | None = None, share: Share | None = None
     ) -> Iterator[Batch]:
         """Yield the batches of samples [start, stop), read ahead in a thread; without `stop`, for ever.
 
         Args:
-            batch_size: samples per batch; the last one of an epoch may be smaller.
+            batch_size: samples per batch; the last one of an epoch may be smaller. A function is asked when a batch
+                is cut, at most `AHEAD` batches before it comes out.
             start: number of the first sample in the stream.
             stop: number of the first sample that is not read.
             share: which samples of each batch to read, where others read the rest; there may be none in a batch.
         """
-        positions = self._positions(batch_size, start, stop)
+        size_at = batch_size if callable(batch_size) else lambda position: batch_size
+        positions = self._positions(size_at, start, stop)
 
         def read(position: int, size: int) -> Batch:
             first, count = (0, size) if share is None else share(size)
@@ -91,9 +95,10 @@ class Reader:
                     waiting.append(pool.submit(read, *place))
                 yield batch
 
-    def _positions(self, batch_size: int, start: int, stop: int | None) -> Iterator[tuple[int, int]]:
+    def _positions(self, size_at: BatchSize, start: int, stop: int | None) -> Iterator[tuple[int, int]]:
         while stop is None or start < stop:
             until_epoch_ends = self.num_rows - start % self.num_rows
+            batch_size = size_at(start)
             count = min(batch_size, until_epoch_ends, batch_size if stop is None else stop - start)
             yield start, count
             start += count

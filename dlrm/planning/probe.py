@@ -101,8 +101,6 @@ def _measure_steps(task: ProbeTask, ranks: Ranks, global_batch_size: int) -> lis
     step = TrainStep(
         ClickTask(model),
         optimizer,
-        dense_schedule=run.dense_schedule,
-        tables_schedule=run.tables_schedule,
         numeric_names=dataset.info.numeric,
         reducer=DenseReducer(model.parameters(), ranks) if ranks.count > 1 else None,
     )

@@ -102,5 +102,10 @@ class Course:
             progress.best, progress.best_samples = value, progress.samples
         return is_best
 
+    def forget_best(self) -> None:
+        """Measure from here on as if nothing had been measured before."""
+        self.progress.best, self.progress.best_samples = None, 0
+        self.progress.evaluations_without_gain = 0
+
     def _is_better(self, value: float, than: float) -> bool:
         return value > than if HIGHER_IS_BETTER[self.config.evaluation.metric] else value < than

@@ -15,7 +15,8 @@ from dlrm.batch import Batch
 from dlrm.config import StepConfig
 from dlrm.distributed.parallelize import Control, DenseReducer
 from dlrm.distributed.ranks import ALONE
-from dlrm.optim.lr_schedules import Schedule
+from dlrm.optim.steering import Steering
+from dlrm.training.attachments import Attachments, Moment
 from dlrm.training.guards import (
     NonFiniteLossError,
     check_batch,
@@ -68,8 +69,8 @@ class TrainStep:
     Args:
         task: `task(batch)` gives (loss, output); the loss is the mean over the batch, and 0 for an empty one.
         dense_optimizer: of all parameters; tables update their own rows.
-        dense_schedule: factor on the dense optimizer's learning rates.
-        tables_schedule: factor on the tables' learning rates.
+        steering: sets learning rates; None leaves them as they are.
+        attachments: who else takes part.
         precision: `bf16` runs the forward pass under autocast.
         stopwatch: takes the step's time apart.
         split: named in errors.
@@ -82,8 +83,8 @@ class TrainStep:
         task: nn.Module,
         dense_optimizer: torch.optim.Optimizer,
         *,
-        dense_schedule: Schedule,
-        tables_schedule: Schedule,
+        steering: Steering | None = None,
+        attachments: Attachments | None = None,
         precision: str = "fp32",
         stopwatch: Stopwatch | None = None,
         split: str = "train",
@@ -91,18 +92,26 @@ class TrainStep:
         reducer: DenseReducer | None = None,
     ) -> None:
         self.task, self.dense_optimizer, self.reducer = task, dense_optimizer, reducer
-        self.dense_schedule, self.tables_schedule = dense_schedule, tables_schedule
+        self.attachments = attachments or Attachments()
         self.precision, self.split, self.numeric_names = precision, split, numeric_names
         self.stopwatch = stopwatch or Stopwatch()
         self.agreed: Wishes | None = None  # what some rank has wished in the last step, where there are several
         self.tables = find_tables(task)
         self._looked_up: list[Any] = []  # by all tables since the step began
-        self._base_learning_rates = [float(group["lr"]) for group in dense_optimizer.param_groups]
+        self.steering = steering or Steering(dense_optimizer, self.tables)
         for tables in self.tables:
             tables.stopwatch = self.stopwatch
             _watch_calls(tables, self.stopwatch, self._looked_up)
 
-    def __call__(self, batch: Batch, samples: int, wishes: Wishes = NO_WISHES, following: Batch | None = None) -> float:
+    def __call__(
+        self,
+        batch: Batch,
+        samples: int,
+        wishes: Wishes = NO_WISHES,
+        following: Batch | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> float:
         """Train on a batch, or a share of one, and return the mean loss over all ranks' samples.
 
         Args:
@@ -110,13 +119,16 @@ class TrainStep:
             samples: number of all samples up to the end of this batch, over all ranks.
             wishes: this rank's; afterwards `agreed` holds what any rank has wished.
             following: the next batch, whose ids travel while this one's gradients are computed.
+            batch_size: in force, where this batch may be smaller, as the last one of an epoch is.
 
         Raises:
             NonFiniteLossError: before a dense weight was updated with it, and alone in a process, a row; on every rank.
             ValueError: an id lies outside its table, or a label is not 0 or 1.
         """
         global_size = len(batch) if batch.global_size is None else batch.global_size
-        self._set_learning_rates(samples - global_size / 2)
+        moment = Moment(batch, samples - global_size, global_size, batch_size or global_size)
+        self.attachments.before_step(moment)
+        self.steering.set(samples - global_size / 2, self.attachments.factor)
         self._looked_up.clear()
         if self.reducer is None:
             # Before forward: gradients may lie where a CUDA graph's next replay writes.
@@ -140,8 +152,10 @@ class TrainStep:
             control = Control(mean * len(batch), len(batch), 0, *wishes)
             mean = self._run_backward(self.reducer, loss * (len(batch) / global_size), control, failure)
         self._looked_up.clear()
+        self.attachments.after_backward(moment)
         with self.stopwatch.stage("dense update"):
             self.dense_optimizer.step()
+        self.attachments.after_step(moment, mean)
         return mean
 
     def _run_backward(self, reducer: DenseReducer, loss: Tensor, control: Control, failure: ValueError | None) -> float:
@@ -185,13 +199,6 @@ class TrainStep:
         with naming_rows(batch, self.split, ranks), autocast(self.precision, batch.labels.device.type):
             loss: Tensor = self.task(batch)[0]
         return loss
-
-    def _set_learning_rates(self, samples: float) -> None:
-        factor = self.dense_schedule.factor(samples)
-        for group, base in zip(self.dense_optimizer.param_groups, self._base_learning_rates, strict=True):
-            group["lr"] = base * factor
-        for tables in self.tables:
-            tables.set_learning_rate_factor(self.tables_schedule.factor(samples))
 
 
 def _vectors_of(looked_up: Any) -> list[Tensor]:

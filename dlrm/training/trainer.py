@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,17 @@ from torch import nn
 
 from dlrm.batch import Batch
 from dlrm.checkpoints.checkpoint import CheckpointStore
-from dlrm.checkpoints.run_state import (
-    load_model,
-    load_random_state,
-    seed_generators,
-    take_model,
-    take_random_state,
-)
+from dlrm.checkpoints.run_state import load_model, seed_generators
 from dlrm.config import TrainingConfig
 from dlrm.data.dataset import Dataset
 from dlrm.data.reader import Reader
 from dlrm.distributed.hang_watch import LAST_CHECKPOINT, RESTORING
-from dlrm.distributed.parallelize import DenseReducer, copy_from_first
 from dlrm.distributed.ranks import ALONE, Ranks
 from dlrm.metrics.metrics import MetricValues, is_at_chance
 from dlrm.optim.dense import build_dense_optimizer
+from dlrm.training.attach import RunParts
+from dlrm.training.batch_sizes import BatchSizes
+from dlrm.training.build_step import build_step
 from dlrm.training.course import Course, Progress
 from dlrm.training.evaluate import evaluate, evaluate_true_probability
 from dlrm.training.guards import LearningGuard, NonFiniteLossError, check_model_fits, check_segments, check_shares
@@ -36,9 +31,10 @@ from dlrm.training.interrupt import StopRequest, only_run_in
 from dlrm.training.look_ahead import look_ahead
 from dlrm.training.run_config import CONFIG, check_same_run, describe_run
 from dlrm.training.run_log import RunLog, SilentLog, write_json
+from dlrm.training.snapshot import Snapshot
 from dlrm.training.stage_times import StageTimes
 from dlrm.training.summary import describe_values, write_summary
-from dlrm.training.train_step import ClickTask, TrainStep, Wishes
+from dlrm.training.train_step import Wishes
 from embeddings.allocation import keep_freed_memory
 from embeddings.stopwatch import Stopwatch
 
@@ -90,7 +86,24 @@ class Trainer:
         self.stopwatch = Stopwatch()
         self.stages = StageTimes(self.stopwatch, ranks)
         self.optimizer = build_dense_optimizer(config.dense, model.named_parameters())
-        self.step = self._build_step()
+        self.sizes = BatchSizes(config.step.global_batch_size)
+        self.step = build_step(
+            RunParts(
+                config=config, model=model, dataset=dataset, optimizer=self.optimizer, sizes=self.sizes, ranks=ranks
+            ),
+            self.stopwatch,
+        )
+        self.attachments = self.step.attachments
+        self.snapshot = Snapshot(
+            model=model,
+            optimizer=self.optimizer,
+            course=self.course,
+            sizes=self.sizes,
+            attachments=self.attachments,
+            stopwatch=self.stopwatch,
+            device=self.device,
+            dataset=dataset,
+        )
         if self.device.type == "cpu":
             keep_freed_memory()
         self.guard = LearningGuard(config.guards)
@@ -113,21 +126,6 @@ class Trainer:
         """
         with only_run_in(self.folder, self.ranks):
             return self._fit()
-
-    def _build_step(self) -> TrainStep:
-        config, model = self.config, self.model
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        copy_from_first([*model.parameters(), *model.buffers()], self.ranks)
-        return TrainStep(
-            ClickTask(model),
-            self.optimizer,
-            dense_schedule=config.dense_schedule,
-            tables_schedule=config.tables_schedule,
-            precision=config.step.precision,
-            stopwatch=self.stopwatch,
-            numeric_names=self.dataset.info.numeric,
-            reducer=DenseReducer(trained, self.ranks) if self.ranks.count > 1 else None,
-        )
 
     def _fit(self) -> dict[str, Any]:
         # Of dropout; a checkpoint brings its own state.
@@ -172,8 +170,9 @@ class Trainer:
         self.stages.begin(progress.seconds)
         for batch, following in self._batches():
             before, size = progress.samples, batch.global_size or len(batch)
+            in_force = self.sizes.at(before)
             with self._timed():
-                loss = self.step(batch, before + size, self._wishes(stop_request), following)
+                loss = self.step(batch, before + size, self._wishes(stop_request), following, batch_size=in_force)
             course.advance(size, loss)
             log.advance(size, loss, self.stages.remark)
             if course.is_due(before, self.config.log_every_samples):
@@ -196,7 +195,7 @@ class Trainer:
 
     def _batches(self) -> Iterator[tuple[Batch, Batch | None]]:
         read = self.reader.batches(
-            self.config.step.global_batch_size,
+            self.sizes.at,
             start=self.progress.samples,
             stop=self.course.total_samples,
             share=self.ranks.share_of if self.ranks.count > 1 else None,
@@ -213,13 +212,14 @@ class Trainer:
         return Wishes(asked_to_stop=stop_request.requested, time_is_up=self.course.time_is_up())
 
     def _log_training(self, log: RunLog) -> None:
-        progress, config = self.progress, self.config
+        progress = self.progress
         values = {
             "loss": self.course.take_mean_loss(),
             "seconds": progress.seconds,
             "samples_per_second": progress.samples / max(progress.seconds, 1e-9),
-            "dense_learning_rate": config.dense.learning_rate * config.dense_schedule.factor(progress.samples),
-            "tables_learning_rate_factor": config.tables_schedule.factor(progress.samples),
+            "batch_size": self.sizes.at(progress.samples),
+            **self.step.steering.values(),
+            **self.attachments.values(),
         }
         log.record("train", progress.samples, values, self.stages.end_interval(progress.seconds))
 
@@ -227,9 +227,11 @@ class Trainer:
         """Measure the valid split; return what the guard complains of, and whether this is the best so far."""
         if self.valid_reader is None:
             return None, False
+        self.attachments.before_measuring()
         values = self._measure(self.valid_reader)
         is_best = self.course.note_evaluation(values)
         progress = self.progress
+        self.attachments.after_evaluation(values, progress.samples)
         measured = {"seconds": progress.seconds, **self._describe_stages()}
         log.record("valid", progress.samples, self._describe(values) | measured)
         log.say(
@@ -263,15 +265,11 @@ class Trainer:
         return {"stage_seconds": seconds} | ({"stages_of_ranks": totals} if self.ranks.count > 1 else {})
 
     def _save(self, *, is_best: bool) -> None:
+        self.attachments.before_measuring()
         with self.stopwatch.stage("checkpoint"):
-            state = {
-                **take_model(self.model),
-                "dense_optimizer": self.optimizer.state_dict(),
-                "progress": asdict(self.progress) | {"dataset": self.dataset.fingerprint},
-                "stage_seconds": dict(self.stopwatch.seconds),
-                "random": take_random_state(self.device),
-            }
-            self.checkpoints.save(state, samples=self.progress.samples, metric=self.progress.best, is_best=is_best)
+            self.checkpoints.save(
+                self.snapshot.take(), samples=self.progress.samples, metric=self.progress.best, is_best=is_best
+            )
 
     def _wait_for_checkpoints(self) -> None:
         with self.stopwatch.stage(LAST_CHECKPOINT):
@@ -287,21 +285,7 @@ class Trainer:
         restored = self.checkpoints.restore_latest()
         if restored is None:
             return []
-        state: dict[str, Any] = dict(restored.state)
-        fingerprint = state["progress"].pop("dataset")
-        if fingerprint != self.dataset.fingerprint:
-            raise ValueError(
-                f"{self.folder} was trained on other data than {self.dataset.folder}; choose another --output"
-            )
-        resized = load_model(self.model, state, resized_tables=self.config.checkpoint.resized_tables)
-        self.optimizer.load_state_dict(state["dense_optimizer"])
-        self.course.progress = Progress(**state["progress"])
-        if resized:  # the best one so far was of other tables
-            self.progress.best, self.progress.best_samples = None, 0
-            self.progress.evaluations_without_gain = 0
-        if "rank" not in state["stage_seconds"]:  # of a rank that had a part in the save
-            self.stopwatch.seconds.update(state["stage_seconds"])
-        load_random_state(state["random"], self.device)
+        resized = self.snapshot.load(restored.state, resized_tables=self.config.checkpoint.resized_tables)
         return [*restored.skipped, *resized, f"continuing after {self.progress.samples:,} samples"]
 
     def _finish(self, log: RunLog, why: str) -> dict[str, Any]:

@@ -1,0 +1,44 @@
+"""Chooses from a run's configuration who takes part in its steps: the one place where an attachment is plugged in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import Optimizer
+
+from dlrm.config import TrainingConfig
+from dlrm.data.dataset import Dataset
+from dlrm.distributed.ranks import Ranks
+from dlrm.training.attachments import Attachment, Attachments
+from dlrm.training.batch_sizes import BatchSizes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunParts:
+    """What attachments are made of.
+
+    Attributes:
+        config: of the run.
+        model: on its device, with its tables.
+        dataset: that is learned.
+        optimizer: of the dense part.
+        sizes: of batches, now and later.
+        ranks: who else trains.
+    """
+
+    config: TrainingConfig
+    model: nn.Module
+    dataset: Dataset
+    optimizer: Optimizer
+    sizes: BatchSizes
+    ranks: Ranks
+
+
+def attach(run: RunParts) -> Attachments:
+    """Make the attachments that a configuration asks for, in the order in which they are called.
+
+    Modules are imported where they are asked for.
+    """
+    members: list[Attachment] = []
+    return Attachments(members)
