@@ -48,7 +48,7 @@ class Rows(Protocol):
     def rows(self) -> Iterator[TableRows]:
         """Gives the live rows that this process holds, in the order of tables."""
 
-    def set_learning_rate_factor(self, factor: float) -> None:
+    def set_learning_rate_factors(self, factors: Sequence[float]) -> None:
         """See ``Tables``."""
 
 
@@ -94,8 +94,9 @@ class AskingTables(Tables):
         self._begun.append(self._begin(features))
 
     @override
-    def set_learning_rate_factor(self, factor: float) -> None:
-        self._rows.set_learning_rate_factor(factor)
+    def set_learning_rate_factors(self, factors: Sequence[float]) -> None:
+        self.check_factors(factors)
+        self._rows.set_learning_rate_factors(factors)
 
     @override
     def rows(self) -> Iterator[TableRows]:

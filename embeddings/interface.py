@@ -62,8 +62,15 @@ class Tables(nn.Module, ABC):
         """
 
     @abstractmethod
-    def set_learning_rate_factor(self, factor: float) -> None:
-        """Multiplies every table's own ``learning_rate`` by ``factor`` from the next backward on."""
+    def set_learning_rate_factors(self, factors: Sequence[float]) -> None:
+        """Multiplies each table's own ``learning_rate`` by its factor from the next backward on.
+
+        Args:
+            factors: One of each table, in the order of ``table_configs``.
+
+        Raises:
+            ValueError: When there are not as many as tables, or a kernel has one for tables whose factors differ.
+        """
 
     @abstractmethod
     def rows(self) -> Iterator[TableRows]:
@@ -82,6 +89,15 @@ class Tables(nn.Module, ABC):
             IdOutOfRangeError: When one of them lies outside its table; its rows have not been updated if there was no
                 backward since.
         """
+
+    def check_factors(self, factors: Sequence[float]) -> None:
+        """Checks that there is one factor of each table.
+
+        Raises:
+            ValueError: When there is not.
+        """
+        if len(factors) != len(self.table_configs):
+            raise ValueError(f"factors: expected one of each of {len(self.table_configs)} tables, got {len(factors)}")
 
     def keyed(self, pooled: Tensor) -> KeyedTensor:
         """Names the columns of ``pooled`` [batch_size, sum(feature_dims)]."""

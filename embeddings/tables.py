@@ -32,6 +32,8 @@ class TableConfig:
             or down at random, in proportion, so that small updates are not lost. Optimizer states stay in fp32.
         memory: Where a GPU's rows lie: in the ``device``'s own memory; in the host's, which the GPU reads and writes
             over the bus (``uvm``); or there with a cache of a fifth of them in the device's (``uvm_caching``).
+        group: Tables of one group always have the same learning rate factor; fbgemm has one for what it updates
+            together. Our own kernels take any factor for any table.
 
     Raises:
         ValueError: When a setting is outside its range; the message names the table.
@@ -46,6 +48,7 @@ class TableConfig:
     init_scale: float | None = None
     row_type: RowType = "fp32"
     memory: Memory = "device"
+    group: str = "tables"
 
     def __post_init__(self) -> None:
         if not self.name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,6 +61,21 @@ def _complaints(config: TableConfig, device: torch.device) -> list[tuple[str, st
             # Its trust ratio has no guard: a row of zeros would never move.
             found.append(("init_scale > 0 under RowLamb", str(config.init_scale)))
     return found
+
+
+def shared_learning_rate(configs: Sequence[TableConfig], factors: Sequence[float]) -> float:
+    """Gives the learning rate of tables that one fbgemm module updates together.
+
+    Raises:
+        ValueError: When their factors differ.
+    """
+    for config, factor in zip(configs, factors, strict=True):
+        if factor != factors[0]:
+            raise ValueError(
+                f"table {config.name!r}: expected the learning rate factor of table {configs[0].name!r}, {factors[0]}, "
+                f"as fbgemm updates them together, got {factor}; give them different TableConfig(group=...)"
+            )
+    return configs[0].optimizer.learning_rate * factors[0]
 
 
 def kernel_settings(config: TableConfig) -> dict[str, Any]:

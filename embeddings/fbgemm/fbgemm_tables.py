@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from typing_extensions import override
 
-from embeddings.fbgemm.fbgemm_settings import check_build, check_supported, kernel_settings
+from embeddings.fbgemm.fbgemm_settings import check_build, check_supported, kernel_settings, shared_learning_rate
 from embeddings.fbgemm.late_check import LateCheck, as_jagged, read_features, take_keys
 from embeddings.initial_rows import initial_rows
 from embeddings.interface import TableRows, Tables
@@ -27,7 +27,7 @@ _INT32_ROWS = 1 << 31
 
 @dataclass(frozen=True)
 class _Group:
-    """Tables that one fbgemm module can hold: it knows one pooling, one optimizer, one row type, one memory."""
+    """Tables that one fbgemm module can hold: it knows one of each of their settings, and one learning rate."""
 
     tables: list[int]
     features: list[int]
@@ -82,9 +82,11 @@ class FbgemmTables(Tables):
             raise self.id_error(*wrong)
 
     @override
-    def set_learning_rate_factor(self, factor: float) -> None:
+    def set_learning_rate_factors(self, factors: Sequence[float]) -> None:
+        self.check_factors(factors)
         for group in self._groups:
-            group.kernel.set_learning_rate(self.table_configs[group.tables[0]].optimizer.learning_rate * factor)
+            configs = [self.table_configs[t] for t in group.tables]
+            group.kernel.set_learning_rate(shared_learning_rate(configs, [factors[t] for t in group.tables]))
 
     @override
     def rows(self) -> Iterator[TableRows]:
@@ -115,7 +117,7 @@ class FbgemmTables(Tables):
     def _make_groups(self) -> Iterator[_Group]:
         by_kind: dict[tuple[object, ...], list[int]] = {}
         for table, config in enumerate(self.table_configs):
-            kind = (config.pooling, config.optimizer, config.row_type, config.memory)
+            kind = (config.pooling, config.optimizer, config.row_type, config.memory, config.group)
             by_kind.setdefault(kind, []).append(table)
         for (pooling, *_), tables in by_kind.items():
             features = [f for f, table in enumerate(self.feature_tables) if table in tables]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from typing_extensions import override
 
-from embeddings.fbgemm.fbgemm_settings import check_build, check_supported, kernel_settings
+from embeddings.fbgemm.fbgemm_settings import check_build, check_supported, kernel_settings, shared_learning_rate
 from embeddings.fbgemm.fbgemm_tables import count_updates, set_updates
 from embeddings.fbgemm.late_check import LateCheck, as_jagged, read_features
 from embeddings.fbgemm.torchrec_plan import fit_plan, parameter_sharding
@@ -79,7 +79,7 @@ class TorchrecTables(Tables):
         # Not registered as submodules: fbgemm's weights are parameters, which the dense optimizer must not find.
         self._sharded: tuple[Any, ...] = (_shard(configs, self.plan, self.device, exchange),)
         self._updates = torch.zeros((), dtype=torch.float64)
-        self._learning_rates = {config.name: config.optimizer.learning_rate for config in configs}
+        self.set_learning_rate_factors([1.0] * len(configs))
         limits = [self.table_configs[t].num_rows for t in self.feature_tables]
         self._check = LateCheck(torch.tensor(limits, device=self.device))
         self._is_mean = [self.table_configs[t].pooling == "mean" for t in self.feature_tables]
@@ -147,9 +147,12 @@ class TorchrecTables(Tables):
             raise self.id_error(*wrong)
 
     @override
-    def set_learning_rate_factor(self, factor: float) -> None:
+    def set_learning_rate_factors(self, factors: Sequence[float]) -> None:
+        self.check_factors(factors)
+        of = {config.name: (config, factor) for config, factor in zip(self.table_configs, factors, strict=True)}
         for tables, kernel in self._kernels():
-            kernel.set_learning_rate(self._learning_rates[tables[0].name] * factor)
+            configs, shared = zip(*(of[table.name] for table in tables), strict=True)
+            kernel.set_learning_rate(shared_learning_rate(configs, shared))
 
     @override
     def rows(self) -> Iterator[TableRows]:
@@ -257,9 +260,12 @@ def _shard(configs: Sequence[TableConfig], plan: ShardingPlan, device: torch.dev
         device=torch.device("meta"),
     )
     parameters = dict(whole.named_parameters())
+    groups = sorted({config.group for config in configs})
     for config in configs:
         settings = kernel_settings(config)
         del settings["weights_precision"]  # follows from data_type
+        # Tables of the same settings come into one kernel; the rates themselves are set once the kernels are there.
+        settings["learning_rate"] += groups.index(config.group)
         parameter: Any = parameters[f"embedding_bags.{config.name}.weight"]
         parameter._optimizer_classes, parameter._optimizer_kwargs = [None], [settings]
     half = exchange != "fp32"

@@ -82,7 +82,7 @@ class LocalRows:
     def __init__(self, parts: Sequence[RowsPart], *, seed: int = 0) -> None:
         self.parts = tuple(parts)
         self._held = [HeldPart(part, seed=seed) for part in self.parts]
-        self._learning_rate_factor = 1.0
+        self._factors = (1.0,) * len(self.parts)
 
     def look_up(self, bags: Bags, out: Tensor) -> int:
         """Pools bags into their places in ``out``, as their table's configuration says; an empty bag gives zeros.
@@ -125,7 +125,7 @@ class LocalRows:
         for part, parts in enumerate(count_parts(self._count_ids(bags))):
             if self.parts[part].is_replicated:
                 continue
-            told = self._held[part].count_update(self._learning_rate_factor)
+            told = self._held[part].count_update(self._factors[part])
             if self._held[part].is_staged:
                 staged.append(partial(self._begin_staged, part, told, (arrays, mine[part]), source))
             elif mine[part].size:
@@ -159,7 +159,7 @@ class LocalRows:
             sums: [n, columns] float32.
         """
         self._check_replicated(part)
-        told = self._held[part].count_update(self._learning_rate_factor)
+        told = self._held[part].count_update(self._factors[part])
         # A copy, since stages write into it.
         copied = np.array(sums.numpy(), order="C")
         run_stages([StagedRows(part, self._held[part], told, rows.numpy().astype(np.uint64), copied)], None)
@@ -170,9 +170,9 @@ class LocalRows:
             part = held.part
             yield TableRows(part.config, held.weight, held.state, part.first_row, part.first_column)
 
-    def set_learning_rate_factor(self, factor: float) -> None:
-        """Multiplies every table's own ``learning_rate`` by ``factor`` from the next update on."""
-        self._learning_rate_factor = factor
+    def set_learning_rate_factors(self, factors: Sequence[float]) -> None:
+        """Multiplies each part's own ``learning_rate`` by its factor from the next update on."""
+        self._factors = tuple(factors)
 
     def _segments_of(self, bags: Bags) -> list[NDArray[np.int64]]:
         edges = np.searchsorted(bags.segments[:, 0], np.arange(len(self.parts) + 1))

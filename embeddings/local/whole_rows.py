@@ -59,6 +59,6 @@ class WholeRows:
         """See ``Rows``."""
         return self._held.rows()
 
-    def set_learning_rate_factor(self, factor: float) -> None:
+    def set_learning_rate_factors(self, factors: Sequence[float]) -> None:
         """See ``Tables``."""
-        self._held.set_learning_rate_factor(factor)
+        self._held.set_learning_rate_factors(factors)

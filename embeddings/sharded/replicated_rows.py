@@ -69,9 +69,9 @@ class ReplicatedRows:
         for rows in self._rows.rows():
             yield rows._replace(is_primary=self._is_primary)
 
-    def set_learning_rate_factor(self, factor: float) -> None:
-        """See ``Tables``."""
-        self._rows.set_learning_rate_factor(factor)
+    def set_learning_rate_factors(self, factors: Sequence[float]) -> None:
+        """See ``Tables``; of these tables only."""
+        self._rows.set_learning_rate_factors(factors)
 
     def _split(self) -> list[Tensor]:
         dims = [part.config.dim for part in self._rows.parts]

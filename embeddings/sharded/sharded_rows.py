@@ -160,10 +160,10 @@ class ShardedRows:
         for t, rows in sorted(own, key=lambda pair: pair[0]):
             yield rows._replace(config=self._configs[t])
 
-    def set_learning_rate_factor(self, factor: float) -> None:
+    def set_learning_rate_factors(self, factors: Sequence[float]) -> None:
         """See ``Tables``."""
-        self._rows.set_learning_rate_factor(factor)
-        self._replicated.set_learning_rate_factor(factor)
+        self._rows.set_learning_rate_factors([factors[t] for t in self._tables])
+        self._replicated.set_learning_rate_factors([factors[t] for t in self._lanes.replicated])
 
     def _find_filled(self, request: Request) -> Booleans:
         """Returns [features]: whether each bag has one cell; replicated tables have none."""

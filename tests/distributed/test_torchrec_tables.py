@@ -44,7 +44,7 @@ def configs_of(optimizer: str) -> list[TableConfig]:
     return [
         TableConfig(name="a", num_rows=11, dim=8, features=("x", "y"), optimizer=rule),
         TableConfig(name="b", num_rows=5, dim=16, pooling="mean", optimizer=rule),
-        TableConfig(name="c", num_rows=301, dim=8, optimizer=rule, init_scale=0.5),
+        TableConfig(name="c", num_rows=301, dim=8, optimizer=rule, init_scale=0.5, group="other"),
     ]
 
 
@@ -92,7 +92,7 @@ def train(
     width, outputs = sum(tables.feature_dims), []
     for step, batch in enumerate(BATCHES):
         first, last = share(batch, rank, count)
-        tables.set_learning_rate_factor(1 / (1 + step))
+        tables.set_learning_rate_factors([1 / (1 + step), 1 / (1 + step), 2 / (1 + step)])
         pooled = tables(batches[step]).values()
         if step + 1 < STEPS:
             tables.prefetch(batches[step + 1])

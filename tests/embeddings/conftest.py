@@ -43,9 +43,10 @@ class PlainTables:
         return torch.cat(columns, dim=1)
 
     @torch.no_grad()
-    def update(self, bags: Bags, factor: float = 1.0) -> None:
+    def update(self, bags: Bags, factors: Sequence[float] | None = None) -> None:
         self.updates += 1
-        for config, weight, state in zip(self.configs, self.weights, self.states, strict=True):
+        factors = factors or [1.0] * len(self.configs)
+        for config, weight, state, factor in zip(self.configs, self.weights, self.states, factors, strict=True):
             rows = sorted({i for feature in config.features for bag in bags[feature] for i in bag})
             if rows:
                 gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad

@@ -40,14 +40,14 @@ def test_twenty_steps_equal_plain_tables(
     for step in range(20):
         bags = draw_bags(configs, batch_size=6, longest=0 if step == 7 else 4, random=random)
         weights = draw_weights(bags, random) if weighted else None
-        factor = 1 / (1 + step)
-        tables.set_learning_rate_factor(factor)
+        factors = [1 / (1 + step), 2 / (1 + step)]
+        tables.set_learning_rate_factors(factors)
         target = torch.from_numpy(random.normal(size=(6, sum(tables.feature_dims))))
         pooled, expected = tables(keyed_jagged(bags, weights=weights)).values(), plain.look_up(bags, weights)
         torch.testing.assert_close(pooled.double(), expected, rtol=1e-4, atol=1e-5)
         (pooled - target.float()).square().sum().backward()
         (expected - target).square().sum().backward()
-        plain.update(bags, factor)
+        plain.update(bags, factors)
     assert_equals_plain(tables, plain)
 
 

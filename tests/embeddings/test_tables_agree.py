@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -49,7 +51,7 @@ CASES = {
 def test_twenty_steps_equal_plain_tables(
     case, dtype, kernel, device, plain_tables, assert_equals_plain, draw_bags, keyed_jagged
 ):
-    configs = CASES[case]
+    configs = [replace(config, group=config.name) for config in CASES[case]]
     if (kernel, device) == ("fbgemm", "cpu") and any(config.optimizer.weight_decay for config in configs):
         pytest.skip("fbgemm on the CPU has no weight decay")
     tables = build_tables(configs, seed=1, kernel=kernel, device=device)
@@ -57,15 +59,15 @@ def test_twenty_steps_equal_plain_tables(
     random = np.random.default_rng(0)
     for step in range(20):
         bags = draw_bags(configs, batch_size=6, longest=4, random=random)
-        factor = 1 / (1 + step)
-        tables.set_learning_rate_factor(factor)
+        factors = [(1 + table) / (1 + step) for table in range(len(configs))]
+        tables.set_learning_rate_factors(factors)
         target = torch.from_numpy(random.normal(size=(6, sum(tables.feature_dims))))
         pooled = tables(keyed_jagged(bags, dtype).to(torch.device(device))).values().cpu()
         expected = plain.look_up(bags)
         torch.testing.assert_close(pooled.double(), expected, rtol=1e-5, atol=1e-6)
         (pooled - target.float()).square().sum().backward()
         (expected - target).square().sum().backward()
-        plain.update(bags, factor)
+        plain.update(bags, factors)
     assert_equals_plain(tables, plain)
 
 

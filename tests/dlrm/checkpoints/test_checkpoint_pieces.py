@@ -57,7 +57,7 @@ class Held(Tables):
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         raise NotImplementedError
 
-    def set_learning_rate_factor(self, factor: float) -> None:
+    def set_learning_rate_factors(self, factors: Sequence[float]) -> None:
         raise NotImplementedError
 
     def rows(self) -> Iterator[TableRows]:

@@ -46,12 +46,12 @@ PLACES = [
 
 
 def tables_like(optimizer: RowOptimizer, **settings: Any) -> list[TableConfig]:
-    """Tables in two groups, by pooling; the cache of the first is a fifth of its rows."""
+    """Tables in three groups, by pooling and by name; the cache of the first is a fifth of its rows."""
     common = {"optimizer": optimizer, "init_scale": 0.5, **settings}
     return [
         TableConfig(name="a", num_rows=2000, dim=8, **common),
         TableConfig(name="b", num_rows=7, dim=8, pooling="mean", features=("x", "y"), **common),
-        TableConfig(name="c", num_rows=50, dim=16, **common),
+        TableConfig(name="c", num_rows=50, dim=16, group="small", **common),
     ]
 
 
@@ -85,15 +85,15 @@ def test_twenty_steps_equal_plain_tables(
     random = np.random.default_rng(0)
     for step in range(20):
         bags = draw_bags(configs, batch_size=40, longest=6, random=random)
-        factor = 1 / (1 + step)
-        tables.set_learning_rate_factor(factor)
+        factors = [1 / (1 + step), 2 / (1 + step), 3 / (1 + step)]
+        tables.set_learning_rate_factors(factors)
         target = torch.from_numpy(random.normal(size=(40, sum(tables.feature_dims))))
         pooled = tables(on(device, keyed_jagged(bags))).values()
         expected = plain.look_up(bags)
         torch.testing.assert_close(pooled.cpu().double(), expected, rtol=1e-4, atol=1e-5)
         (pooled - target.to(device).float()).square().sum().backward()
         (expected - target).square().sum().backward()
-        plain.update(bags, factor)
+        plain.update(bags, factors)
         if step == 10:  # rows are read, and written back from a cache, in between
             tables.load_state_dict({name: tensor.clone() for name, tensor in tables.state_dict().items()})
         if step % 3 == 0:  # an evaluation is no update
@@ -117,7 +117,7 @@ def test_training_waits_for_no_gpu(device, dtype, draw_bags, keyed_jagged):
     features = on(device, keyed_jagged(dict(reversed(bags.items())), dtype))
 
     def step() -> None:
-        tables.set_learning_rate_factor(0.5)
+        tables.set_learning_rate_factors([0.5] * len(configs))
         tables(features).values().sum().backward()
 
     step()

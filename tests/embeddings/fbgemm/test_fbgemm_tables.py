@@ -99,6 +99,22 @@ def test_row_optimizers_have_their_names_on_cuda(optimizer, kind, names, more):
         assert settings["weight_decay_mode"].name == "L2"
 
 
+def test_tables_of_one_kernel_have_one_learning_rate(keyed_jagged):
+    configs = [replace(TABLE, optimizer=RowSGD(learning_rate=1.0)), replace(TABLE, name="b", features=("b",))]
+    configs[1] = replace(configs[1], optimizer=configs[0].optimizer)
+    said = "^table 'b': expected the learning rate factor of table 'a', 1.0, .* got 2.0; give them different"
+    with pytest.raises(ValueError, match=said):
+        FbgemmTables(configs).set_learning_rate_factors([1.0, 2.0])
+    tables = FbgemmTables([configs[0], replace(configs[1], group="other")])
+    with pytest.raises(ValueError, match="expected one of each of 2 tables, got 1"):
+        tables.set_learning_rate_factors([1.0])
+    tables.set_learning_rate_factors([1.0, 2.0])
+    before = [rows.weight.clone() for rows in tables.rows()]
+    tables(keyed_jagged({"a": [[1]], "b": [[1]]})).values().sum().backward()
+    steps = [float((start - rows.weight).max()) for start, rows in zip(before, tables.rows(), strict=True)]
+    assert steps == pytest.approx([1.0, 2.0])
+
+
 def late_check(*num_rows: int) -> LateCheck:
     return LateCheck(torch.tensor(num_rows))
 

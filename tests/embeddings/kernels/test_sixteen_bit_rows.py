@@ -124,7 +124,7 @@ def test_many_small_updates_arrive_as_in_float32(row_type, optimizer, keyed_jagg
         tables = LocalTables([config])
         weight = next(tables.rows()).weight
         weight.fill_(1.0)
-        tables.set_learning_rate_factor(0.01)
+        tables.set_learning_rate_factors([0.01])
         batch = keyed_jagged({"a": [[row] for row in range(64)]})
         for _ in range(100):
             tables(batch).values().backward(torch.ones(64, 32))
