@@ -176,7 +176,7 @@ class Trainer:
             course.advance(size, loss)
             log.advance(size, loss, self.stages.remark)
             if course.is_due(before, self.config.log_every_samples):
-                self._log_training(log)
+                self._log_training(log, in_force)
             # Once, so that no request falls between saving and leaving.
             wishes = self.step.agreed or self._wishes(stop_request)
             complaint, is_best, evaluated = None, False, course.evaluation_is_due(before)
@@ -211,13 +211,13 @@ class Trainer:
     def _wishes(self, stop_request: StopRequest) -> Wishes:
         return Wishes(asked_to_stop=stop_request.requested, time_is_up=self.course.time_is_up())
 
-    def _log_training(self, log: RunLog) -> None:
+    def _log_training(self, log: RunLog, batch_size: int) -> None:
         progress = self.progress
         values = {
             "loss": self.course.take_mean_loss(),
             "seconds": progress.seconds,
             "samples_per_second": progress.samples / max(progress.seconds, 1e-9),
-            "batch_size": self.sizes.at(progress.samples),
+            "batch_size": batch_size,
             **self.step.steering.values(),
             **self.attachments.values(),
         }
