@@ -71,12 +71,13 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
     """
     from safetensors import SafetensorError
 
+    from dlrm.checkpoints.find_run import open_run
     from dlrm.checkpoints.pieces import as_parts
 
     output = arguments.output
     if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
         raise ValueError(f"expected --output to be a new folder, got {output}, which is there")
-    restored, run = _find(arguments)
+    restored, run = open_run(arguments.source, best=arguments.best)
     for line in restored.skipped:
         print(f"recforge: {line}", file=sys.stderr)
     tables = as_parts(restored.state["tables"])
@@ -111,32 +112,6 @@ def _write(
             path.chmod((folder / MODEL).stat().st_mode)  # safetensors makes files that nobody else may read
             sync(path)
         sync(folder)
-
-
-def _find(arguments: ExportArguments) -> tuple[Restored, dict[str, Any]]:
-    """Read a checkpoint, whose tables stay on the disk, and the run's configuration."""
-    from dlrm.checkpoints.checkpoint import CheckpointStore
-    from dlrm.checkpoints.manifest import MANIFEST
-    from dlrm.training.run_config import CONFIG
-
-    source = arguments.source
-    is_checkpoint = (source / MANIFEST).is_file()
-    run = source.resolve().parent.parent if is_checkpoint else source
-    if not is_checkpoint and not (run / "checkpoints").is_dir():
-        raise ValueError(f"expected the folder of a run or a checkpoint, got {source}")
-    if not (run / CONFIG).is_file():
-        raise ValueError(f"expected {run / CONFIG}, which says what the tables of {source} are for, got no such file")
-    store = CheckpointStore(run / "checkpoints", read_only=True)
-    if is_checkpoint:
-        if arguments.best:
-            raise ValueError(f"--best: expected the folder of a run to choose from, got the checkpoint {source}")
-        restored: Restored | None = store.restore(source)
-    else:
-        restored = store.restore_best() if arguments.best else store.restore_latest()
-    if restored is None:
-        kind = "a checkpoint that was the best" if arguments.best else "a checkpoint"
-        raise ValueError(f"expected {kind} in {run / 'checkpoints'}, got none")
-    return restored, json.loads((run / CONFIG).read_text(encoding="utf-8"))
 
 
 def _order(tables: Parts, run: Mapping[str, Any], *, row_states: bool) -> dict[str, list[str]]:
