@@ -40,6 +40,10 @@ COMMANDS: dict[str, Command] = {
     "plan": Command(
         "say where tables would lie on many ranks, and how fast a step would be", "dlrm.planning.command:run_plan"
     ),
+    "study": Command(
+        "answer a question that takes many runs: the batch size, the learning rate",
+        "dlrm.analysis.study.command:run_study",
+    ),
     "report": Command("write a run as one HTML page", "dlrm.analysis.report:run_report"),
 }
 

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from dlrm.config import TrainingConfig
 from dlrm.training.run_log import finite
+
+if TYPE_CHECKING:
+    from torch import nn
 
 CONFIG = "config.json"
 # What a run may be continued with in another form: none of it bends the path that was already taken.
