@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dlrm.optim.config import DenseOptimizerConfig
+from dlrm.optim.config import DenseOptimizerConfig, HeadConfig
 from dlrm.optim.lr_schedules import Schedule
 
 Interaction = Literal["dot", "dcn", "fm", "projection"]
@@ -198,8 +198,15 @@ class TrainingConfig:
     log_every_samples: int = 65536
     """Write the loss to metrics.jsonl and TensorBoard after so many samples."""
     dense: DenseOptimizerConfig = field(default_factory=DenseOptimizerConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
     dense_schedule: Schedule = field(default_factory=Schedule)
+    """Of the dense part's learning rate."""
+    head_schedule: Schedule = field(default_factory=Schedule)
+    """Multiplies that of the dense part for the head, the last layer before the logit."""
     tables_schedule: Schedule = field(default_factory=Schedule)
+    """Of the tables' learning rates."""
+    small_tables_schedule: Schedule = field(default_factory=Schedule)
+    """Multiplies that of the tables for small ones."""
     step: StepConfig = field(default_factory=StepConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -209,6 +216,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if not self.epochs > 0:
             raise ValueError(f"--epochs: expected a number above 0, got {self.epochs}")
+        self.head.resolve(self.dense)
         _at_least(0, self.seed, "--seed")
         _at_least(1, self.log_every_samples, "--log-every-samples")
 

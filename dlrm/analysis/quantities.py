@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from embeddings.planning import task
+
 UNKNOWN = "-"
-_BYTE_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 def format_count(number: float | None) -> str:
@@ -24,13 +25,8 @@ def format_share(share: float | None, digits: int = 1) -> str:
 
 
 def format_bytes(count: float | None) -> str:
-    """Write a number of bytes in the largest unit that leaves at least 1."""
-    if count is None:
-        return UNKNOWN
-    unit = 0
-    while count >= 1024 and unit < len(_BYTE_UNITS) - 1:
-        count, unit = count / 1024, unit + 1
-    return f"{count:,.1f} {_BYTE_UNITS[unit]}" if unit else f"{count:,.0f} bytes"
+    """Write a number of bytes with three digits, in powers of 1,000."""
+    return UNKNOWN if count is None else task.format_bytes(count)
 
 
 def format_duration(seconds: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +13,7 @@ import tyro
 from dlrm.cli import parse
 from dlrm.data.known import KnownSource, known_schema
 from dlrm.data.schema import DataSchema
+from dlrm.this_machine import count_cores
 
 if TYPE_CHECKING:
     from dlrm.data.dataset import Dataset
@@ -101,7 +101,7 @@ def _verify(arguments: PrepareArguments) -> int:
     dataset = Dataset(arguments.paths[0])
     dataset.verify()
     if "schema" in dataset.info.origin:
-        processes = arguments.processes or len(os.sched_getaffinity(0))
+        processes = arguments.processes or count_cores()
         with ProgressBar.unless(None) as progress, Workers(processes, progress) as workers:
             check_leakage(dataset, workers)
     print(describe_dataset(dataset))

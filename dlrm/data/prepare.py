@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from dlrm.data.schema import DataSchema
 from dlrm.data.splits import SPLITS
 from dlrm.data.vocabulary import VOCABULARY
 from dlrm.data.work import Progress, WorkerDied, Workers, named_full_disk, remove_scratch, whole_file
+from dlrm.this_machine import count_cores
 
 BLOCK_BYTES = 16 << 20
 ORIGIN, WORK, FAULT = "prepared_from.json", ".work", "fault"
@@ -85,7 +85,7 @@ def prepare(
 def _count_processes(wanted: int | None, *, blocks: int) -> int:
     if wanted is not None and wanted < 1:
         raise ValueError(f"--processes: expected at least 1, got {wanted}")
-    return max(1, min(wanted or len(os.sched_getaffinity(0)), blocks))
+    return max(1, min(wanted or count_cores(), blocks))
 
 
 def _run_stages(schema: DataSchema, source: Source, out: Path, block_bytes: int, workers: Workers) -> DatasetInfo:

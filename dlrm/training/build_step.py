@@ -21,7 +21,12 @@ def build_step(run: RunParts, stopwatch: Stopwatch) -> TrainStep:
         steering=Steering(
             run.optimizer,
             find_tables(model),
-            Schedules(dense=config.dense_schedule, tables=config.tables_schedule),
+            Schedules(
+                dense=config.dense_schedule,
+                head=config.head_schedule,
+                tables=config.tables_schedule,
+                small_tables=config.small_tables_schedule,
+            ),
         ),
         attachments=attach(run),
         precision=config.step.precision,

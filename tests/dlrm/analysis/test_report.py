@@ -58,7 +58,7 @@ def test_verdict_of_a_finished_run(write_run: WriteRun) -> None:
         "The best possible is 0.8012: the model has learned 91.8 % of what can be learned beyond chance."
     )
     assert describe_course(run) == (
-        "1,000,000 training samples in 2 min 5 s, 7,974 per second, with 1.3 GiB of memory at most. "
+        "1,000,000 training samples in 2 min 5 s, 7,974 per second, with 1.4 GB of memory at most. "
         "Why it ended: all epochs done. The best weights were those after 900,000 samples."
     )
     assert list_complaints(run) == []
@@ -250,7 +250,7 @@ def test_quantities_are_written_for_people() -> None:
         "1 h 2 min",
         "2 d 7 h",
     ]
-    assert [format_bytes(b) for b in (None, 12, 2048, 3 * 2**30)] == ["-", "12 bytes", "2.0 KiB", "3.0 GiB"]
+    assert [format_bytes(b) for b in (None, 12, 2048, 3e9)] == ["-", "12 bytes", "2.05 kB", "3 GB"]
     assert [format_setting(v) for v in (None, True, 65536, 0.05, [64, 32], [])] == [
         "none",
         "yes",
