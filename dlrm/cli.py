@@ -139,7 +139,7 @@ def _unbox(complaint: str) -> str:
     """Return what tyro says in a box, drawn with lines or with dashes, as one line without the title."""
     _, *lines = complaint.strip().splitlines()
     words = " ".join(re.sub("[\u2500-\u257f]|-{4,}", " ", " ".join(lines)).split())
-    return re.sub(r"^Error parsing \w+: ", "", words)
+    return re.sub(r"^Error parsing [\w.-]+: ", "", words)
 
 
 def _complain(message: str, status: int) -> int:

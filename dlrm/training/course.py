@@ -39,7 +39,7 @@ class Course:
         self.total_samples = max(1, round(config.epochs * epoch_samples))
         self.progress = Progress()
         # A model that has only begun to learn may still guess.
-        warmup = max(config.dense_schedule.warmup_samples, config.tables_schedule.warmup_samples)
+        warmup = max(config.dense_schedule.warm_after, config.tables_schedule.warm_after)
         self.first_judged_sample = max(warmup, self.total_samples // 10)
 
     def advance(self, samples: int, loss: float) -> None:
