@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 DenseOptimizerName = Literal["lamb", "sgd", "adam", "adamw", "adagrad"]
 
-# Which optimizer reads which of the options that may be left at None.
+# Which optimizer reads which of the options that need not be given.
 _READERS: dict[str, tuple[DenseOptimizerName, ...]] = {
     "betas": ("lamb", "adam", "adamw"),
     "eps": ("lamb", "adam", "adamw", "adagrad"),
     "momentum": ("sgd",),
     "max_grad_norm": ("lamb",),
+}
+
+OPTIONS = tuple(_READERS)
+"""Options of single optimizers, each None unless it is given."""
+
+_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "learning_rate": (lambda rate: 0.0 < rate < math.inf, "a number > 0"),
+    "weight_decay": (lambda decay: 0.0 <= decay < math.inf, "a number >= 0"),
+    "betas": (lambda betas: len(betas) == 2 and all(0.0 <= beta < 1.0 for beta in betas), "two numbers in [0, 1)"),
+    "eps": (lambda eps: 0.0 < eps < math.inf, "a number > 0"),
+    "momentum": (lambda momentum: 0.0 <= momentum < 1.0, "a number in [0, 1)"),
+    "max_grad_norm": (lambda norm: 0.0 < norm < math.inf, "a number > 0"),
 }
 
 
@@ -41,23 +54,57 @@ class DenseOptimizerConfig:
     """Scale all gradients so that their global norm is at most this before lamb reads them; off if not given."""
 
     def __post_init__(self) -> None:
-        names = get_args(DenseOptimizerName)
-        self._check("name", self.name in names, f"one of {', '.join(names)}")
-        self._check("learning_rate", 0.0 < self.learning_rate < math.inf, "a number > 0")
-        self._check("weight_decay", 0.0 <= self.weight_decay < math.inf, "a number >= 0")
+        _check(self, "--dense")
         for option, readers in _READERS.items():
-            given = getattr(self, option) is not None
-            self._check(option, not given or self.name in readers, f"no value with --dense.name {self.name}")
-        if self.betas is not None:
-            fits = len(self.betas) == 2 and all(0.0 <= beta < 1.0 for beta in self.betas)
-            self._check("betas", fits, "two numbers in [0, 1)")
-        if self.eps is not None:
-            self._check("eps", 0.0 < self.eps < math.inf, "a number > 0")
-        if self.momentum is not None:
-            self._check("momentum", 0.0 <= self.momentum < 1.0, "a number in [0, 1)")
-        if self.max_grad_norm is not None:
-            self._check("max_grad_norm", 0.0 < self.max_grad_norm < math.inf, "a number > 0")
+            if getattr(self, option) is not None and self.name not in readers:
+                raise _unexpected(self, "--dense", option, f"no value with --dense.name {self.name}")
 
-    def _check(self, option: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"--dense.{option.replace('_', '-')}: expected {expected}, got {getattr(self, option)}")
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """What is different for the head, the matrix of the layer that gives the logit: the top MLP's last one.
+
+    Raises:
+        ValueError: Naming the flag, for a number out of range.
+    """
+
+    name: DenseOptimizerName | None = None
+    """Its optimizer; None is that of the dense part with all its options, another one has its own defaults."""
+    learning_rate: float | None = None
+    """Rate before the schedules; None is that of the dense part."""
+    weight_decay: float | None = None
+    """Decay; None is that of the dense part."""
+
+    def __post_init__(self) -> None:
+        _check(self, "--head")
+
+    def resolve(self, dense: DenseOptimizerConfig) -> DenseOptimizerConfig:
+        """Return the whole configuration of the head's optimizer, given that of the dense part.
+
+        Raises:
+            ValueError: It has an optimizer of its own and no rate, as the dense part's would mean something else.
+        """
+        own = {name: value for name, value in vars(self).items() if value is not None}
+        if own.get("name", dense.name) == dense.name:
+            return replace(dense, **own)
+        if self.learning_rate is None:
+            raise ValueError(f"--head.learning-rate: expected a number beside --head.name {self.name}, got none")
+        return DenseOptimizerConfig(**{"weight_decay": dense.weight_decay, **own})
+
+
+def _check(config: Any, flag: str) -> None:
+    names = get_args(DenseOptimizerName)
+    if config.name is not None and config.name not in names:
+        raise _unexpected(config, flag, "name", f"one of {', '.join(names)}")
+    for option, (fits, expected) in _EXPECTED.items():
+        value = getattr(config, option, None)
+        if value is not None and not fits(value):
+            raise _unexpected(config, flag, option, expected)
+
+
+def _unexpected(config: Any, flag: str, option: str, expected: str) -> ValueError:
+    return ValueError(f"{flag}.{option.replace('_', '-')}: expected {expected}, got {getattr(config, option)}")
+
+
+AS_DENSE = HeadConfig()
+"""No difference."""

@@ -2,44 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 from torch.optim import Optimizer
 
-from dlrm.optim.config import DenseOptimizerConfig
+from dlrm.optim.config import AS_DENSE, OPTIONS, DenseOptimizerConfig, HeadConfig
+from dlrm.optim.groups import group_parameters
+from dlrm.optim.hybrid import HybridOptimizer
 from dlrm.optim.lamb import Lamb
 
+_KINDS: dict[str, type[Optimizer]] = {
+    "lamb": Lamb,
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adagrad": torch.optim.Adagrad,
+}
 
-def build_dense_optimizer(config: DenseOptimizerConfig, named_parameters: Iterable[tuple[str, Tensor]]) -> Optimizer:
-    """Make the optimizer of the dense parameters.
 
-    It has one group with the matrices and, where there are any, one with the tensors of at most one dimension (biases,
-    norm scales), which have no weight decay. Groups carry the parameters' names. Frozen parameters are left out.
+def build_dense_optimizer(config: DenseOptimizerConfig, model: nn.Module, head: HeadConfig = AS_DENSE) -> Optimizer:
+    """Make the optimizer of a model's dense parameters.
+
+    Its groups are those of `group_parameters`: `dense`, `head` with its own decay and rate if it is given one, and
+    `vectors` (biases, norm scales) without weight decay. It is a `HybridOptimizer` where the head's is of another kind.
 
     Args:
         config: The optimizer and its options.
-        named_parameters: Names and parameters of everything but the tables.
+        model: Whose parameters are trained; tables are not among them.
+        head: What is different for the layer that gives the logit.
 
     Raises:
-        ValueError: If there is nothing to train.
+        ValueError: If there is nothing to train, or the head's configuration does not go with ``config``.
     """
-    named = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-    if not named:
+    groups = group_parameters(model)
+    if not groups:
         raise ValueError("expected at least one dense parameter to train, got a model with tables or frozen ones only")
-    matrices = [pair for pair in named if pair[1].ndim > 1]
-    vectors = [pair for pair in named if pair[1].ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": config.weight_decay}] if matrices else []
-    groups += [{"params": vectors, "weight_decay": 0.0}] if vectors else []
-    given = {name: getattr(config, name) for name in ("betas", "eps", "momentum", "max_grad_norm")}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    kinds: dict[str, type[Optimizer]] = {
-        "lamb": Lamb,
-        "sgd": torch.optim.SGD,
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-        "adagrad": torch.optim.Adagrad,
-    }
-    return kinds[config.name](groups, lr=config.learning_rate, **options)  # type: ignore[call-arg]
+    of_head = head.resolve(config)
+    for group in groups:
+        its = of_head if group["name"] == "head" else config
+        group["lr"], group["weight_decay"] = its.learning_rate, 0.0 if group["name"] == "vectors" else its.weight_decay
+    if of_head.name == config.name:
+        return _make(config, groups)
+    parts = [(its, [g for g in groups if (g["name"] == "head") == (its is of_head)]) for its in (config, of_head)]
+    members = [_make(its, part) for its, part in parts if part]
+    return members[0] if len(members) == 1 else HybridOptimizer(members)
+
+
+def _make(config: DenseOptimizerConfig, groups: list[dict[str, Any]]) -> Optimizer:
+    options = {name: value for name in OPTIONS if (value := getattr(config, name)) is not None}
+    return _KINDS[config.name](groups, lr=config.learning_rate, **options)  # type: ignore[call-arg]

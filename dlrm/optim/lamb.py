@@ -72,6 +72,9 @@ class Lamb(Optimizer):
         }
         super().__init__(params, defaults)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "max_grad_norm": self.max_grad_norm}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters after checking its options."""
         _check_options({**self.defaults, **param_group})

@@ -97,7 +97,7 @@ def _measure_steps(task: ProbeTask, ranks: Ranks, global_batch_size: int) -> lis
         plan=task.plan,
         exchange=run.parallel.exchange,
     ).train()
-    optimizer = build_dense_optimizer(run.dense, model.named_parameters())
+    optimizer = build_dense_optimizer(run.dense, model, run.head)
     step = TrainStep(
         ClickTask(model),
         optimizer,

@@ -85,7 +85,7 @@ class Trainer:
         self.course = Course(config, self.reader.num_rows)
         self.stopwatch = Stopwatch()
         self.stages = StageTimes(self.stopwatch, ranks)
-        self.optimizer = build_dense_optimizer(config.dense, model.named_parameters())
+        self.optimizer = build_dense_optimizer(config.dense, model, config.head)
         self.sizes = BatchSizes(config.step.global_batch_size)
         self.step = build_step(
             RunParts(

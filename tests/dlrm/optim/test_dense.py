@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
-from dlrm.optim.config import DenseOptimizerConfig
+from dlrm.config import TrainingConfig
+from dlrm.optim.config import DenseOptimizerConfig, HeadConfig
 from dlrm.optim.dense import build_dense_optimizer
+from dlrm.optim.hybrid import HybridOptimizer
 from dlrm.optim.lamb import Lamb
 
 CASES: dict[str, tuple[dict[str, Any], Callable[[list[dict[str, Any]]], Optimizer]]] = {
@@ -55,7 +57,7 @@ def test_makes_the_named_optimizer(case: str) -> None:
             {"params": vectors, "weight_decay": 0.0},
         ]
     )
-    train(ours, build_dense_optimizer(config, ours.named_parameters()))
+    train(ours, build_dense_optimizer(config, ours))
     train(theirs, reference)
     before = network().state_dict()
     for name, value in ours.state_dict().items():
@@ -63,24 +65,66 @@ def test_makes_the_named_optimizer(case: str) -> None:
         assert not torch.equal(value, before[name]), name
 
 
-def test_groups_name_their_parameters_and_leave_frozen_ones_out() -> None:
-    model = network()
-    model[0].requires_grad_(False)
-    optimizer = build_dense_optimizer(DenseOptimizerConfig(), model.named_parameters())
-    assert [group["param_names"] for group in optimizer.param_groups] == [
-        ["3.weight"],
-        ["1.weight", "1.bias", "3.bias"],
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one dense parameter"):
+        build_dense_optimizer(DenseOptimizerConfig(), torch.nn.ReLU())
+
+
+def test_the_head_has_its_own_rate_and_decay_and_vectors_have_none() -> None:
+    dense, head = DenseOptimizerConfig(weight_decay=0.1), HeadConfig(learning_rate=0.5, weight_decay=0.3)
+    groups = build_dense_optimizer(dense, network(), head).param_groups
+    told = [(group["name"], group["lr"], group["weight_decay"]) for group in groups]
+    assert told == [("dense", 0.005, 0.1), ("head", 0.5, 0.3), ("vectors", 0.005, 0.0)]
+
+
+def test_without_a_configuration_the_head_is_as_the_dense_part() -> None:
+    groups = build_dense_optimizer(DenseOptimizerConfig(weight_decay=0.1), network()).param_groups
+    assert [(group["name"], group["lr"], group["weight_decay"]) for group in groups][:2] == [
+        ("dense", 0.005, 0.1),
+        ("head", 0.005, 0.1),
     ]
 
 
-def test_a_model_without_vectors_gets_one_group() -> None:
-    optimizer = build_dense_optimizer(DenseOptimizerConfig(), torch.nn.Linear(2, 2, bias=False).named_parameters())
-    assert len(optimizer.param_groups) == 1
+def test_a_head_of_another_kind_is_trained_by_its_own_optimizer() -> None:
+    ours, theirs = network(), network()
+    dense = DenseOptimizerConfig(name="lamb", learning_rate=0.02, weight_decay=0.1, eps=1e-4)
+    optimizer = build_dense_optimizer(dense, ours, HeadConfig(name="sgd", learning_rate=0.5))
+    head, vectors = theirs[3].weight, [p for p in theirs.parameters() if p.ndim == 1]
+    lamb = Lamb([{"params": [theirs[0].weight], "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], 0.02)
+    for group in lamb.param_groups:
+        group["eps"] = 1e-4
+    train(ours, optimizer)
+    train(theirs, HybridOptimizer([lamb, SGD([head], 0.5, weight_decay=0.1)]))
+    assert [group["name"] for group in optimizer.param_groups] == ["dense", "vectors", "head"]
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name]), name
 
 
-def test_nothing_to_train_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one dense parameter"):
-        build_dense_optimizer(DenseOptimizerConfig(), [])
+def test_a_head_that_is_all_there_is_needs_no_second_optimizer() -> None:
+    optimizer = build_dense_optimizer(
+        DenseOptimizerConfig(), torch.nn.Linear(2, 1, bias=False), HeadConfig(name="sgd", learning_rate=0.5)
+    )
+    assert isinstance(optimizer, SGD)
+    assert [group["name"] for group in optimizer.param_groups] == ["head"]
+
+
+def test_a_head_of_another_kind_wants_a_rate() -> None:
+    with pytest.raises(ValueError, match=r"--head.learning-rate: expected a number beside --head.name sgd"):
+        TrainingConfig(head=HeadConfig(name="sgd"))
+    assert TrainingConfig(head=HeadConfig(name="lamb")).head.learning_rate is None
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"name": "lion"}, "--head.name: expected one of lamb"),
+        ({"learning_rate": 0.0}, "--head.learning-rate: expected a number > 0, got 0.0"),
+        ({"weight_decay": float("inf")}, "--head.weight-decay"),
+    ],
+)
+def test_nonsense_about_the_head_names_its_flag(options: dict[str, Any], flag: str) -> None:
+    with pytest.raises(ValueError, match=flag):
+        HeadConfig(**options)
 
 
 @pytest.mark.parametrize(
