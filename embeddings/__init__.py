@@ -4,7 +4,7 @@ Only the torch-free descriptions are imported here, so that configuration and co
 ``embeddings.build.build_tables`` makes the tables themselves.
 """
 
-from embeddings.row_optimizers import RowAdagrad, RowAdam, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad
+from embeddings.row_optimizers import RowAdagrad, RowAdam, RowCowClip, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad
 from embeddings.shards import Shard, Sharding, ShardingPlan, TablePlan
 from embeddings.tables import IdOutOfRangeError, TableConfig
 
@@ -12,6 +12,7 @@ __all__ = [
     "IdOutOfRangeError",
     "RowAdagrad",
     "RowAdam",
+    "RowCowClip",
     "RowLamb",
     "RowOptimizer",
     "RowSGD",

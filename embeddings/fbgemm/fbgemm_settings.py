@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from embeddings.row_optimizers import RowAdagrad, RowAdam, RowLamb, RowSGD, RowWiseAdagrad
+from embeddings.row_optimizers import RowAdagrad, RowAdam, RowCowClip, RowLamb, RowSGD, RowWiseAdagrad
 from embeddings.tables import TableConfig
 
 
@@ -39,7 +39,7 @@ def check_supported(config: TableConfig, device: torch.device) -> None:
 
 def _complaints(config: TableConfig, device: torch.device) -> list[tuple[str, str]]:
     optimizer, on_cuda = config.optimizer, device.type == "cuda"
-    kind, decay = type(optimizer).__name__, optimizer.weight_decay
+    kind, decay = type(optimizer).__name__, 0.0 if isinstance(optimizer, RowCowClip) else optimizer.weight_decay
     found: list[tuple[str, str]] = []
     if config.dim % 4:
         found.append(("dim to be a multiple of 4 for fbgemm", str(config.dim)))
@@ -49,8 +49,11 @@ def _complaints(config: TableConfig, device: torch.device) -> list[tuple[str, st
     types = ("fp32", "fp16") if on_cuda else ("fp32",)
     if config.row_type not in types:
         found.append((f"row_type {' or '.join(map(repr, types))}", repr(config.row_type)))
-    if isinstance(optimizer, (RowAdam, RowLamb)) and not on_cuda:
+    if isinstance(optimizer, (RowAdam, RowLamb, RowCowClip)) and not on_cuda:
         found.append(("SGD, Adagrad or row-wise Adagrad", kind))
+    if isinstance(optimizer, RowCowClip):
+        # Its row-wise Adagrad with a decay mode of that name is another algorithm.
+        found.append(("another --tables.optimizer than cowclip", kind))
     if decay and (isinstance(optimizer, (RowSGD, RowAdagrad)) or not on_cuda):
         # It takes a weight decay there, and does nothing with it.
         found.append((f"{kind} without weight_decay", str(decay)))
@@ -85,6 +88,7 @@ def kernel_settings(config: TableConfig) -> dict[str, Any]:
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 
     optimizer = config.optimizer
+    assert not isinstance(optimizer, RowCowClip), "check_supported refuses it"
     settings: dict[str, Any] = {
         "learning_rate": optimizer.learning_rate,
         "weights_precision": SparseType(config.row_type),

@@ -12,6 +12,7 @@ from embeddings.kernels.prefetch import prefetch
 from embeddings.kernels.vectors import LANES, load, multiply_add, splat, store
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 Ids = NDArray[Any]
 Longs = NDArray[np.int64]
 Keys = NDArray[np.uint64]
@@ -178,6 +179,49 @@ def sum_gradients(
         used += 1
         at = end
     return used, at
+
+
+@compiled
+def sum_all_gradients(
+    keys: Keys,
+    first: int,
+    places: Longs,
+    scales: Floats,
+    gradient: Floats,  # flat
+    row: int,
+    step: int,
+    num_rows: int,
+    rows: Keys,  # [block], written
+    sums: Floats,  # [block, dim], written
+    counts: Doubles,  # [block], written: how many ids each has, or 1
+) -> tuple[int, int]:
+    """Does as ``sum_gradients`` for the rows from ``row`` on, each ``step``-th, whether they have gradients or not."""
+    dim = sums.shape[1]
+    flat = sums.reshape(-1)
+    used = 0
+    at = first
+    while row < num_rows and used < rows.size:
+        end = at
+        while end < keys.size and keys[end] >> _ENTRY_BITS == np.uint64(row):
+            end += 1
+        _sum_entries(keys, at, end, places, scales, gradient, flat, used * dim, dim)
+        rows[used] = row
+        counts[used] = max(1, end - at)
+        used += 1
+        at = end
+        row += step
+    return used, at
+
+
+@compiled
+def count_ids(keys: Keys, first: int, end: int, counts: Doubles) -> None:
+    """Counts the ids of each row that ``keys[first:end]`` name, into ``counts`` [rows]."""
+    used = -1
+    for at in range(first, end):
+        if at == first or keys[at] >> _ENTRY_BITS != keys[at - 1] >> _ENTRY_BITS:
+            used += 1
+            counts[used] = 0.0
+        counts[used] += 1.0
 
 
 @inlined

@@ -1,12 +1,12 @@
-"""Adam and LAMB on the rows of a batch, compiled by Numba: their stages, as in ``update_kernels``."""
+"""Adam, LAMB and CowClip, compiled by Numba: their stages, as in ``update_kernels``."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from embeddings.kernels.compiled import compiled
-from embeddings.kernels.grouping_kernels import Keys
-from embeddings.kernels.update_kernels import Doubles, Floats, UpdateSettings, sum_of_squares
+from embeddings.kernels.grouping_kernels import Doubles, Floats, Keys
+from embeddings.kernels.update_kernels import GAP, IDS, UpdateSettings, sum_of_squares
 
 
 @compiled
@@ -61,12 +61,12 @@ def measure_directions(
     """Turns gradients into the directions of ``RowLamb``, and measures ||w|| ** 2 and ||u|| ** 2."""
     for i in range(at.size):
         _find_direction(sums[i], first[rows[i]], second[rows[i]], settings)
-        _measure_direction(held[at[i]], sums[i], measured[i], settings)
+        _add_decay(held[at[i]], sums[i], measured[i], np.float32(settings.decay))
 
 
 @compiled
-def _measure_direction(row: Floats, total: Floats, measured: Doubles, settings: UpdateSettings) -> None:
-    decay = np.float32(settings.decay)
+def _add_decay(row: Floats, total: Floats, measured: Doubles, decay: np.float32) -> None:
+    # and measures both
     if decay != 0:
         for d in range(total.size):
             total[d] += decay * row[d]
@@ -114,7 +114,7 @@ def measure_partial_directions(
             moment = beta1 * m[d] + rest1 * total[d]
             m[d] = moment
             total[d] = scale * moment
-        _measure_direction(held[at[i]], total, measured[i], settings)
+        _add_decay(held[at[i]], total, measured[i], np.float32(settings.decay))
 
 
 @compiled
@@ -137,3 +137,62 @@ def finish_lamb(
         step = np.float32(settings.rate * ratio)
         for d in range(total.size):
             row[d] -= step * total[d]
+
+
+@compiled
+def take_gaps(rows: Keys, last: Floats, measured: Doubles, settings: UpdateSettings) -> None:
+    """Tells ``measure_gradients_with_l2`` how many updates ago rows had their last one, and notes this one.
+
+    Args:
+        rows: [n].
+        last: [num_rows, 1], the number of each row's last update; or empty, where every update is one of all rows.
+        measured: [n, MEASURES], of which GAP is written.
+        settings: Of this update.
+    """
+    for i in range(rows.size):
+        measured[i, GAP] = 1.0
+        if last.size:
+            measured[i, GAP] = settings.updates - last[rows[i], 0]
+            last[rows[i], 0] = np.float32(settings.updates)
+
+
+@compiled
+def measure_gradients_with_l2(
+    held: Floats,
+    at: Keys,
+    rows: Keys,
+    sums: Floats,
+    first: Floats,
+    second: Floats,
+    measured: Doubles,
+    settings: UpdateSettings,
+) -> None:
+    """Adds the gradient of ``RowCowClip``'s L2, once for each update of GAP; measures ||w|| ** 2 and ||g|| ** 2."""
+    for i in range(at.size):
+        _add_decay(held[at[i]], sums[i], measured[i], np.float32(settings.decay * measured[i, GAP]))
+
+
+@compiled
+def finish_cow_clip(
+    held: Floats,
+    at: Keys,
+    rows: Keys,
+    sums: Floats,
+    first: Floats,  # [num_rows, columns]
+    second: Floats,  # [num_rows, columns]
+    measured: Doubles,
+    settings: UpdateSettings,
+) -> None:
+    """Updates rows as ``RowCowClip`` says, after ``measure_gradients_with_l2``."""
+    rate = np.float32(settings.rate)
+    for i in range(at.size):
+        row, total = held[at[i]], sums[i]
+        most = settings.clip * measured[i, IDS] * max(np.sqrt(measured[i, 0]), settings.shortest)
+        length = np.sqrt(measured[i, 1])
+        if length > most:
+            share = np.float32(most / length)
+            for d in range(total.size):
+                total[d] *= share
+        _find_direction(total, first[rows[i]], second[rows[i]], settings)
+        for d in range(total.size):
+            row[d] -= rate * total[d]

@@ -10,22 +10,20 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embeddings.kernels.compiled import compiled, reordering
-from embeddings.kernels.grouping_kernels import Keys
+from embeddings.kernels.grouping_kernels import Doubles, Floats, Keys
 
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-
-MEASURES = 2  # most sums that a stage measures of a row
-SGD, ADAGRAD, ROW_WISE_ADAGRAD, ADAM, LAMB, PARTIAL_LAMB = range(6)
+SUMS = 2  # most sums that a stage measures of a row
+IDS, GAP = SUMS, SUMS + 1  # what COW_CLIP is told of a row: its ids in the batch, and the updates since its last one
+MEASURES = SUMS + 2
+SGD, ADAGRAD, ROW_WISE_ADAGRAD, ADAM, LAMB, PARTIAL_LAMB, COW_CLIP = range(7)
 
 
 class UpdateSettings(NamedTuple):
     """What the stages of an update are told; each reads what it needs."""
 
-    kind: int  # SGD to PARTIAL_LAMB
+    kind: int  # SGD to COW_CLIP
     rate: float
     decay: float
     eps: float
@@ -34,6 +32,9 @@ class UpdateSettings(NamedTuple):
     beta2: float
     correction1: float  # 1 - beta1 ** updates
     correction2: float
+    updates: float  # this one included
+    clip: float  # of COW_CLIP
+    shortest: float  # a row is taken to be at least as long
 
 
 @compiled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from embeddings.kernels.sixteen_bit_kernels import Rounding, Rows
 from embeddings.kernels.update_kernels import UpdateSettings
 from embeddings.local.row_memory import zero_rows
 from embeddings.local.row_updates import make_state, row_update, settings_of
-from embeddings.row_optimizers import RowLamb
+from embeddings.row_optimizers import moves_all_rows, trust_of
 from embeddings.tables import ROW_TYPES, TableConfig
 
 Floats = NDArray[np.float32]
@@ -89,15 +89,19 @@ class HeldPart:
         return self.has_all_columns and self.part.num_rows == self.part.config.num_rows
 
     @property
-    def trust(self) -> Literal["row", "touched"]:
-        """Over what the last measure of its optimizer is summed."""
-        optimizer = self.part.config.optimizer
-        return optimizer.trust if isinstance(optimizer, RowLamb) else "row"
+    def sums_over_table(self) -> bool:
+        """Whether the last measure of its optimizer is summed over the table, and not over a row."""
+        return trust_of(self.part.config.optimizer) != "row"
 
     @property
     def is_staged(self) -> bool:
         """Whether its update needs sums over more than one row of it."""
-        return bool(self.update.measures) and (not self.has_all_columns or self.trust == "touched")
+        return bool(self.update.measures) and (not self.has_all_columns or self.sums_over_table)
+
+    @property
+    def moves_all_rows(self) -> bool:
+        """Whether each update is one of all its rows."""
+        return moves_all_rows(self.part.config.optimizer)
 
     def stored(self) -> Rows:
         """Gives the rows as kernels take them, see ``sixteen_bit_kernels``."""
@@ -105,12 +109,12 @@ class HeldPart:
         stored: Rows = (self.weight if as_integers is None else self.weight.view(as_integers)).numpy()
         return stored
 
-    def states(self) -> tuple[Floats, Floats]:
-        """Gives the state as kernels take it: two arrays of two dimensions, empty where there is less."""
+    def states(self) -> tuple[Floats, Floats, Floats]:
+        """Gives the state as kernels take it: three arrays of two dimensions, empty where there is less."""
         named = [self.state[name] for name in self.update.states]
         arrays = [tensor.view(tensor.shape[0], -1).numpy() for tensor in named]
-        first, second = [*arrays, _NO_STATE, _NO_STATE][:2]
-        return first, second
+        first, second, last = [*arrays, *[_NO_STATE] * 3][:3]
+        return first, second, last
 
     def count_update(self, factor: float) -> tuple[UpdateSettings, Rounding]:
         """Counts an update, and gives what its kernels are told; ``factor`` multiplies the learning rate."""

@@ -17,7 +17,7 @@ from embeddings.interface import TableRows
 from embeddings.kernels import fused_kernels, grouping_kernels, lookup_kernels
 from embeddings.kernels.sixteen_bit_kernels import Rounding
 from embeddings.kernels.threads import count_parts, run_all
-from embeddings.kernels.update_kernels import UpdateSettings
+from embeddings.kernels.update_kernels import IDS, MEASURES, UpdateSettings
 from embeddings.local.held_part import HeldPart, RowsPart, whole_table
 from embeddings.local.row_updates import row_update
 from embeddings.local.staged_updates import StagedRows, WholeSums, run_stages
@@ -60,8 +60,8 @@ class Bags:
 def rounds_needed(optimizer: RowOptimizer) -> int:
     """Says how many exchanges of sums a row optimizer takes for one update of a table that is split.
 
-    Over columns: row-wise Adagrad's mean of g ** 2, partial LAMB's as well, and LAMB's norms of a row. Where LAMB's
-    ratio is that of all touched rows, its norms are summed over the table, however it is split.
+    Over columns: row-wise Adagrad's mean of g ** 2, partial LAMB's as well, and LAMB's and CowClip's norms of a row.
+    Where LAMB's ratio is that of many rows, its norms are summed over the table, however it is split.
     """
     return len(row_update(optimizer).measures)
 
@@ -83,6 +83,7 @@ class LocalRows:
         self.parts = tuple(parts)
         self._held = [HeldPart(part, seed=seed) for part in self.parts]
         self._factors = (1.0,) * len(self.parts)
+        self._moved_unasked = [held.part.num_rows if held.moves_all_rows else 0 for held in self._held]
 
     def look_up(self, bags: Bags, out: Tensor) -> int:
         """Pools bags into their places in ``out``, as their table's configuration says; an empty bag gives zeros.
@@ -112,7 +113,7 @@ class LocalRows:
     def update(self, bags: Bags, gradient: Tensor, whole: WholeSums | None = None) -> None:
         """Updates each row that the bags touch once, with the sum of its gradients. Counts as an update of every part.
 
-        Replicated parts are left alone.
+        Where the optimizer moves all rows, others are updated with a gradient of 0. Replicated parts are left alone.
 
         Args:
             bags: What was looked up; all ids lie inside.
@@ -122,13 +123,13 @@ class LocalRows:
         source = gradient.reshape(-1).numpy()
         arrays, mine = _arrays(bags), self._segments_of(bags)
         fused, staged = [], []
-        for part, parts in enumerate(count_parts(self._count_ids(bags))):
+        for part, parts in enumerate(count_parts(np.add(self._count_ids(bags), self._moved_unasked).tolist())):
             if self.parts[part].is_replicated:
                 continue
             told = self._held[part].count_update(self._factors[part])
             if self._held[part].is_staged:
                 staged.append(partial(self._begin_staged, part, told, (arrays, mine[part]), source))
-            elif mine[part].size:
+            elif mine[part].size or self._held[part].moves_all_rows:
                 where = (part, told, (arrays, mine[part]), source)
                 fused += [partial(self._update_share, *where, share, parts) for share in range(parts)]
         run_all(fused)
@@ -150,19 +151,23 @@ class LocalRows:
             shares = torch.get_num_threads()
             run_all([partial(add, share, shares) for share in range(shares)])
 
-    def apply(self, part: int, rows: Tensor, sums: Tensor) -> None:
-        """Updates rows of a replicated part with their summed gradients. Counts as one update of the part.
+    def apply(self, part: int, sums: Tensor) -> None:
+        """Updates the rows of a replicated part that any rank touched, or all. Counts as one update of the part.
 
         Args:
             part: The replicated part.
-            rows: [n] int64, ascending, each once.
-            sums: [n, columns] float32.
+            sums: [num_rows, num_columns + 1] float32, what ``sum_gradients`` gave, summed over ranks.
         """
         self._check_replicated(part)
-        told = self._held[part].count_update(self._factors[part])
+        held = self._held[part]
+        told = held.count_update(self._factors[part])
+        counts = sums[:, -1].numpy()
+        rows = np.arange(counts.size) if held.moves_all_rows else counts.nonzero()[0]
+        measured = np.empty((rows.size, MEASURES))
+        measured[:, IDS] = np.maximum(counts[rows], 1)
         # A copy, since stages write into it.
-        copied = np.array(sums.numpy(), order="C")
-        run_stages([StagedRows(part, self._held[part], told, rows.numpy().astype(np.uint64), copied)], None)
+        copied = np.ascontiguousarray(sums.numpy()[rows, :-1])
+        run_stages([StagedRows(part, held, told, rows.astype(np.uint64), copied, measured)], None)
 
     def rows(self) -> Iterator[TableRows]:
         """Gives each part's live rows and their optimizer's state."""
@@ -187,17 +192,25 @@ class LocalRows:
 
     def _update_share(self, part: int, told: Told, cells: Cells, source: Floats, share: int, shares: int) -> None:
         held = self._held[part]
-        grouped = _group(held, cells, share, shares)
-        fused_kernels.update_rows(held.stored(), *grouped, source, *held.states(), *told)
+        arguments = (held.stored(), *_group(held, cells, share, shares), source, *held.states(), *told)
+        if held.moves_all_rows:
+            fused_kernels.update_all_rows(*arguments, share, shares)
+        else:
+            fused_kernels.update_rows(*arguments)
 
     def _begin_staged(self, part: int, told: Told, cells: Cells, source: Floats) -> StagedRows:
         held = self._held[part]
         keys, places, scales = _group(held, cells, 0, 1)
-        rows = np.empty(grouping_kernels.count_rows(keys), np.uint64)
-        sums = np.empty((rows.size, held.part.num_columns), np.float32)
-        arrays = (held.stored(), *held.states(), rows, sums)
-        grouping_kernels.sum_gradients(keys, 0, places, scales, source, *arrays)
-        return StagedRows(part, held, told, rows, sums)
+        number = held.part.num_rows if held.moves_all_rows else grouping_kernels.count_rows(keys)
+        rows, measured = np.empty(number, np.uint64), np.empty((number, MEASURES))
+        sums, counts = np.empty((number, held.part.num_columns), np.float32), measured[:, IDS]
+        if held.moves_all_rows:
+            grouping_kernels.sum_all_gradients(keys, 0, places, scales, source, 0, 1, number, rows, sums, counts)
+        else:
+            first, second, _ = held.states()
+            grouping_kernels.sum_gradients(keys, 0, places, scales, source, held.stored(), first, second, rows, sums)
+            grouping_kernels.count_ids(keys, 0, keys.size, counts)
+        return StagedRows(part, held, told, rows, sums, measured)
 
     def _check_replicated(self, part: int) -> None:
         if not self.parts[part].is_replicated:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from embeddings.local.row_memory import zero_rows
 from embeddings.row_optimizers import (
     RowAdagrad,
     RowAdam,
+    RowCowClip,
     RowLamb,
     RowOptimizer,
     RowSGD,
@@ -33,7 +35,7 @@ class RowUpdate(NamedTuple):
     measures: tuple[Kernel, ...]
     sizes: tuple[int, ...]  # how many numbers each of the measures gives per row
     finish: Kernel
-    states: tuple[str, ...]  # by name: the first and the second state of the kernels
+    states: tuple[str, ...]  # by name: the first and the second state of the kernels, and the last updates
 
 
 def row_update(optimizer: RowOptimizer) -> RowUpdate:
@@ -48,6 +50,8 @@ def row_update(optimizer: RowOptimizer) -> RowUpdate:
         return RowUpdate(u.ADAGRAD, (), (), u.finish_adagrad, states)
     if isinstance(optimizer, RowAdam):
         return RowUpdate(u.ADAM, (), (), m.finish_adam, states)
+    if isinstance(optimizer, RowCowClip):
+        return RowUpdate(u.COW_CLIP, (m.measure_gradients_with_l2,), (2,), m.finish_cow_clip, states)
     if optimizer.partial:
         measures = (m.measure_squares, m.measure_partial_directions)
         return RowUpdate(u.PARTIAL_LAMB, measures, (1, 2), m.finish_lamb, states)
@@ -77,15 +81,19 @@ def settings_of(config: TableConfig, updates: int, factor: float) -> UpdateSetti
         factor: Multiplies the learning rate.
     """
     optimizer = config.optimizer
-    beta1, beta2 = optimizer.betas if isinstance(optimizer, RowAdam | RowLamb) else (0.0, 0.0)
+    beta1, beta2 = optimizer.betas if isinstance(optimizer, RowAdam | RowLamb | RowCowClip) else (0.0, 0.0)
+    cow_clip = optimizer if isinstance(optimizer, RowCowClip) else None
     return UpdateSettings(
         kind=row_update(optimizer).kind,
         rate=optimizer.learning_rate * factor,
-        decay=optimizer.weight_decay,
+        decay=2.0 * optimizer.l2 if isinstance(optimizer, RowCowClip) else optimizer.weight_decay,
         eps=0.0 if isinstance(optimizer, RowSGD) else optimizer.eps,
         dim=float(config.dim),
         beta1=beta1,
         beta2=beta2,
         correction1=1.0 - beta1**updates,
         correction2=1.0 - beta2**updates,
+        updates=float(updates),
+        clip=cow_clip.clip if cow_clip else 0.0,
+        shortest=cow_clip.clip * math.sqrt(config.dim) * cow_clip.zeta if cow_clip else 0.0,
     )

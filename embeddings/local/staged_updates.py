@@ -8,16 +8,15 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from embeddings.kernels.grouping_kernels import Doubles, Floats, Keys
+from embeddings.kernels.moment_kernels import take_gaps
 from embeddings.kernels.sixteen_bit_kernels import Rounding, round_rows, widen_rows
 from embeddings.kernels.threads import run_all
-from embeddings.kernels.update_kernels import MEASURES, Floats, UpdateSettings
+from embeddings.kernels.update_kernels import UpdateSettings
 from embeddings.local.held_part import HeldPart
 from embeddings.local.row_updates import Kernel
-
-Keys = NDArray[np.uint64]
 
 
 class WholeSums(Protocol):
@@ -38,8 +37,8 @@ class WholeSums(Protocol):
         Args:
             round: The number of the call within an update.
             over_columns: part -> [n, k] float64: sums over this part's columns, for each of the n rows that the batch
-                touches, rows ascending. All shards of the same rows see the same ids, so they agree on the rows.
-            over_table: part -> [k] float64: sums over this part's touched rows and columns; given even without any.
+                moves, rows ascending. All shards of the same rows see the same ids, so they agree on the rows.
+            over_table: part -> [k] float64: sums over this part's moved rows and columns; given even without any.
 
         Returns:
             The same keys and shapes; each the sum over the shards of the same rows, or of the table.
@@ -48,7 +47,7 @@ class WholeSums(Protocol):
 
 
 class StagedRows:
-    """The touched rows of one part, between the stages of their update.
+    """The rows of one part that a batch moves, between the stages of their update.
 
     Args:
         part: Its number.
@@ -56,18 +55,26 @@ class StagedRows:
         told: What the kernels are told.
         rows: [n], ascending.
         sums: [n, columns], their gradients; overwritten.
+        measured: [n, MEASURES], of which IDS is set.
     """
 
     def __init__(
-        self, part: int, held: HeldPart, told: tuple[UpdateSettings, Rounding], rows: Keys, sums: Floats
+        self,
+        part: int,
+        held: HeldPart,
+        told: tuple[UpdateSettings, Rounding],
+        rows: Keys,
+        sums: Floats,
+        measured: Doubles,
     ) -> None:
         self.part, self.held = part, held
         self.measures, self.sizes = held.update.measures, held.update.sizes
         self._settings, self._rounding = told
-        self._rows, self._sums = rows, sums
-        self._stored, self._states = held.stored(), held.states()
+        self._rows, self._sums, self.measured = rows, sums, measured
+        first, second, last = held.states()
+        self._stored, self._states = held.stored(), (first, second)
         self._wide, self._at = self._stored, rows
-        self.measured = np.empty((rows.size, MEASURES))
+        take_gaps(rows, last, measured, self._settings)
         if self._stored.dtype != np.float32:
             self._wide, self._at = np.empty(sums.shape, np.float32), np.arange(rows.size, dtype=np.uint64)
             widen_rows(self._stored, rows, self._wide)
@@ -114,7 +121,7 @@ def _partial_sums(measuring: Sequence[StagedRows], number: int) -> tuple[dict[in
     over_table: dict[int, Tensor] = {}
     for block in measuring:
         own = block.measured[:, : block.sizes[number]]
-        if block.held.trust == "touched" and number == len(block.measures) - 1:
+        if block.held.sums_over_table and number == len(block.measures) - 1:
             total = own.sum(axis=0)
             if block.held.has_whole_table:
                 own[:] = total

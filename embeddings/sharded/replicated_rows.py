@@ -56,12 +56,11 @@ class ReplicatedRows:
         return dist.all_reduce(self._sums, async_op=True)
 
     def finish_update(self, work: Any) -> None:
-        """Updates the rows that any rank touched; ``work`` has been waited for."""
+        """Updates the rows that any rank touched, or all; ``work`` has been waited for."""
         if work is None:
             return
         for part, sums in enumerate(self._split()):
-            rows = sums[:, -1].nonzero().squeeze(1)
-            self._rows.apply(part, rows, sums[rows, :-1])
+            self._rows.apply(part, sums)
         self._sums = torch.zeros(0)
 
     def rows(self) -> Iterator[TableRows]:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from embeddings.local.local_rows import RowsPart, rounds_needed
-from embeddings.row_optimizers import RowLamb
+from embeddings.row_optimizers import trust_of
 from embeddings.sharded.lanes import Lanes
 
 _MOST_SUMS = 2  # a row's two norms
@@ -98,10 +98,10 @@ class RankSums:
 
 
 def _shares_ratio(part: RowsPart) -> bool:
-    """Whether one ratio holds for all touched rows of a table that lies in several parts."""
+    """Whether one ratio holds for many rows of a table that lies in several parts."""
     config = part.config
     is_split = (part.num_rows, part.num_columns) != (config.num_rows, config.dim)
-    return is_split and isinstance(config.optimizer, RowLamb) and config.optimizer.trust == "touched"
+    return is_split and trust_of(config.optimizer) != "row"
 
 
 def _groups(lanes: Lanes) -> list[list[tuple[int, int]]]:

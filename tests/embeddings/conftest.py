@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embeddings import RowAdagrad, RowAdam, RowSGD, RowWiseAdagrad, TableConfig
+from embeddings import RowAdagrad, RowAdam, RowCowClip, RowSGD, RowWiseAdagrad, TableConfig
 
 Bags = dict[str, list[list[int]]]  # feature -> bag -> ids
 Weights = dict[str, list[list[float]]]  # feature -> bag -> a weight for each id
@@ -47,16 +48,26 @@ class PlainTables:
         self.updates += 1
         factors = factors or [1.0] * len(self.configs)
         for config, weight, state, factor in zip(self.configs, self.weights, self.states, factors, strict=True):
-            rows = sorted({i for feature in config.features for bag in bags[feature] for i in bag})
+            ids = Counter(i for feature in config.features for bag in bags[feature] for i in bag)
+            rows = sorted(ids)
+            if getattr(config.optimizer, "trust", "") == "table" or getattr(config.optimizer, "l2_mode", "") == "dense":
+                rows = list(range(config.num_rows))
             if rows:
                 gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-                weight[rows] += self._step(config, weight[rows], gradient[rows], rows, state, factor)
+                weight[rows] += self._step(config, weight[rows], gradient[rows], rows, state, factor, ids)
 
     def _step(
-        self, config: TableConfig, w: Tensor, g: Tensor, rows: list[int], state: dict[str, Tensor], factor: float
+        self,
+        config: TableConfig,
+        w: Tensor,
+        g: Tensor,
+        rows: list[int],
+        state: dict[str, Tensor],
+        factor: float,
+        ids: Counter[int],
     ) -> Tensor:
         optimizer = config.optimizer
-        rate, decay = optimizer.learning_rate * factor, optimizer.weight_decay
+        rate, decay = optimizer.learning_rate * factor, getattr(optimizer, "weight_decay", 0.0)
         if isinstance(optimizer, RowSGD):
             return -rate * (g + decay * w)
         if isinstance(optimizer, RowWiseAdagrad | RowAdagrad):
@@ -65,6 +76,8 @@ class PlainTables:
             state["sum_of_squares"][rows] += squares
             root = state["sum_of_squares"][rows].sqrt().reshape(len(rows), -1)
             return -rate * g / (root + optimizer.eps)
+        if isinstance(optimizer, RowCowClip):
+            g = self._clip(optimizer, w, g, rows, state, ids)
         beta1, beta2 = optimizer.betas
         m, v = state["first_moment"], state["second_moment"]
         squares = g**2 if v.dim() == 2 else (g**2).mean(dim=1)
@@ -72,13 +85,27 @@ class PlainTables:
         v[rows] = beta2 * v[rows] + (1 - beta2) * squares
         m_hat, v_hat = m[rows] / (1 - beta1**self.updates), v[rows] / (1 - beta2**self.updates)
         u = m_hat / (v_hat.sqrt().reshape(len(rows), -1) + optimizer.eps) + decay * w
-        if isinstance(optimizer, RowAdam):
+        if isinstance(optimizer, RowAdam | RowCowClip):
             return -rate * u
         lengths, steps = ((w**2).sum(1, keepdim=True), (u**2).sum(1, keepdim=True))
-        if optimizer.trust == "touched":
+        if optimizer.trust != "row":
             lengths, steps = lengths.sum(), steps.sum()
         ratio = torch.where((lengths > 0) & (steps > 0), (lengths / steps).sqrt(), 1.0)
         return -rate * ratio * u
+
+    def _clip(
+        self, optimizer: RowCowClip, w: Tensor, g: Tensor, rows: list[int], state: dict[str, Tensor], ids: Counter[int]
+    ) -> Tensor:
+        gaps = torch.ones(len(rows), 1, dtype=torch.float64)
+        if optimizer.l2_mode == "lazy":
+            gaps = self.updates - state["last_update"][rows][:, None]
+            state["last_update"][rows] = self.updates
+        g = g + 2 * optimizer.l2 * gaps * w
+        counts = torch.tensor([[max(1, ids[row])] for row in rows], dtype=torch.float64)
+        least = optimizer.clip * w.shape[1] ** 0.5 * optimizer.zeta
+        most = optimizer.clip * counts * w.norm(dim=1, keepdim=True).clamp(min=least)
+        lengths = g.norm(dim=1, keepdim=True)
+        return torch.where(lengths > most, g * most / lengths, g)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from embeddings import RowAdagrad, RowAdam, RowLamb, RowSGD, RowWiseAdagrad, TableConfig
+from embeddings import RowAdagrad, RowAdam, RowCowClip, RowLamb, RowSGD, RowWiseAdagrad, TableConfig
 from embeddings.local.local_tables import LocalTables
 
 OPTIMIZERS = {
@@ -17,6 +17,9 @@ OPTIMIZERS = {
     "lamb": RowLamb(learning_rate=0.02, weight_decay=0.1, eps=1e-3),
     "partial lamb": RowLamb(learning_rate=0.02, partial=True, eps=1e-3),
     "lamb over touched rows": RowLamb(learning_rate=0.02, trust="touched", eps=1e-3),
+    "lamb over the table": RowLamb(learning_rate=0.02, trust="table", weight_decay=0.1, eps=1e-3),
+    "cowclip": RowCowClip(learning_rate=0.02, eps=1e-3, clip=0.2, l2=0.05),
+    "lazy cowclip": RowCowClip(learning_rate=0.02, eps=1e-3, clip=0.2, l2=0.05, l2_mode="lazy"),
 }
 # the distance of two neighbours over a number, at most
 SPACINGS = {"bf16": 2.0**-7, "fp16": 2.0**-10}
