@@ -10,7 +10,7 @@ from typing import Any
 from dlrm.config import RunConfig
 
 # A best value this near an end of the range, as a share of it, could as well lie beyond.
-EDGE = 0.03
+EDGE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,14 @@ class Dimension:
             raise ValueError(f"--space {self.name}: expected LOW < HIGH, got {self.low:g}:{self.high:g}")
         if self.log and not self.low > 0:
             raise ValueError(f"--space {self.name}: expected LOW > 0 for a range by its logarithm, got {self.low:g}")
+
+    def at(self, share: float) -> float:
+        """Return the value that so large a share of the range lies below."""
+        return self._unscale(self._scale(self.low) + share * (self._scale(self.high) - self._scale(self.low)))
+
+    def clip(self, value: float) -> float:
+        """Return the nearest value within the range."""
+        return min(max(value, self.low), self.high)
 
     def edge(self, value: float) -> str:
         """Return which end of the range a value lies at: `low`, `high` or ""."""
