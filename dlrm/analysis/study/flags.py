@@ -21,23 +21,21 @@ PLACES = ("output", "data", "max_restarts", "time_limit_seconds", "log_every_sam
 class Asked(Generic[Config]):
     """What was asked for.
 
+    What a trial gives depends on the data too: add their fingerprint to `settings()` for `StudyFolder` to compare.
+
     Attributes:
         kind: of the study.
         recipe_name: as given.
         recipe: of that name.
         config: a `RunConfig` and the study's own settings.
+        folder: where the study is written.
     """
 
     kind: str
     recipe_name: str
     recipe: Recipe
     config: Config
-
-    @property
-    def folder(self) -> Path:
-        """Where the study is written."""
-        name = f"{self.kind}-{Path(self.recipe_name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-        return self.config.output or Path("studies") / name
+    folder: Path
 
     @property
     def run(self) -> RunConfig:
@@ -72,4 +70,5 @@ def read_flags(kind: str, config: type[Config], argv: list[str], *, description:
     read = parse(config, argv[1:], program=program, description=description, default=start)
     if read.ranks not in (None, 1):
         raise ValueError(f"--ranks: expected 1 in a study, whose trials train in one process, got {read.ranks}")
-    return Asked(kind=kind, recipe_name=argv[0], recipe=recipe, config=read)
+    folder = read.output or Path("studies") / f"{kind}-{Path(argv[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Asked(kind=kind, recipe_name=argv[0], recipe=recipe, config=read, folder=folder)

@@ -117,6 +117,15 @@ def apply_parameters(config: RunConfig, parameters: Mapping[str, float]) -> RunC
     return config
 
 
+def read_setting(config: RunConfig, path: str) -> float | None:
+    """Return a configuration's number.
+
+    Raises:
+        ValueError: there is no such setting, or it is no number.
+    """
+    return _walk(config, path.split("."))[1]
+
+
 def replace_setting(config: RunConfig, path: str, value: float) -> RunConfig:
     """Return a configuration with one number changed, rounded where it counts something.
 
@@ -129,16 +138,22 @@ def replace_setting(config: RunConfig, path: str, value: float) -> RunConfig:
         ValueError: there is no such setting, it is no number, or the value is not accepted.
     """
     names = path.split(".")
-    parts: list[Any] = [config]
-    for name in names:
-        if not hasattr(parts[-1], name):
-            raise ValueError(f"--space: expected a setting such as dense.learning_rate, got '{path}'")
-        parts.append(getattr(parts[-1], name))
-    old = parts.pop()
-    if isinstance(old, bool) or not isinstance(old, int | float | None):
-        raise ValueError(f"--space: expected a setting that is a number, got '{path}', which is {old!r}")
+    parts, old = _walk(config, names)
     new: Any = round(value) if isinstance(old, int) else value
     for part, name in zip(reversed(parts), reversed(names), strict=True):
         new = replace(part, **{name: new})
     changed: RunConfig = new
     return changed
+
+
+def _walk(config: RunConfig, names: Sequence[str]) -> tuple[list[Any], float | None]:
+    """Return the groups that a setting lies in, from the outermost to the innermost, and its value."""
+    parts: list[Any] = [config]
+    for name in names:
+        if not hasattr(parts[-1], name):
+            raise ValueError(f"--space: expected a setting such as dense.learning_rate, got '{'.'.join(names)}'")
+        parts.append(getattr(parts[-1], name))
+    old = parts.pop()
+    if isinstance(old, bool) or not isinstance(old, int | float | None):
+        raise ValueError(f"--space: expected a setting that is a number, got '{'.'.join(names)}', which is {old!r}")
+    return parts, old
