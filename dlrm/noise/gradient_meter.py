@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from dlrm.distributed.ranks import ALONE, Ranks
 from dlrm.noise.dense_recorder import DenseRecorder
+from dlrm.noise.frequency_bands import ONE_BAND, FrequencyBands
 from dlrm.noise.noise_scale import GradientSums
-from dlrm.noise.table_gradients import TableSquares, TablesRecorder
+from dlrm.noise.table_gradients import TableSquares
+from dlrm.noise.tables_recorder import TablesRecorder
 from embeddings.interface import Tables
 
 DENSE, TABLES, TABLE, BAND = "dense", "tables", "table/", "ids/"
@@ -63,8 +65,7 @@ class GradientMeter:
     Args:
         model: with tables, a dense part or both.
         ranks: who else trains.
-        bands: names of frequency bands, most frequent ids first; none measures no bands.
-        edges: by table, the first rows of all bands but the first.
+        bands: of the tables' rows by frequency.
 
     Attributes:
         left_out: names of dense parameters whose samples' gradients are not known -> how many numbers they have.
@@ -75,13 +76,12 @@ class GradientMeter:
         model: nn.Module,
         ranks: Ranks = ALONE,
         *,
-        bands: tuple[str, ...] = (),
-        edges: Mapping[str, tuple[int, ...]] | None = None,
+        bands: FrequencyBands = ONE_BAND,
     ) -> None:
         self.ranks, self.bands = ranks, bands
         self.dense = DenseRecorder(model)
         found = [module for module in model.modules() if isinstance(module, Tables)]
-        self.tables = [TablesRecorder(tables, dict(edges or {})) for tables in found]
+        self.tables = [TablesRecorder(tables, bands) for tables in found]
         self.left_out = self.dense.left_out
 
     def open(self) -> None:
@@ -158,8 +158,7 @@ class GradientMeter:
                 measured = recorder.measure()
             else:
                 value = torch.nan if samples else 0.0
-                bands = [torch.full((1 + len(recorder.edges.get(name, ())),), value) for name in names]
-                measured = [TableSquares(band, band) for band in bands]
+                measured = [TableSquares(*2 * [torch.full((self.bands.count,), value)]) for _ in names]
             for name, table in zip(names, measured, strict=True):
                 found[name] = TableSquares(*(scale**2 * part for part in table))
         return found
@@ -184,8 +183,8 @@ class GradientMeter:
         groups = {TABLE + name: _add_up(bands) for name, bands in by_band.items()}
         if groups:
             groups[TABLES] = _add_up(list(groups.values()))
-        for number, band in enumerate(self.bands):
-            groups[BAND + band] = _add_up([bands[number] for bands in by_band.values() if len(bands) > number])
+        for number, band in enumerate(self.bands.names if groups else ()):
+            groups[BAND + band] = _add_up([bands[number] for bands in by_band.values()])
         return groups
 
 

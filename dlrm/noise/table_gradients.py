@@ -8,17 +8,15 @@ bag. So what one sample does to a table has the squared norm (sum over its disti
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
-from torch.utils.hooks import RemovableHandle
 
-from embeddings.interface import Tables
-from embeddings.jagged import Jagged, read_jagged
+from dlrm.noise.frequency_bands import TableBands
+from embeddings.jagged import Jagged
 
 
 class TableSquares(NamedTuple):
@@ -52,6 +50,8 @@ class Vectors(NamedTuple):
 class Entries(NamedTuple):
     """What samples do to rows: entry e adds `scales[e] * source.vectors[places[e]]` to the gradient of row `rows[e]`.
 
+    They are sorted by row, and within a row by sample.
+
     Attributes:
         rows: [n] int64.
         samples: [n] int64, whose ids they are.
@@ -69,72 +69,6 @@ class Entries(NamedTuple):
     source: Vectors
     is_single: bool
     has_one_vector: bool
-
-    def sum_by(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum the entries of equal keys [n]; return one entry's number of each key, and the sums [keys, dim]."""
-        order, first = _group(keys)
-        # As a look-up that pools: it adds up vectors where they lie, without a copy of each.
-        scales = None if self.scales is None else self.scales[order]
-        sums = embedding_bag(self.places[order], self.source.vectors, first, mode="sum", per_sample_weights=scales)
-        return order[first], sums
-
-
-@dataclass(eq=False)
-class TablesRecorder:
-    """Keeps, for one step, what tables were asked for and the gradient of what they gave.
-
-    Attributes:
-        tables: that give one vector per bag.
-        edges: of each table by name, the first rows of its second, third, ... frequency band.
-        calls: in this step; of more than one nothing is known.
-    """
-
-    tables: Tables
-    edges: dict[str, tuple[int, ...]]
-    calls: int = 0
-    features: Any = None
-    delta: Tensor | None = None
-    handle: RemovableHandle | None = None
-
-    def open(self) -> None:
-        """Record the next step."""
-        self.close()
-        self.handle = self.tables.register_forward_hook(self._keep)
-
-    def close(self) -> None:
-        """Record no longer, and forget."""
-        if self.handle is not None:
-            self.handle.remove()
-        self.handle, self.calls, self.features, self.delta = None, 0, None, None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the step has told all that is needed."""
-        return self.calls == 1 and self.delta is not None
-
-    @torch.no_grad()
-    def measure(self) -> list[TableSquares]:
-        """Return the sums of every table, in the order of `table_configs`, of the loss that backward was called on."""
-        assert self.delta is not None, "asked only where is_complete"
-        tables, batch = self.tables, read_jagged(self.features, self.tables.feature_names)
-        vectors = PooledGradient(self.delta, tables.feature_dims)
-        found = []
-        for number, config in enumerate(tables.table_configs):
-            own = [feature for feature, table in enumerate(tables.feature_tables) if table == number]
-            entries = find_entries(batch, own, vectors.of(own), mean=config.pooling == "mean")
-            edges = torch.tensor(self.edges.get(config.name, ()), dtype=torch.int64, device=self.delta.device)
-            found.append(measure_entries(entries, edges))
-        return found
-
-    def _keep(self, module: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        values = output.values()
-        if not (module.training and isinstance(values, Tensor) and values.requires_grad):
-            return
-        self.calls, self.features = self.calls + 1, inputs[0]
-        values.register_hook(self._keep_delta)
-
-    def _keep_delta(self, gradient: Tensor) -> None:
-        self.delta = gradient.detach().float()
 
 
 class PooledGradient:
@@ -172,7 +106,7 @@ def find_entries(batch: Jagged, features: Sequence[int], source: Vectors, *, mea
         mean: whether bags are means.
     """
     size, device = batch.batch_size, source.vectors.device
-    rows, samples, places, scales, is_single = [], [], [], [], len(features) == 1
+    every_row, every_sample, places, scales, is_single = [], [], [], [], len(features) == 1
     for feature, first in zip(features, source.firsts, strict=True):
         cells = batch.positions[feature] * size
         bounds = batch.offsets[cells : cells + size + 1]
@@ -180,71 +114,70 @@ def find_entries(batch: Jagged, features: Sequence[int], source: Vectors, *, mea
         owners = torch.arange(size, device=device).repeat_interleave(lengths)
         ids = slice(begin, begin + len(owners))
         is_single = is_single and (len(owners) <= size and bool((lengths <= 1).all()))
-        rows.append(batch.ids[ids].long())
-        samples.append(owners)
+        every_row.append(batch.ids[ids].long())
+        every_sample.append(owners)
         places.append(owners * source.step + first)
         weights = source.norms.new_ones(len(owners)) if batch.weights is None else batch.weights[ids]
         scales.append(weights / lengths[owners] if mean else weights)
     is_plain = batch.weights is None and (is_single or not mean)
+    is_alone = len(features) == 1
+    # Samples ascend already where there is but one feature, and a stable sort leaves them so.
+    rows, samples = torch.cat(every_row), torch.cat(every_sample)
+    order = torch.sort(rows if is_alone else rows * size + samples, stable=True).indices
     return Entries(
-        rows=torch.cat(rows),
-        samples=torch.cat(samples),
-        places=torch.cat(places),
-        scales=None if is_plain else torch.cat(scales),
+        rows=rows[order],
+        samples=samples[order],
+        places=torch.cat(places)[order],
+        scales=None if is_plain else torch.cat(scales)[order],
         source=source,
         is_single=is_single,
-        has_one_vector=len(features) == 1,
+        has_one_vector=is_alone,
     )
 
 
-def measure_entries(entries: Entries, edges: Tensor) -> TableSquares:
+def measure_entries(entries: Entries, bands: TableBands) -> TableSquares:
     """Return the sums over samples and rows.
 
     Args:
         entries: what the batch does to the table.
-        edges: first rows of all frequency bands but the first, ascending.
+        bands: of the table's rows.
     """
-    rows, own = _squares_of_samples(entries)
-    by_row, sums = entries.sum_by(entries.rows)
-    return TableSquares(_sum_by_band(rows, own, edges), _sum_by_band(entries.rows[by_row], _squared_norms(sums), edges))
-
-
-def _squares_of_samples(entries: Entries) -> tuple[Tensor, Tensor]:
-    """Return (row, squared norm) of what each sample does to each of its rows."""
-    if not entries.has_one_vector:
-        some, sums = entries.sum_by(_pair(entries))
-        return entries.rows[some], _squared_norms(sums)
-    norms = entries.source.norms
-    scales = torch.ones_like(entries.rows, dtype=norms.dtype) if entries.scales is None else entries.scales
+    new_row = _changes(entries.rows)
+    new_pair = new_row | _changes(entries.samples)
+    first_of_row, first_of_pair = new_row.nonzero().squeeze(1), new_pair.nonzero().squeeze(1)
+    of_rows = _norms_of_sums(entries, first_of_row)
     if entries.is_single:
-        return entries.rows, norms[entries.places] * scales.square()
-    order, first = _group(_pair(entries))
-    number = torch.zeros_like(order).index_fill_(0, first, 1).cumsum(0) - 1
-    totals = torch.zeros_like(first, dtype=norms.dtype).index_add_(0, number, scales[order])
-    some = order[first]
-    return entries.rows[some], norms[entries.places[some]] * totals.square()
+        own = entries.source.norms[entries.places]
+        own = own if entries.scales is None else own * entries.scales.square()
+    elif entries.has_one_vector:
+        own = entries.source.norms[entries.places[first_of_pair]] * _sum_scales(entries, new_pair).square()
+    else:
+        own = _norms_of_sums(entries, first_of_pair)
+    return TableSquares(bands.sum(entries.rows[first_of_pair], own), bands.sum(entries.rows[first_of_row], of_rows))
 
 
-def _pair(entries: Entries) -> Tensor:
-    """Return a number for each entry that tells its sample and its row."""
-    return entries.samples * (entries.rows.max() + 1 if len(entries.rows) else 1) + entries.rows
+def _changes(numbers: Tensor) -> Tensor:
+    """Return where a number differs from the one before."""
+    differs = torch.ones_like(numbers, dtype=torch.bool)
+    differs[1:] = numbers[1:] != numbers[:-1]
+    return differs
 
 
-def _group(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the order that sorts keys, and where in it each different key begins."""
-    ordered, order = torch.sort(keys)
-    is_first = torch.ones_like(ordered, dtype=torch.bool)
-    is_first[1:] = ordered[1:] != ordered[:-1]
-    return order, is_first.nonzero().squeeze(1)
+def _norms_of_sums(entries: Entries, firsts: Tensor) -> Tensor:
+    """Return the squared norm of the sum of the entries from each of `firsts` to the next one."""
+    # As a look-up that pools: it adds up vectors where they lie, without a copy of each.
+    vectors, scales = entries.source.vectors, entries.scales
+    return _squared_norms(embedding_bag(entries.places, vectors, firsts, mode="sum", per_sample_weights=scales))
+
+
+def _sum_scales(entries: Entries, is_first: Tensor) -> Tensor:
+    """Return the sum of the scales from each first entry to the next one."""
+    number = is_first.long().cumsum(0) - 1
+    if entries.scales is None:
+        return torch.bincount(number).float()
+    return entries.scales.new_zeros(int(is_first.sum())).index_add_(0, number, entries.scales)
 
 
 def _squared_norms(vectors: Tensor) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(vectors, dim=1)
     return norms.square()
-
-
-def _sum_by_band(rows: Tensor, numbers: Tensor, edges: Tensor) -> Tensor:
-    if not len(edges):
-        return numbers.sum(dtype=torch.float64).unsqueeze(0)
-    bands = torch.bucketize(rows, edges, right=True)
-    return torch.bincount(bands, weights=numbers.double(), minlength=len(edges) + 1)

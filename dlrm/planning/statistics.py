@@ -31,7 +31,7 @@ def measure_usage(dataset: Dataset, configs: Sequence[TableConfig], global_batch
     Raises:
         ValueError: there are no training samples.
     """
-    pieces = _choose_pieces(dataset)
+    pieces = choose_pieces(dataset)
     widest = max(config.num_rows for config in configs)
     return Usage(
         global_batch_size=global_batch_size,
@@ -40,7 +40,7 @@ def measure_usage(dataset: Dataset, configs: Sequence[TableConfig], global_batch
     )
 
 
-def _choose_pieces(dataset: Dataset) -> list[tuple[int, slice]]:
+def choose_pieces(dataset: Dataset) -> list[tuple[int, slice]]:
     """Return (part, rows) of training samples from the start to the end of the split."""
     rows = [part.rows for part in dataset.info.splits.get("train", ())]
     if not sum(rows):
@@ -52,7 +52,7 @@ def _choose_pieces(dataset: Dataset) -> list[tuple[int, slice]]:
 
 def _measure_table(dataset: Dataset, config: TableConfig, pieces: Sequence[tuple[int, slice]]) -> TableUsage:
     samples = sum(where.stop for _, where in pieces)
-    found = [_read(dataset, part, name, where) for name in config.features for part, where in pieces]
+    found = [read_ids(dataset, part, name, where) for name in config.features for part, where in pieces]
     ids = np.concatenate([ids for ids, _ in found])
     bags = sum(filled for _, filled in found)
     steps = min(TRAFFIC_STEPS, config.num_rows)
@@ -66,7 +66,7 @@ def _measure_table(dataset: Dataset, config: TableConfig, pieces: Sequence[tuple
     )
 
 
-def _read(dataset: Dataset, part: int, feature: str, where: slice) -> tuple[Ids, int]:
+def read_ids(dataset: Dataset, part: int, feature: str, where: slice) -> tuple[Ids, int]:
     """Return the ids of a feature, and how many of its bags are not empty."""
     column = dataset.part("train", part).features[feature]
     if not isinstance(column, Bags):
