@@ -18,9 +18,10 @@ from dlrm.distributed.ranks import ALONE, Ranks
 from dlrm.model import DLRM
 from dlrm.optim.lamb import Lamb
 from dlrm.training.train_step import ClickTask, TrainStep
-from embeddings import RowAdagrad, RowAdam, RowLamb, RowSGD, RowWiseAdagrad, ShardingPlan, TableConfig
+from embeddings import RowAdagrad, RowAdam, RowCowClip, RowLamb, RowSGD, RowWiseAdagrad, ShardingPlan, TableConfig
 from embeddings.interface import TableRows, Tables
 from embeddings.local.local_tables import LocalTables
+from embeddings.row_optimizers import moves_all_rows
 from embeddings.shards import SHARDINGS, Shard, TablePlan, place
 
 # eps is large enough that the sign of a gradient near 0, which float32 rounds, decides nothing
@@ -33,12 +34,17 @@ OPTIMIZERS = {
     "partial lamb": RowLamb(learning_rate=0.02, eps=1e-2, partial=True),
     "touched lamb": RowLamb(learning_rate=0.02, eps=1e-2, trust="touched"),
     "partial touched lamb": RowLamb(learning_rate=0.02, eps=1e-2, trust="touched", partial=True, weight_decay=0.1),
+    "table lamb": RowLamb(learning_rate=0.02, eps=1e-2, trust="table", weight_decay=0.1),
+    "partial table lamb": RowLamb(learning_rate=0.02, eps=1e-2, trust="table", partial=True),
+    "cowclip": RowCowClip(learning_rate=0.02, eps=1e-2, clip=0.2, l2=0.02),
+    "lazy cowclip": RowCowClip(learning_rate=0.02, eps=1e-2, clip=0.2, l2=0.02, l2_mode="lazy"),
 }
 # over three ranks, 1 and 2 samples leave ranks without any, and of the others few divide
 BATCHES = [7, 4, 1, 5, 2, 9, 12, 1, 6, 8] * 2
 STEPS = len(BATCHES)
 NO_IDS = 11  # the step whose bags are all empty
-RUNS = {name: (name,) for name in OPTIMIZERS} | {"all at once": tuple(OPTIMIZERS)}
+ALONE_TOO = [name for name in OPTIMIZERS if name not in ("partial table lamb", "lazy cowclip")]
+RUNS = {name: (name,) for name in ALONE_TOO} | {"all at once": tuple(OPTIMIZERS)}
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 
 
@@ -49,9 +55,8 @@ def configs_of(run: str) -> list[TableConfig]:
         common = {"optimizer": OPTIMIZERS[optimizer], "init_scale": 0.5}
         for kind in SHARDINGS:
             name = f"{kind}, {optimizer}"
-            both = (f"{name} x", f"{name} y")
             configs += [
-                TableConfig(name=f"{name}, sum", num_rows=37, dim=5, features=both, **common),
+                TableConfig(name=f"{name}, sum", num_rows=37, dim=5, features=(f"{name} x", f"{name} y"), **common),
                 TableConfig(name=f"{name}, mean", num_rows=23, dim=8, pooling="mean", **common),
             ]
         configs.append(TableConfig(name=f"row_wise, {optimizer}, tiny", num_rows=2, dim=3, **common))
@@ -163,8 +168,7 @@ def train_all(rank: int, count: int) -> dict[tuple[str, bool], Any]:
             tables = ShardedTables(configs, plan=plan_of(configs, count, nodes=nodes), seed=3)
             start = held_by(tables)
             pooled = train(tables, ranks, configs, **run_of(index, nodes))
-            exchange = type(tables._rows._vectors).__name__
-            results[run, nodes] = (start, pooled, held_by(tables), exchange)
+            results[run, nodes] = (start, pooled, held_by(tables), type(tables._rows._vectors).__name__)
     results["dense", False] = train_network(ranks)
     return results
 
@@ -192,8 +196,9 @@ class Plain:
         return [matrix @ self.w for matrix in self.bags]
 
     def update(self, gradients: list[NDArray[np.float64]], factor: float) -> None:
-        rows, rule = sorted(set(self.touched)), self.config.optimizer
-        w, rate, decay = self.w[rows], rule.learning_rate * factor, rule.weight_decay
+        rule = self.config.optimizer
+        rows = list(range(self.config.num_rows)) if moves_all_rows(rule) else sorted(set(self.touched))
+        w, rate, decay = self.w[rows], rule.learning_rate * factor, getattr(rule, "weight_decay", 0)
         g = sum(bags.T @ gradient for bags, gradient in zip(self.bags, gradients, strict=True))[rows]
         self.updates += 1
         if isinstance(rule, RowSGD):
@@ -203,6 +208,7 @@ class Plain:
             root = np.sqrt(self._keep("sum_of_squares", rows, 1, 1, g**2))
             step = g / (root + rule.eps)
         else:
+            g = self._clip(rule, g, rows) if isinstance(rule, RowCowClip) else g
             m = self._keep("first_moment", rows, rule.betas[0], 1 - rule.betas[0], g)
             v = self._keep("second_moment", rows, rule.betas[1], 1 - rule.betas[1], g**2)
             corrected = np.sqrt(v / (1 - rule.betas[1] ** self.updates)) + rule.eps
@@ -212,6 +218,14 @@ class Plain:
             norms = [np.sqrt((x**2).sum(axis=axis, keepdims=True)) for x in (w, step)]
             step = step * np.where((norms[0] > 0) & (norms[1] > 0), norms[0] / norms[1], 1)
         self.w[rows] = w - rate * step
+
+    def _clip(self, rule: RowCowClip, g: NDArray[Any], rows: list[int]) -> NDArray[np.float64]:
+        last = self.state.get("last_update", np.full(len(self.w), self.updates - 1))
+        g = g + 2 * rule.l2 * (self.updates - last[rows])[:, None] * self.w[rows]
+        last[rows] = self.updates
+        counts = np.maximum(np.bincount(self.touched, minlength=self.config.num_rows)[rows], 1)
+        lengths = np.maximum(np.linalg.norm(self.w[rows], axis=1), rule.clip * self.config.dim**0.5 * rule.zeta)
+        return g * np.minimum(1, rule.clip * counts * lengths / np.linalg.norm(g, axis=1))[:, None]
 
     def _keep(self, name: str, rows: list[int], old: float, new: float, g: NDArray[Any]) -> NDArray[np.float64]:
         kept = self.state[name]
