@@ -43,8 +43,7 @@ OPTIMIZERS = {
 BATCHES = [7, 4, 1, 5, 2, 9, 12, 1, 6, 8] * 2
 STEPS = len(BATCHES)
 NO_IDS = 11  # the step whose bags are all empty
-ALONE_TOO = [name for name in OPTIMIZERS if name not in ("partial table lamb", "lazy cowclip")]
-RUNS = {name: (name,) for name in ALONE_TOO} | {"all at once": tuple(OPTIMIZERS)}
+RUNS = {name: (name,) for name in list(OPTIMIZERS)[:8]} | {"all at once": tuple(OPTIMIZERS)}
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 
 
