@@ -114,9 +114,23 @@ def status_of(error: BaseException) -> int:
 
 
 def parse(
-    config: type[Config], argv: Sequence[str], *, program: str, description: str = "", default: Config | None = None
+    config: type[Config],
+    argv: Sequence[str],
+    *,
+    program: str,
+    description: str = "",
+    default: Config | None = None,
+    short: Mapping[str, str] | None = None,
 ) -> Config:
     """Make a configuration from flags; whatever is wrong with them is one line, as every other error.
+
+    Args:
+        config: a dataclass.
+        argv: the flags.
+        program: named in the help text.
+        description: shown there.
+        default: where values come from that no flag gives.
+        short: shorter names of flags, and the whole ones.
 
     Raises:
         ValueError: a flag does not exist, or its value is not accepted.
@@ -127,12 +141,19 @@ def parse(
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            made: Config = tyro.cli(config, prog=program, description=description or None, args=argv, **start)
+            args = _write_out(argv, short or {})
+            made: Config = tyro.cli(config, prog=program, description=description or None, args=args, **start)
             return made
     except SystemExit as stop:
         if not stop.code:
             raise
         raise ValueError(_unbox(complaint.getvalue())) from None
+
+
+def _write_out(argv: Sequence[str], short: Mapping[str, str]) -> list[str]:
+    """Replace the short names of flags, given as `--name value` or `--name=value`."""
+    parts = [(argument.partition("="), argument) for argument in argv]
+    return [short.get(name.replace("_", "-"), name) + equals + value for (name, equals, value), _ in parts]
 
 
 def _unbox(complaint: str) -> str:

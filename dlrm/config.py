@@ -11,6 +11,7 @@ from typing import Literal
 
 from dlrm.optim.config import DenseOptimizerConfig, HeadConfig
 from dlrm.optim.lr_schedules import Schedule
+from dlrm.optim.scaling_rules import RuleName
 
 Interaction = Literal["dot", "dcn", "fm", "projection"]
 Metric = Literal["auc", "logloss", "normalized_entropy"]
@@ -84,7 +85,7 @@ class StepConfig:
     """How one batch is trained."""
 
     global_batch_size: int = 4096
-    """Samples per step, over all ranks."""
+    """Samples per step, over all ranks; --global-batch-size for short."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Arithmetic of the dense part; rows, loss and optimizers stay in fp32. tf32 shortens a GPU's factors only."""
     compile: bool = False
@@ -189,6 +190,14 @@ class TrainingConfig:
 
     epochs: float = 1.0
     """Passes over the training split."""
+    scale_from: int | None = None
+    """The batch size that all numbers were chosen for; they are scaled by --rule to that of the run, and printed."""
+    rule: RuleName | None = None
+    """How (with --scale-from; auto if not given), and how rates follow a batch size that changes during the run."""
+    rule_power: float = 0.5
+    """Of --rule power."""
+    match: Literal["epochs", "updates"] = "epochs"
+    """With --scale-from: train on as many samples as before, or on k times as many and so for as many updates."""
     time_limit_seconds: float | None = None
     """Stop, evaluate and save after so much training time."""
     shuffle: bool = True
@@ -217,6 +226,11 @@ class TrainingConfig:
         if not self.epochs > 0:
             raise ValueError(f"--epochs: expected a number above 0, got {self.epochs}")
         self.head.resolve(self.dense)
+        if self.scale_from is not None:
+            _at_least(1, self.scale_from, "--scale-from")
+        elif self.rule is not None or self.match != "epochs":
+            given = f"--rule {self.rule}" if self.rule is not None else f"--match {self.match}"
+            raise ValueError(f"--scale-from: expected beside {given} the batch size that the numbers are for, got none")
         _at_least(0, self.seed, "--seed")
         _at_least(1, self.log_every_samples, "--log-every-samples")
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 RuleName = Literal["none", "linear", "sqrt", "power", "sde", "legw", "adascale", "cowclip", "auto"]
 LINEAR_UP_TO = 8.0  # from where on linear scaling of SGD tends to diverge; published limits are 8 to 16
+LAMB_WARMUP = 0.2  # share of the run that the longest warm-up in LAMB's paper takes
 RATE_ONLY = {"none": 0.0, "linear": 1.0, "sqrt": 0.5, "legw": 0.5, "adascale": 0.0}
 
 
@@ -24,6 +25,7 @@ class Multipliers:
         eps: of the denominator.
         forgetting: 1 - beta of each moment, which stays at most 1.
         warmup: length of the warm-up in samples; k keeps the number of its steps.
+        longest_warmup: as a share of a schedule that has an end; a warm-up that was longer before stays.
         reason: for all that, in words.
     """
 
@@ -32,6 +34,7 @@ class Multipliers:
     eps: float = 1.0
     forgetting: float = 1.0
     warmup: float = 1.0
+    longest_warmup: float = math.inf
     reason: str = ""
 
 
@@ -82,12 +85,11 @@ class ScalingRule:
         if self.name == "auto":
             return _scale_table(k, group) if group.is_table else _scale_dense(k, group)
         power = self.power if self.name == "power" else RATE_ONLY[self.name]
-        keeps_steps = self.name == "legw" or (self.name == "sqrt" and group.optimizer == "lamb" and not group.is_table)
-        words = {"none": "unchanged", "linear": "k", "sqrt": "sqrt(k)", "legw": "sqrt(k)", "power": f"k ** {power:g}"}
-        reason = words.get(self.name, "the gain is measured in every step")
-        if keeps_steps:
-            reason += ", a warm-up of as many steps"
-        return Multipliers(learning_rate=k**power, warmup=k if keeps_steps else 1.0, reason=reason)
+        if self.name == "sqrt" and group.optimizer == "lamb" and not group.is_table:
+            return _scale_lamb(k)
+        words = {"none": "unchanged", "linear": "k", "sqrt": "sqrt(k)", "legw": "sqrt(k), a warm-up of as many steps"}
+        reason = words.get(self.name, f"k ** {power:g}" if self.name == "power" else "times a gain measured per step")
+        return Multipliers(learning_rate=k**power, warmup=k if self.name == "legw" else 1.0, reason=reason)
 
 
 def rows_are_rare(top_share: float, global_batch_size: int) -> bool:
@@ -163,8 +165,14 @@ def _scale_dense(k: float, group: ScaledGroup) -> Multipliers:
             learning_rate=near * math.sqrt(k / near), reason=f"SGD: k up to {LINEAR_UP_TO:g}, its root beyond"
         )
     if group.optimizer == "lamb":
-        return Multipliers(learning_rate=math.sqrt(k), warmup=k, reason="LAMB: sqrt(k), a warm-up of as many steps")
+        return _scale_lamb(k)
     return Multipliers(learning_rate=math.sqrt(k), reason=f"{group.optimizer}: sqrt(k)")
+
+
+def _scale_lamb(k: float) -> Multipliers:
+    """Warm up for as many steps as before (You et al. 2020, arXiv:1904.00962: up to a fifth of the run)."""
+    reason = "LAMB: sqrt(k), a warm-up of as many steps up to a fifth of the schedule"
+    return Multipliers(learning_rate=math.sqrt(k), warmup=k, longest_warmup=LAMB_WARMUP, reason=reason)
 
 
 def _scale_table(k: float, group: ScaledGroup) -> Multipliers:

@@ -13,6 +13,8 @@ from dlrm.cli import parse
 from dlrm.config import RunConfig
 from dlrm.distributed.one_voice import OneVoice
 from dlrm.distributed.place import Place
+from dlrm.optim.scaling import scale_config
+from dlrm.optim.scaling_text import describe_changes, find_doubts
 from dlrm.recipes import Recipe, find_recipe, list_recipes
 from dlrm.this_machine import count_cores
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 # What ranks may have of their own: places on their machines, and who started them. Data are compared by content.
 OWN = ("output", "data", "ranks", "max_restarts")
+SHORT = {"--global-batch-size": "--step.global-batch-size"}
 
 
 def run_train(argv: list[str]) -> int:
@@ -37,7 +40,9 @@ def run_train(argv: list[str]) -> int:
     with OneVoice(place) as voice:
         recipe = find_recipe(argv[0])
         program = f"recforge train {argv[0]}"
-        config = parse(RunConfig, argv[1:], program=program, description=recipe.help, default=recipe.config)
+        config = parse(
+            RunConfig, argv[1:], program=program, description=recipe.help, default=recipe.config, short=SHORT
+        )
         if not place.is_launched and (config.ranks or 1) > 1:
             return _launch(argv, config)
         summary = train(argv[0], recipe, config, voice=voice)
@@ -50,7 +55,8 @@ def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | Non
     """Join the other ranks if there are any, provide the data, build the model, train it, and return the summary.
 
     Raises:
-        ValueError: see `Trainer` and `join_ranks`; or `config.output` holds a run of another configuration.
+        ValueError: see `scale_config`, `Trainer` and `join_ranks`; or `config.output` holds a run of another
+            configuration.
     """
     import torch
 
@@ -61,6 +67,7 @@ def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | Non
 
     voice = voice or OneVoice(Place())
     place, limit = voice.place, config.parallel.hang_timeout_seconds
+    config = _scale(config, place)
     if place.is_launched and config.ranks not in (None, place.count):
         raise ValueError(f"--ranks {config.ranks}: torchrun has started {place.count}; leave --ranks out")
     torch.set_num_threads(config.step.threads or max(1, count_cores() // place.per_node))
@@ -79,10 +86,26 @@ def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | Non
                 print(f"recforge: {line}", file=sys.stderr)
         with watch.stage(PREPARING):
             dataset = _provide(recipe, config, group)
+        if place.rank == 0:
+            _tell_doubts(config, dataset)
         with watch.stage(BUILDING):
             trainer = _build_trainer(name, config, output, dataset, group)
         watch.follow(trainer.stopwatch, lambda: trainer.progress.samples)
         return trainer.fit()
+
+
+def _scale(config: RunConfig, place: Place) -> RunConfig:
+    """Scale hyperparameters to the batch size if they are to be, and print all of them before and after."""
+    scaled, changes = scale_config(config)
+    if changes and place.rank == 0:
+        print("recforge:", "\n".join(describe_changes(scaled, changes)), file=sys.stderr)
+    return scaled
+
+
+def _tell_doubts(config: RunConfig, dataset: Dataset) -> None:
+    if config.scale_from is not None:
+        for doubt in find_doubts(config, dataset.rows("train")):
+            print(f"recforge: warning: {doubt}", file=sys.stderr)
 
 
 def _build_trainer(name: str, config: RunConfig, output: Path, dataset: Dataset, group: Group) -> Trainer:

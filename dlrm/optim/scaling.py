@@ -1,0 +1,164 @@
+"""Rewrites a configuration for another batch size by a rule, and says what was changed and why.
+
+It happens before anything is built: the run, its `config.json` and whoever continues it know only the numbers after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+from dlrm.config import TrainingConfig
+from dlrm.optim.lr_schedules import Schedule
+from dlrm.optim.scaling_rules import Multipliers, ScaledGroup, ScalingRule
+from dlrm.optim.schedule_text import parse_formula
+
+C = TypeVar("C", bound=TrainingConfig)
+
+# What optimizers take for an option that is not given, where a rule multiplies it.
+OWN_EPS = {"lamb": 1e-6, "partial_lamb": 1e-6, "adam": 1e-8, "adamw": 1e-8, "rowwise_adagrad": 1e-8}
+OWN_BETAS = dict.fromkeys(("lamb", "partial_lamb", "adam", "adamw"), (0.9, 0.999))
+NUMBERS = ("learning_rate", "weight_decay", "eps", "betas")
+SCHEDULE = tuple(option.name for option in fields(Schedule))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A hyperparameter by its flag, before and after scaling, and why; the two may be equal."""
+
+    flag: str
+    before: Any
+    after: Any
+    reason: str
+
+
+def scale_config(config: C) -> tuple[C, tuple[Change, ...]]:
+    """Return the configuration for its batch size, given that its numbers were chosen for one of `scale_from`.
+
+    Args:
+        config: whose `scale_from`, `rule` and `match` say what to do; without `scale_from`, nothing.
+
+    Returns:
+        The scaled configuration, and every hyperparameter that the rule looks at, whether it changed or not.
+
+    Raises:
+        ValueError: a scaled number is out of range, naming its flag.
+    """
+    if config.scale_from is None:
+        return config, ()
+    ratio = config.step.global_batch_size / config.scale_from
+    rule = ScalingRule(name=config.rule or "auto", power=config.rule_power)
+    lengths = ratio if config.match == "updates" else 1.0
+    multipliers = {group.name: rule.multipliers(ratio, group) for group in _groups(config)}
+    changed: dict[str, Any] = {}
+    for group in _groups(config):
+        m, schedule = multipliers[group.name], f"{group.name}_schedule"
+        if hasattr(config, group.name):
+            changed[group.name] = _scale_optimizer(getattr(config, group.name), group.optimizer, m)
+        changed[schedule] = _scale_schedule(getattr(config, schedule), m, lengths)
+    if "small_tables" in multipliers:  # their rate is that of the tables, and their schedule multiplies it
+        factor = multipliers["small_tables"].learning_rate / multipliers["tables"].learning_rate
+        changed["small_tables_schedule"] = _multiply(changed["small_tables_schedule"], factor)
+    scaled = replace(config, **changed, **_scale_lengths(config, lengths))
+    return scaled, tuple(_list_changes(config, scaled, multipliers))
+
+
+def _groups(config: TrainingConfig) -> list[ScaledGroup]:
+    head = config.head.name or config.dense.name
+    groups = [ScaledGroup(name="dense", optimizer=config.dense.name), ScaledGroup(name="head", optimizer=head)]
+    if (tables := getattr(config, "tables", None)) is not None:
+        groups += [ScaledGroup(name=name, optimizer=tables.optimizer) for name in ("tables", "small_tables")]
+    return groups
+
+
+def _scale_optimizer(config: Any, optimizer: str, m: Multipliers) -> Any:
+    """Multiply what an optimizer's configuration gives, and what it would take where the rule changes that."""
+    changed: dict[str, Any] = {}
+    for option, factor, own in (
+        ("learning_rate", m.learning_rate, None),
+        ("weight_decay", m.weight_decay, None),
+        ("eps", m.eps, OWN_EPS.get(optimizer)),
+    ):
+        value = getattr(config, option, None)
+        if value is None and factor != 1.0 and hasattr(config, option):
+            value = own
+        if value is not None:
+            changed[option] = value * factor
+    betas = getattr(config, "betas", None) or OWN_BETAS.get(optimizer)
+    if m.forgetting != 1.0 and hasattr(config, "betas") and betas is not None and optimizer in OWN_BETAS:
+        changed["betas"] = tuple(max(0.0, 1.0 - m.forgetting * (1.0 - beta)) for beta in betas)
+    return replace(config, **changed)
+
+
+def _scale_schedule(schedule: Schedule, m: Multipliers, lengths: float) -> Schedule:
+    """Stretch all of a schedule, or only its warm-up, at the cost of what follows it."""
+    warmups = m.warmup if lengths == 1.0 else 1.0  # all lengths times k keep the steps of a warm-up already
+    shape = str(parse_formula(schedule.shape).stretch(lengths, warmups)) if schedule.shape else ""
+    warmup, hold, decay = (
+        lengths * samples for samples in (schedule.warmup_samples, schedule.hold_samples, schedule.decay_samples)
+    )
+    wanted, end = warmup * warmups, warmup + hold + decay
+    if decay:
+        wanted = min(wanted, max(warmup, m.longest_warmup * end))
+        hold = max(0.0, hold - (wanted - warmup))
+        decay = max(1.0, end - wanted - hold)
+    numbers = {"warmup_samples": round(wanted), "hold_samples": round(hold), "decay_samples": round(decay)}
+    return replace(schedule, **numbers, shape=shape)
+
+
+def _multiply(schedule: Schedule, factor: float) -> Schedule:
+    if factor == 1.0:
+        return schedule
+    return replace(schedule, shape=f"{factor!r} * {schedule.shape}" if schedule.shape else repr(factor))
+
+
+def _scale_lengths(config: TrainingConfig, lengths: float) -> dict[str, Any]:
+    if lengths == 1.0:
+        return {}
+    changed: dict[str, Any] = {"epochs": config.epochs * lengths}
+    for name in ("evaluation", "checkpoint"):
+        part: Any = getattr(config, name)
+        if part.every_samples is not None:
+            changed[name] = replace(part, every_samples=max(1, round(part.every_samples * lengths)))
+    return changed
+
+
+def _list_changes(
+    before: TrainingConfig, after: TrainingConfig, multipliers: dict[str, Multipliers]
+) -> Iterator[Change]:
+    for group in _groups(before):
+        reason, schedule = multipliers[group.name].reason, f"{group.name}_schedule"
+        own = {"eps": OWN_EPS.get(group.optimizer), "betas": OWN_BETAS.get(group.optimizer)}
+        if hasattr(before, group.name):
+            yield from _compare(before, after, group.name, NUMBERS, reason, own)
+        yield from _compare(
+            before, after, schedule, SCHEDULE, reason if before.match == "epochs" else "--match updates"
+        )
+    yield from _compare(before, after, "", ("epochs",), "--match updates")
+    for part in ("evaluation", "checkpoint"):
+        yield from _compare(before, after, part, ("every_samples",), "--match updates")
+
+
+def _compare(
+    before: Any, after: Any, part: str, options: Sequence[str], reason: str, own: Mapping[str, Any] | None = None
+) -> Iterator[Change]:
+    """Compare settings of one part, but for those that neither differ from their defaults nor were changed.
+
+    Args:
+        before: the whole configuration.
+        after: as scaled.
+        part: field in which the settings are; empty for the configuration itself.
+        options: the settings.
+        reason: for changes.
+        own: what an optimizer takes where a setting is None.
+    """
+    old, new = (getattr(config, part) if part else config for config in (before, after))
+    defaults = {item.name: item.default for item in fields(old)}
+    for option in options:
+        was, now = getattr(old, option, None), getattr(new, option, None)
+        if was == now and (was is None or (option != "learning_rate" and was == defaults.get(option))):
+            continue
+        flag = "--" + ".".join(name.replace("_", "-") for name in (part, option) if name)
+        told = (own or {}).get(option) if was is None else was
+        yield Change(flag=flag, before=told, after=now, reason=reason if was != now else "")
