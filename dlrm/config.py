@@ -9,9 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from dlrm.noise.config import NoiseScaleConfig
 from dlrm.optim.config import DenseOptimizerConfig, HeadConfig
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.optim.scaling_rules import RuleName
+from dlrm.tables_config import SmallTablesConfig as SmallTablesConfig
+from dlrm.tables_config import TablesConfig as TablesConfig
+from dlrm.training.batch_growth_config import BatchGrowthConfig
 
 Interaction = Literal["dot", "dcn", "fm", "projection"]
 Metric = Literal["auc", "logloss", "normalized_entropy"]
@@ -47,37 +51,6 @@ class ModelConfig:
                 _at_least(1, width, f"--model.{name}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"--model.dropout: expected a share in [0, 1), got {self.dropout}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TablesConfig:
-    """What all tables of a recipe have in common; the Python API sets each table apart."""
-
-    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam", "lamb", "partial_lamb"] = "rowwise_adagrad"
-    """How rows are updated, inside backward; partial_lamb keeps one second moment per row."""
-    learning_rate: float = 0.05
-    """Peak learning rate of the rows; `--tables-schedule` scales it. Of lamb it is relative to a row's length."""
-    eps: float | None = None
-    """All but sgd: added to the root of the squared gradients; None means 1e-8, or 1e-6 of lamb. Where it is small
-    beside them, a row's first step has the length of the learning rate however little it has learned from; where it is
-    large, rows move in proportion to what they have learned from, which rare ids need. Gradients are those of the mean
-    over the batch: double the batch, halve eps."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """adam and lamb: decay per update of the two moments."""
-    trust: Literal["row", "touched"] = "row"
-    """lamb: the ratio of norms is that of each row, or of all rows that the batch touches."""
-    weight_decay: float = 0.0
-    """Decay, of the rows that a batch touches only: L2, or of adam decoupled, or of lamb within the direction."""
-    pooling: Literal["sum", "mean"] = "sum"
-    """How the rows of one bag become one vector."""
-    init_scale: float | None = None
-    """Rows start uniform in [-init_scale, init_scale); None means 1 / sqrt(num_rows) of each table."""
-    kernel: Literal["auto", "numba", "fbgemm"] = "auto"
-    """Whose kernels: auto is numba on a CPU and fbgemm on a GPU."""
-    row_type: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """How rows are stored; 16 bits are rounded at random, so that small updates are not lost."""
-    memory: Literal["device", "uvm", "uvm_caching"] = "device"
-    """Where a GPU's rows lie: its own memory, the host's, or the host's with a cache in its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +190,8 @@ class TrainingConfig:
     small_tables_schedule: Schedule = field(default_factory=Schedule)
     """Multiplies that of the tables for small ones."""
     step: StepConfig = field(default_factory=StepConfig)
+    growth: BatchGrowthConfig = field(default_factory=BatchGrowthConfig)
+    noise_scale: NoiseScaleConfig = field(default_factory=NoiseScaleConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
@@ -249,9 +224,11 @@ class RunConfig(TrainingConfig):
     """With --ranks: start all again from the last checkpoint so many times when one is lost."""
     model: ModelConfig = field(default_factory=ModelConfig)
     tables: TablesConfig = field(default_factory=TablesConfig)
+    small_tables: SmallTablesConfig = field(default_factory=SmallTablesConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.small_tables.resolve(self.tables)
         if self.ranks is not None:
             _at_least(1, self.ranks, "--ranks")
         _at_least(0, self.max_restarts, "--max-restarts")

@@ -4,43 +4,49 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dlrm.config import TablesConfig
-from embeddings import RowAdagrad, RowAdam, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad, TableConfig
+from dlrm.config import SmallTablesConfig, TablesConfig
+from embeddings import RowAdagrad, RowAdam, RowCowClip, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad, TableConfig
 
 if TYPE_CHECKING:
     from dlrm.data.dataset import DatasetInfo
 
 
-def describe_tables(info: DatasetInfo, dim: int, config: TablesConfig) -> list[TableConfig]:
-    """Describe one table per feature of a dataset, all alike."""
-    optimizer = describe_row_optimizer(config)
-    return [
-        TableConfig(
-            name=feature.name,
-            num_rows=feature.num_rows,
-            dim=dim,
-            pooling=config.pooling,
-            optimizer=optimizer,
-            init_scale=config.init_scale,
-            row_type=config.row_type,
-            memory=config.memory,
+def describe_tables(
+    info: DatasetInfo, dim: int, tables: TablesConfig, small_tables: SmallTablesConfig | None = None
+) -> list[TableConfig]:
+    """Describe one table per feature of a dataset: all alike, or large ones and small ones."""
+    small = small_tables or SmallTablesConfig()
+    groups = {"tables": tables, "small_tables": small.resolve(tables)}
+    optimizers = {group: describe_row_optimizer(config) for group, config in groups.items()}
+    described = []
+    for feature in info.features:
+        group = "small_tables" if feature.num_rows < small.below_rows else "tables"
+        config = groups[group]
+        described.append(
+            TableConfig(
+                name=feature.name,
+                num_rows=feature.num_rows,
+                dim=dim,
+                pooling=config.pooling,
+                optimizer=optimizers[group],
+                init_scale=config.init_scale,
+                row_type=config.row_type,
+                memory=config.memory,
+                group=group,
+            )
         )
-        for feature in info.features
-    ]
+    return described
 
 
 def describe_row_optimizer(config: TablesConfig) -> RowOptimizer:
     """Describe the optimizer that a recipe's tables have in common."""
-    common: dict[str, Any] = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}
-    if config.optimizer == "sgd":
-        return RowSGD(**common)
-    if config.eps is not None:
-        common["eps"] = config.eps
-    if config.optimizer == "adagrad":
-        return RowAdagrad(**common)
-    if config.optimizer == "adam":
-        return RowAdam(betas=config.betas, **common)
+    options = ("learning_rate", "weight_decay", "eps", "betas", "trust", "clip", "zeta", "l2", "l2_mode")
+    given: dict[str, Any] = {name: value for name in options if (value := getattr(config, name)) is not None}
+    if config.optimizer == "cowclip":
+        del given["weight_decay"]  # which is 0: its decay is l2
+        return RowCowClip(**given)
     if config.optimizer in ("lamb", "partial_lamb"):
-        partial = config.optimizer == "partial_lamb"
-        return RowLamb(betas=config.betas, partial=partial, trust=config.trust, **common)
-    return RowWiseAdagrad(**common)
+        return RowLamb(partial=config.optimizer == "partial_lamb", **given)
+    kinds = {"sgd": RowSGD, "adagrad": RowAdagrad, "adam": RowAdam, "rowwise_adagrad": RowWiseAdagrad}
+    described: RowOptimizer = kinds[config.optimizer](**given)
+    return described

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrm.batch import Batch
-from dlrm.config import Interaction, ModelConfig, TablesConfig
+from dlrm.config import Interaction, ModelConfig, SmallTablesConfig, TablesConfig
 from dlrm.data.dataset import DatasetInfo
 from dlrm.descriptions import describe_tables
 from dlrm.interaction import CrossInteraction, DotInteraction, FactorizationMachine
@@ -140,6 +140,7 @@ def build_dlrm(
     info: DatasetInfo,
     model: ModelConfig,
     tables: TablesConfig,
+    small_tables: SmallTablesConfig | None = None,
     *,
     seed: int,
     device: str,
@@ -150,7 +151,7 @@ def build_dlrm(
     settings = {name: getattr(model, name) for name in ModelConfig.__dataclass_fields__}
     return DLRM(
         num_numeric=len(info.numeric),
-        tables=describe_tables(info, model.dim, tables),
+        tables=describe_tables(info, model.dim, tables, small_tables),
         seed=seed,
         device=device,
         kernel=tables.kernel,

@@ -32,7 +32,8 @@ def run_plan(argv: list[str]) -> int:
     default = _start_from(recipe.config)
     description = f"{recipe.help}\n\n{SAME_FLAGS}"
     config = parse(PlanConfig, argv[1:], program=f"recforge plan {argv[0]}", description=description, default=default)
-    run = replace(recipe.config, model=config.model, tables=config.tables, parallel=config.parallel, data=config.data)
+    given = {name: getattr(config, name) for name in ("model", "tables", "small_tables", "parallel", "data")}
+    run = replace(recipe.config, **given)
     from dlrm.planning.outlook import look_ahead
 
     outlook = look_ahead(argv[0], recipe.source, config, run)
@@ -48,6 +49,7 @@ def _start_from(run: RunConfig) -> PlanConfig:
         global_batch_size=run.step.global_batch_size,
         model=run.model,
         tables=run.tables,
+        small_tables=run.small_tables,
         parallel=run.parallel,
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dlrm.config import ModelConfig, ParallelConfig, TablesConfig
+from dlrm.config import ModelConfig, ParallelConfig, SmallTablesConfig, TablesConfig
 
 DEFAULT_PER_NODE = 8
 
@@ -39,6 +39,7 @@ class PlanConfig:
     folder, which is used on the machine that it is of."""
     model: ModelConfig = field(default_factory=ModelConfig)
     tables: TablesConfig = field(default_factory=TablesConfig)
+    small_tables: SmallTablesConfig = field(default_factory=SmallTablesConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:

@@ -137,7 +137,7 @@ def look_ahead(
         )
     memory, kept = _parse_memory(config), _load_kept(config)
     dataset = provide_dataset(source, config.data)
-    configs = describe_tables(dataset.info, run.model.dim, run.tables)
+    configs = describe_tables(dataset.info, run.model.dim, run.tables, run.small_tables)
     size = config.global_batch_size or run.step.global_batch_size
     dense = dense_cost(run.model, len(dataset.info.numeric), [c.dim for c in configs for _ in c.features])
     usage = measure_usage(dataset, configs, size)

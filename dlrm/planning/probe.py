@@ -92,6 +92,7 @@ def _measure_steps(task: ProbeTask, ranks: Ranks, global_batch_size: int) -> lis
         dataset.info,
         run.model,
         run.tables,
+        run.small_tables,
         seed=0,
         device="cpu",
         plan=task.plan,

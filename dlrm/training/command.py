@@ -121,6 +121,7 @@ def _build_trainer(name: str, config: RunConfig, output: Path, dataset: Dataset,
         dataset.info,
         config.model,
         config.tables,
+        config.small_tables,
         seed=config.seed,
         device=str(device),
         plan=plan,
@@ -154,7 +155,7 @@ def _plan(config: RunConfig, dataset: Dataset, group: Group, device: str) -> Sha
     from dlrm.descriptions import describe_tables
     from dlrm.training.guards import check_memory
 
-    tables = describe_tables(dataset.info, config.model.dim, config.tables)
+    tables = describe_tables(dataset.info, config.model.dim, config.tables, config.small_tables)
     if group.ranks.count == 1:
         if device == "cpu":
             check_memory(tables)
