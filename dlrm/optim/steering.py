@@ -14,6 +14,8 @@ GROUPS = ("dense", "head", "tables", "small_tables")
 
 Factor = Callable[[str], float]
 """Given a group, what multiplies its learning rate."""
+BatchFactor = Callable[[int, str], float]
+"""Given the batch size in force and a group, what multiplies its learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +38,12 @@ class Steering:
     """Sets the learning rates of a dense optimizer and of tables.
 
     A param group of the optimizer is of the group `head` if that is its `name`, and otherwise `dense`. A table is one
-    of `small_tables` if it has fewer rows than `small_below_rows`, and otherwise one of `tables`.
+    of `small_tables` if that is its `group`, and otherwise one of `tables`.
 
     Args:
         dense_optimizer: its groups' rates now are the base rates.
         tables: whose base rates are in their configurations.
         schedules: of the groups.
-        small_below_rows: where small tables end.
     """
 
     def __init__(
@@ -50,27 +51,28 @@ class Steering:
         dense_optimizer: Optimizer,
         tables: Sequence[Tables],
         schedules: Schedules | None = None,
-        *,
-        small_below_rows: int = 0,
     ) -> None:
         self.schedules = schedules or Schedules()
-        self._optimizer, self._tables = dense_optimizer, tables
+        self._optimizer, self._tables, self._rule = dense_optimizer, tables, rule
         self._base_rates = [float(group["lr"]) for group in dense_optimizer.param_groups]
         self._table_groups = [
-            ["small_tables" if config.num_rows < small_below_rows else "tables" for config in held.table_configs]
+            ["small_tables" if config.group == "small_tables" else "tables" for config in held.table_configs]
             for held in tables
         ]
         self.factors = dict.fromkeys(GROUPS, 1.0)  # as they were set last
 
-    def set(self, samples: float, more: Factor | None = None) -> None:
+    def set(self, samples: float, batch_size: int, more: Factor | None = None) -> None:
         """Set all rates for a step.
 
         Args:
             samples: seen at the middle of its batch, see `Schedule.factor`.
+            batch_size: in force.
             more: what else multiplies them.
         """
         for group in GROUPS:
-            self.factors[group] = self.schedules.factor(group, samples) * (1.0 if more is None else more(group))
+            of_rule = 1.0 if self._rule is None else self._rule(batch_size, group)
+            of_others = 1.0 if more is None else more(group)
+            self.factors[group] = self.schedules.factor(group, samples) * of_rule * of_others
         for param_group, base in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             param_group["lr"] = base * self.factors["head" if param_group.get("name") == "head" else "dense"]
         for held, groups in zip(self._tables, self._table_groups, strict=True):
