@@ -13,6 +13,10 @@ KINDS: dict[str, Command] = {
         "policies of the learning rate compared by quality, cost and robustness",
         "dlrm.analysis.study.learning_rate:run_learning_rate",
     ),
+    "curvature": Command(
+        "eigenvalues, sharpness and landscapes around one run's weights, or two runs' and the line between them",
+        "dlrm.analysis.curvature.command:run_curvature",
+    ),
 }
 
 

@@ -43,6 +43,7 @@ class StudyFolder:
         self._settings = dict(json.loads(json.dumps(finite({"kind": kind, **settings}), default=str)))
         self._total, self._quiet = total, quiet
         self.records: dict[str, Record] = {}
+        self._shown: set[str] = set()
 
     def __enter__(self) -> StudyFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +93,9 @@ class StudyFolder:
             self._file.flush()
             os.fsync(self._file.fileno())
             self.records[name] = record
-        self._bar.update()
+        if name not in self._shown:
+            self._shown.add(name)
+            self._bar.update()
         return self.records[name]
 
     def expect(self, more: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dlrm.data.dataset import Dataset
     from dlrm.training.attachments import Attachment
     from dlrm.training.trainer import Trainer
+
+    Watch = Callable[[Trainer], Sequence[Attachment]]
 
 RUNS, LOG = "runs", "train.log"
 
@@ -71,7 +73,7 @@ class TrialRunner:
         """Rows of the train split."""
         return self.dataset.rows("train")
 
-    def run(self, name: str, config: RunConfig, watch: Sequence[Attachment] = ()) -> TrialRun:
+    def run(self, name: str, config: RunConfig, watch: Watch | None = None) -> TrialRun:
         """Train a configuration; a run that was killed goes on from its last checkpoint.
 
         Guards are off, as a trial that learns nothing is a result too; a loss that is not finite ends it.
@@ -79,7 +81,7 @@ class TrialRunner:
         Args:
             name: of the trial; its folder has the same.
             config: of the run; its places are those of the study.
-            watch: who else takes part in each step.
+            watch: given the trainer, makes who else takes part in each step.
 
         Raises:
             ValueError: the configuration does not fit the data.
@@ -89,7 +91,8 @@ class TrialRunner:
         config = replace(config, guards=GuardConfig(chance_evaluations=0, constant_prediction=False))
         with _quiet(folder / LOG):
             trainer = self._build(config, folder)
-            trainer.attachments.members += tuple(watch)
+            if watch is not None:
+                trainer.attachments.members += tuple(watch(trainer))
             summary, diverged = _fit(trainer)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return TrialRun(folder=folder, summary=summary, diverged=diverged, trainer=trainer)
@@ -102,7 +105,9 @@ class TrialRunner:
 
         device = choose_device(config.step.device)
         seed_generators(config.seed)
-        model = build_dlrm(self.dataset.info, config.model, config.tables, seed=config.seed, device=str(device))
+        model = build_dlrm(
+            self.dataset.info, config.model, config.tables, config.small_tables, seed=config.seed, device=str(device)
+        )
         set_matmul_precision(config.step.precision)
         if config.step.compile:
             compile_dense(model, device, cuda_graphs=config.step.cuda_graphs)

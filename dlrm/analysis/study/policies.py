@@ -1,0 +1,119 @@
+"""Policies of the learning rate that a study compares: names for flags of `recforge train`; free of torch."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dlrm.cli import parse
+from dlrm.config import RunConfig
+from dlrm.optim.lr_schedules import Schedule
+
+FORMULA, STATE, EXPLORATION, OWN = "formula", "state", "exploration", "as given"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """How a learning rate goes.
+
+    Attributes:
+        name: of the policy.
+        family: whether it is a formula of samples, follows the state of a run, or explores first.
+        words: what it does.
+        flags: of `recforge train`.
+        keeps_schedules: whether the recipe's own schedules stay in place.
+        explores: whether a range test finds its rates.
+    """
+
+    name: str
+    family: str
+    words: str
+    flags: tuple[str, ...] = ()
+    keeps_schedules: bool = False
+    explores: bool = False
+
+    def configure(self, run: RunConfig, factor: float = 1.0) -> RunConfig:
+        """Return a run under this policy.
+
+        Args:
+            run: whose schedules it replaces.
+            factor: multiplies both learning rates.
+
+        Raises:
+            ValueError: a flag does not exist, or its value is not accepted.
+        """
+        if not self.keeps_schedules:
+            run = replace(run, dense_schedule=Schedule(), tables_schedule=Schedule())
+        if self.flags:
+            run = parse(RunConfig, self.flags, program=f"policy {self.name}", default=run)
+        return replace(
+            run,
+            dense=replace(run.dense, learning_rate=factor * run.dense.learning_rate),
+            tables=replace(run.tables, learning_rate=factor * run.tables.learning_rate),
+        )
+
+
+def list_policies(samples: float) -> dict[str, Policy]:
+    """Return the policies that have names, for a run of so many samples."""
+    whole, warmup = round(samples), max(1, round(samples / 20))
+    rest = whole - warmup
+    policies = [
+        Policy(name="recipe", family=OWN, words="the recipe's own schedules", keeps_schedules=True),
+        Policy(name="constant", family=FORMULA, words="one rate from the first to the last sample"),
+        _formula("warmup", "a linear warm-up, then one rate", f"warmup({warmup})"),
+        _formula("linear", "warm-up, linear decay to 0", f"warmup({warmup}) * poly({rest}, start={warmup}, power=1)"),
+        _formula("poly", "warm-up, quadratic decay to 0", f"warmup({warmup}) * poly({rest}, start={warmup}, power=2)"),
+        _formula("cosine", "warm-up, half a cosine to 0", f"warmup({warmup}) * cosine({rest}, start={warmup})"),
+        _formula(
+            "rsqrt",
+            "warm-up, one over a square root, a cool-down in the last fifth",
+            f"rsqrt({max(1, whole // 10)}, warmup={warmup}, until={whole}, cooldown={whole // 5})",
+        ),
+        _formula("triangular", "up and down twice", f"triangular({max(1, whole // 2)}, low=0.05)"),
+        replace(
+            _formula(
+                "range-test",
+                "a range test finds the rate; then warm-up and quadratic decay",
+                f"warmup({warmup}) * poly({rest}, start={warmup}, power=2)",
+            ),
+            family=EXPLORATION,
+            explores=True,
+        ),
+    ]
+    return {policy.name: policy for policy in policies}
+
+
+DEFAULT = ("recipe", "constant", "poly", "cosine", "range-test")
+
+
+def choose_policies(names: Sequence[str], own: Sequence[str], samples: float) -> list[Policy]:
+    """Return the named policies, then the user's own.
+
+    Args:
+        names: of policies of `list_policies`.
+        own: each as NAME=FLAGS, flags of `recforge train` as a shell would read them.
+        samples: of a run.
+
+    Raises:
+        ValueError: there is no such policy, or a name occurs twice.
+    """
+    known = list_policies(samples)
+    chosen = []
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--policies: expected some of {', '.join(known)}, got '{name}'")
+        chosen.append(known[name])
+    for text in own:
+        name, separator, flags = text.partition("=")
+        if not name or not separator or name.startswith("-"):
+            raise ValueError(f"--own: expected NAME=FLAGS such as 'slow=--dense.learning-rate 1e-4', got '{text}'")
+        chosen.append(Policy(name=name, family=OWN, words=flags.strip(), flags=tuple(shlex.split(flags))))
+    if len({policy.name for policy in chosen}) < len(chosen) or not chosen:
+        raise ValueError(f"--policies: expected different names, got {', '.join(p.name for p in chosen) or 'none'}")
+    return chosen
+
+
+def _formula(name: str, words: str, shape: str) -> Policy:
+    flags = ("--dense-schedule.shape", shape, "--tables-schedule.shape", shape)
+    return Policy(name=name, family=FORMULA, words=words, flags=flags)
