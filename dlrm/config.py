@@ -12,6 +12,7 @@ from typing import Literal
 from dlrm.noise.config import NoiseScaleConfig
 from dlrm.optim.config import DenseOptimizerConfig, HeadConfig
 from dlrm.optim.lr_schedules import Schedule
+from dlrm.optim.plateau import PlateauConfig
 from dlrm.optim.scaling_rules import RuleName
 from dlrm.tables_config import SmallTablesConfig as SmallTablesConfig
 from dlrm.tables_config import TablesConfig as TablesConfig
@@ -189,6 +190,7 @@ class TrainingConfig:
     """Of the tables' learning rates."""
     small_tables_schedule: Schedule = field(default_factory=Schedule)
     """Multiplies that of the tables for small ones."""
+    plateau: PlateauConfig = field(default_factory=PlateauConfig)
     step: StepConfig = field(default_factory=StepConfig)
     growth: BatchGrowthConfig = field(default_factory=BatchGrowthConfig)
     noise_scale: NoiseScaleConfig = field(default_factory=NoiseScaleConfig)
@@ -203,7 +205,7 @@ class TrainingConfig:
         self.head.resolve(self.dense)
         if self.scale_from is not None:
             _at_least(1, self.scale_from, "--scale-from")
-        elif self.rule is not None or self.match != "epochs":
+        elif (self.rule is not None and not self.growth.is_on) or self.match != "epochs":
             given = f"--rule {self.rule}" if self.rule is not None else f"--match {self.match}"
             raise ValueError(f"--scale-from: expected beside {given} the batch size that the numbers are for, got none")
         _at_least(0, self.seed, "--seed")

@@ -5,11 +5,11 @@ It happens before anything is built: the run, its `config.json` and whoever cont
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from dlrm.config import TrainingConfig
+from dlrm.config import RunConfig, TrainingConfig
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.optim.scaling_rules import Multipliers, ScaledGroup, ScalingRule
 from dlrm.optim.schedule_text import parse_formula
@@ -17,9 +17,10 @@ from dlrm.optim.schedule_text import parse_formula
 C = TypeVar("C", bound=TrainingConfig)
 
 # What optimizers take for an option that is not given, where a rule multiplies it.
-OWN_EPS = {"lamb": 1e-6, "partial_lamb": 1e-6, "adam": 1e-8, "adamw": 1e-8, "rowwise_adagrad": 1e-8}
-OWN_BETAS = dict.fromkeys(("lamb", "partial_lamb", "adam", "adamw"), (0.9, 0.999))
-NUMBERS = ("learning_rate", "weight_decay", "eps", "betas")
+OWN_BETAS = dict.fromkeys(("lamb", "partial_lamb", "adam", "adamw", "cowclip"), (0.9, 0.999))
+OWN_EPS = {"lamb": 1e-6, "partial_lamb": 1e-6, "adam": 1e-8, "adamw": 1e-8, "cowclip": 1e-8}
+OWN_TABLE_EPS = OWN_EPS | {"adagrad": 1e-8, "rowwise_adagrad": 1e-8}
+NUMBERS = ("learning_rate", "weight_decay", "l2", "eps", "betas")
 SCHEDULE = tuple(option.name for option in fields(Schedule))
 
 
@@ -50,45 +51,74 @@ def scale_config(config: C) -> tuple[C, tuple[Change, ...]]:
     ratio = config.step.global_batch_size / config.scale_from
     rule = ScalingRule(name=config.rule or "auto", power=config.rule_power)
     lengths = ratio if config.match == "updates" else 1.0
-    multipliers = {group.name: rule.multipliers(ratio, group) for group in _groups(config)}
+    groups = _groups(config)
+    multipliers = {group.name: rule.multipliers(ratio, group) for group in groups}
     changed: dict[str, Any] = {}
-    for group in _groups(config):
+    for group in groups:
         m, schedule = multipliers[group.name], f"{group.name}_schedule"
-        if hasattr(config, group.name):
-            changed[group.name] = _scale_optimizer(getattr(config, group.name), group.optimizer, m)
         changed[schedule] = _scale_schedule(getattr(config, schedule), m, lengths)
-    if "small_tables" in multipliers:  # their rate is that of the tables, and their schedule multiplies it
-        factor = multipliers["small_tables"].learning_rate / multipliers["tables"].learning_rate
-        changed["small_tables_schedule"] = _multiply(changed["small_tables_schedule"], factor)
+        if group.name == "small_tables":
+            changed[group.name] = _scale_small_tables(config, group, m, changed["tables"])
+        elif hasattr(config, group.name):
+            changed[group.name] = _scale_optimizer(getattr(config, group.name), group, m)
     scaled = replace(config, **changed, **_scale_lengths(config, lengths))
     return scaled, tuple(_list_changes(config, scaled, multipliers))
+
+
+def follow_batch_size(config: TrainingConfig) -> Callable[[int, str], float]:
+    """Return what multiplies a group's learning rate when the batch size is another than the run began with.
+
+    That is the rate of `--rule`, if it is given or has scaled the configuration, but for a batch that grows instead of
+    a decay of the rate, which has to stay as it is.
+    """
+    name = config.rule or ("auto" if config.scale_from is not None else "none")
+    rule = ScalingRule(name="none" if config.growth.instead_of_decay else name, power=config.rule_power)
+    groups, base = {group.name: group for group in _groups(config)}, config.step.global_batch_size
+
+    def factor(batch_size: int, group: str) -> float:
+        return rule.multipliers(batch_size / base, groups.get(group, ScaledGroup(name=group))).learning_rate
+
+    return factor
 
 
 def _groups(config: TrainingConfig) -> list[ScaledGroup]:
     head = config.head.name or config.dense.name
     groups = [ScaledGroup(name="dense", optimizer=config.dense.name), ScaledGroup(name="head", optimizer=head)]
-    if (tables := getattr(config, "tables", None)) is not None:
-        groups += [ScaledGroup(name=name, optimizer=tables.optimizer) for name in ("tables", "small_tables")]
+    if isinstance(config, RunConfig):
+        groups.append(ScaledGroup(name="tables", optimizer=config.tables.optimizer))
+        if config.small_tables.below_rows:
+            small = config.small_tables.optimizer or config.tables.optimizer
+            groups.append(ScaledGroup(name="small_tables", optimizer=small))
     return groups
 
 
-def _scale_optimizer(config: Any, optimizer: str, m: Multipliers) -> Any:
+def _scale_optimizer(config: Any, group: ScaledGroup, m: Multipliers) -> Any:
     """Multiply what an optimizer's configuration gives, and what it would take where the rule changes that."""
+    own_eps = (OWN_TABLE_EPS if group.is_table else OWN_EPS).get(group.optimizer)
     changed: dict[str, Any] = {}
     for option, factor, own in (
         ("learning_rate", m.learning_rate, None),
         ("weight_decay", m.weight_decay, None),
-        ("eps", m.eps, OWN_EPS.get(optimizer)),
+        ("l2", m.weight_decay, None),
+        ("eps", m.eps, own_eps),
     ):
         value = getattr(config, option, None)
         if value is None and factor != 1.0 and hasattr(config, option):
             value = own
         if value is not None:
             changed[option] = value * factor
-    betas = getattr(config, "betas", None) or OWN_BETAS.get(optimizer)
-    if m.forgetting != 1.0 and hasattr(config, "betas") and betas is not None and optimizer in OWN_BETAS:
-        changed["betas"] = tuple(max(0.0, 1.0 - m.forgetting * (1.0 - beta)) for beta in betas)
+    own_betas = OWN_BETAS.get(group.optimizer)
+    if m.forgetting != 1.0 and own_betas is not None and hasattr(config, "betas"):
+        changed["betas"] = tuple(max(0.0, 1.0 - m.forgetting * (1.0 - beta)) for beta in config.betas or own_betas)
     return replace(config, **changed)
+
+
+def _scale_small_tables(config: Any, group: ScaledGroup, m: Multipliers, tables: Any) -> Any:
+    """Scale what small tables are told or take from the others, and write down where they differ from those now."""
+    scaled = _scale_optimizer(config.small_tables.resolve(config.tables), group, m)
+    given = [option for option in NUMBERS if getattr(config.small_tables, option) is not None]
+    differing = [option for option in NUMBERS if getattr(scaled, option) != getattr(tables, option)]
+    return replace(config.small_tables, **{option: getattr(scaled, option) for option in {*given, *differing}})
 
 
 def _scale_schedule(schedule: Schedule, m: Multipliers, lengths: float) -> Schedule:
@@ -107,12 +137,6 @@ def _scale_schedule(schedule: Schedule, m: Multipliers, lengths: float) -> Sched
     return replace(schedule, **numbers, shape=shape)
 
 
-def _multiply(schedule: Schedule, factor: float) -> Schedule:
-    if factor == 1.0:
-        return schedule
-    return replace(schedule, shape=f"{factor!r} * {schedule.shape}" if schedule.shape else repr(factor))
-
-
 def _scale_lengths(config: TrainingConfig, lengths: float) -> dict[str, Any]:
     if lengths == 1.0:
         return {}
@@ -129,7 +153,9 @@ def _list_changes(
 ) -> Iterator[Change]:
     for group in _groups(before):
         reason, schedule = multipliers[group.name].reason, f"{group.name}_schedule"
-        own = {"eps": OWN_EPS.get(group.optimizer), "betas": OWN_BETAS.get(group.optimizer)}
+        own = {"eps": OWN_TABLE_EPS.get(group.optimizer), "betas": OWN_BETAS.get(group.optimizer)}
+        if group.name == "small_tables" and isinstance(before, RunConfig):
+            own |= {option: getattr(before.small_tables.resolve(before.tables), option) for option in NUMBERS}
         if hasattr(before, group.name):
             yield from _compare(before, after, group.name, NUMBERS, reason, own)
         yield from _compare(

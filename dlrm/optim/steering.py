@@ -44,6 +44,7 @@ class Steering:
         dense_optimizer: its groups' rates now are the base rates.
         tables: whose base rates are in their configurations.
         schedules: of the groups.
+        rule: for a batch size that changes; None leaves rates as they are.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Steering:
         dense_optimizer: Optimizer,
         tables: Sequence[Tables],
         schedules: Schedules | None = None,
+        *,
+        rule: BatchFactor | None = None,
     ) -> None:
         self.schedules = schedules or Schedules()
         self._optimizer, self._tables, self._rule = dense_optimizer, tables, rule

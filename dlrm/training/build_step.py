@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dlrm.distributed.parallelize import DenseReducer, copy_from_first
+from dlrm.optim.scaling import follow_batch_size
 from dlrm.optim.steering import Schedules, Steering
 from dlrm.training.attach import RunParts, attach
 from dlrm.training.guards import find_tables
@@ -27,6 +28,7 @@ def build_step(run: RunParts, stopwatch: Stopwatch) -> TrainStep:
                 tables=config.tables_schedule,
                 small_tables=config.small_tables_schedule,
             ),
+            rule=follow_batch_size(config),
         ),
         attachments=attach(run),
         precision=config.step.precision,
