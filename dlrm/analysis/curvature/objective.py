@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -64,14 +64,9 @@ class Objective:
         return {name: piece.view(shape) for (name, shape), piece in zip(self.shapes.items(), flat, strict=True)}
 
     @torch.no_grad()
-    def value(self, at: Tensor, others: Mapping[str, Tensor] | None = None) -> float:
-        """Return the loss at a vector.
-
-        Args:
-            at: the weights, [num_weights].
-            others: parameters and buffers that take another value than the module's, by name.
-        """
-        total = sum(share * float(self._loss(at, part, others)) for part, share in self._shares())
+    def value(self, at: Tensor) -> float:
+        """Return the loss at a vector [num_weights]."""
+        total = sum(share * float(self._loss(at, part)) for part, share in self._shares())
         return self.ranks.sum([total])[0]
 
     @torch.enable_grad()
@@ -96,8 +91,8 @@ class Objective:
             total += share * _differentiate((gradient * direction).sum(), here)
         return self._sum(total)
 
-    def _loss(self, at: Tensor, part: Any, others: Mapping[str, Tensor] | None = None) -> Tensor:
-        loss: Tensor = functional_call(self.task, {**(others or {}), **self.split(at)}, (part,))
+    def _loss(self, at: Tensor, part: Any) -> Tensor:
+        loss: Tensor = functional_call(self.task, self.split(at), (part,))
         return loss
 
     def _shares(self) -> Iterator[tuple[Any, float]]:

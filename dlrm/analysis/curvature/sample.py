@@ -31,6 +31,11 @@ class Bags:
     bag_of: Tensor
     lengths: Tensor
 
+    def to(self, device: torch.device) -> Bags:
+        """Return the bags on `device`."""
+        moved = [tensor.to(device) for tensor in (self.places, self.bag_of, self.lengths)]
+        return Bags(places=moved[0], bag_of=moved[1], lengths=moved[2])
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplePart:
@@ -39,6 +44,11 @@ class SamplePart:
     numbers: Tensor
     bags: Mapping[str, Bags]
     labels: Tensor
+
+    def to(self, device: torch.device) -> SamplePart:
+        """Return the part on `device`."""
+        bags = {feature: ids.to(device) for feature, ids in self.bags.items()}
+        return SamplePart(numbers=self.numbers.to(device), bags=bags, labels=self.labels.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +62,11 @@ class Sample:
 
     parts: Mapping[str, list[tuple[SamplePart, int]]]
     touched: Mapping[str, Tensor]
+
+    def to(self, device: torch.device) -> Sample:
+        """Return the sample with its parts on `device`."""
+        parts = {split: [(part.to(device), size) for part, size in its] for split, its in self.parts.items()}
+        return Sample(parts=parts, touched=self.touched)
 
 
 def draw_sample(
