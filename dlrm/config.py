@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from dlrm.analysis.curvature.rate_config import CurvatureRateConfig
 from dlrm.noise.config import NoiseScaleConfig
 from dlrm.optim.config import DenseOptimizerConfig, HeadConfig
 from dlrm.optim.lr_schedules import Schedule
@@ -191,6 +192,7 @@ class TrainingConfig:
     small_tables_schedule: Schedule = field(default_factory=Schedule)
     """Multiplies that of the tables for small ones."""
     plateau: PlateauConfig = field(default_factory=PlateauConfig)
+    curvature_rate: CurvatureRateConfig = field(default_factory=CurvatureRateConfig)
     step: StepConfig = field(default_factory=StepConfig)
     growth: BatchGrowthConfig = field(default_factory=BatchGrowthConfig)
     noise_scale: NoiseScaleConfig = field(default_factory=NoiseScaleConfig)

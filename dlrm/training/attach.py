@@ -41,4 +41,20 @@ def attach(run: RunParts) -> Attachments:
     Modules are imported where they are asked for.
     """
     members: list[Attachment] = []
+    config, watch = run.config, None
+    if config.noise_scale.every_steps or config.growth.is_on:
+        from dlrm.training.build_growth import grow_batches, watch_noise
+
+        watch = watch_noise(run) if config.noise_scale.every_steps else None
+        members += [watch] if watch is not None else []
+        members += [grow_batches(run, watch)] if config.growth.is_on else []
+    if config.plateau.policy != "off":
+        from dlrm.training.plateau import follow_plateau
+
+        total = max(1, round(config.epochs * run.dataset.rows("train")))
+        members.append(follow_plateau(config.plateau, config.evaluation.metric, total))
+    if config.curvature_rate.every_samples is not None:
+        from dlrm.analysis.curvature.rate import SlqLrLearner
+
+        members.append(SlqLrLearner(config.curvature_rate, run.model, run.optimizer, run.ranks))
     return Attachments(members)

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from dlrm.cli import parse
-from dlrm.config import CheckpointConfig, EvaluationConfig, RunConfig, StepConfig, TablesConfig, TrainingConfig
+from dlrm.config import (
+    CheckpointConfig,
+    EvaluationConfig,
+    RunConfig,
+    SmallTablesConfig,
+    StepConfig,
+    TablesConfig,
+    TrainingConfig,
+)
 from dlrm.data.dataset import Dataset
 from dlrm.optim.config import DenseOptimizerConfig, HeadConfig
 from dlrm.optim.lr_schedules import Schedule
@@ -78,13 +86,23 @@ def test_sde_writes_out_what_was_left_to_the_optimizer() -> None:
     assert _scale(rule="sde", dense=sgd).dense == replace(sgd, learning_rate=16.0)
 
 
-def test_auto_lets_rare_rows_be_and_small_tables_follow() -> None:
-    scaled = _scale()
-    assert scaled.tables.learning_rate == 1e-4
-    assert scaled.tables.eps == pytest.approx(1e-8 / 16)
-    assert scaled.small_tables_schedule.factor(123) == pytest.approx(4)
-    shaped = _scale(small_tables_schedule=Schedule(shape="exp(100, gamma=0.5)"))
-    assert shaped.small_tables_schedule.factor(100) == pytest.approx(2)
+def test_auto_lets_rare_rows_be_and_takes_small_tables_for_dense_weights() -> None:
+    scaled = _scale(small_tables=SmallTablesConfig(below_rows=100))
+    assert (scaled.tables.learning_rate, scaled.tables.eps) == (1e-4, pytest.approx(1e-8 / 16))
+    small = scaled.small_tables.resolve(scaled.tables)
+    assert (small.learning_rate, small.eps) == (pytest.approx(4e-4), scaled.tables.eps)
+    assert scaled.small_tables == SmallTablesConfig(below_rows=100, learning_rate=small.learning_rate)
+
+
+def test_small_tables_of_their_own_are_scaled_by_what_they_are() -> None:
+    small = SmallTablesConfig(below_rows=100, optimizer="cowclip", learning_rate=1e-3, l2=1e-4)
+    scaled, changes = scale_config(replace(SMALL, rule="cowclip", small_tables=small))
+    assert (scaled.small_tables.learning_rate, scaled.small_tables.l2) == (1e-3, pytest.approx(16e-4))
+    assert [(c.before, c.after) for c in changes if c.flag == "--small-tables.l2"] == [(1e-4, pytest.approx(16e-4))]
+    sgd = SmallTablesConfig(below_rows=100, optimizer="sgd", learning_rate=1.0)
+    assert _scale(small_tables=sgd).small_tables.learning_rate == pytest.approx(8 * 2**0.5)
+    unscaled = SmallTablesConfig(below_rows=100)
+    assert _scale(rule="sqrt", small_tables=unscaled).small_tables == unscaled  # they follow the others
 
 
 def test_legw_keeps_the_steps_of_a_warmup_and_the_end_of_the_schedule() -> None:
