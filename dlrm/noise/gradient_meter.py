@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -69,6 +69,7 @@ class GradientMeter:
 
     Attributes:
         left_out: names of dense parameters whose samples' gradients are not known -> how many numbers they have.
+        failure: why the last step was not measured by this rank, None if it was.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class GradientMeter:
         found = [module for module in model.modules() if isinstance(module, Tables)]
         self.tables = [TablesRecorder(tables, bands) for tables in found]
         self.left_out = self.dense.left_out
+        self.failure: str | None = None
 
     def open(self) -> None:
         """Record the next step."""
@@ -111,30 +113,42 @@ class GradientMeter:
             products: also measure how the samples' dense gradients lie to their mean.
             precondition: what a dense parameter's gradients are multiplied with, number by number.
         """
+        self.failure = None
+        parts = {recorded.group: 0.0 for recorded in self.dense.modules}
+        products = products and bool(parts)
         scale = float(global_size)  # a sample's gradient is that of its own loss
-        own_squares, squared_sums = self._measure_dense(samples, scale, precondition)
-        tables = self._measure_tables(samples, scale)
-        numbers = [torch.tensor([samples, samples * (samples - 1.0)], dtype=torch.float64), *own_squares.values()]
-        numbers += [part for table in tables.values() for part in table]
-        products = products and bool(own_squares)
-        if products:
-            numbers += self._measure_products(samples, scale)
-        total = iter(self.ranks.sum(torch.cat([number.cpu().double().view(-1) for number in numbers]).tolist()))
+        try:
+            own, parts = self._measure(samples, scale, products, precondition)
+        except Exception as error:  # no run ends for want of a measurement, and the other ranks wait for this one
+            self.failure = " ".join(f"{type(error).__name__}: {error}".split())
+            own = [float("nan")] * self._count_numbers(len(parts), products)
+        finally:
+            self.close()
+        total = iter(self.ranks.sum(own))
         count, pairs = next(total), next(total)
-        groups = {
-            name: GradientSums(count, count * (count - 1.0), next(total), float(squared_sums[name]))
-            for name in own_squares
-        }
+        groups = {name: GradientSums(count, count * (count - 1.0), next(total), whole) for name, whole in parts.items()}
         groups |= {DENSE: _add_up(list(groups.values()))} if groups else {}
-        by_table = {name: [[next(total) for _ in range(len(part))] for part in table] for name, table in tables.items()}
-        groups |= self._group_tables(by_table, count, pairs)
-        found = None
-        if products:
-            found = ProductSums(
-                count, next(total), next(total), groups[DENSE].squares, groups[DENSE].squared_sums / scale**2
-            )
-        self.close()
+        groups |= self._read_tables(total, count, pairs)
+        if not products:
+            return Measured(groups)
+        dense = groups[DENSE]
+        found = ProductSums(count, next(total), next(total), dense.squares, dense.squared_sums / scale**2)
         return Measured(groups, found)
+
+    def _measure(
+        self, samples: int, scale: float, products: bool, precondition: Precondition | None
+    ) -> tuple[list[float], dict[str, float]]:
+        """Return the numbers that are summed over ranks, and |sum g_i|^2 of the dense part's parts, which all know."""
+        squares, whole = self._measure_dense(samples, scale, precondition)
+        numbers = [torch.tensor([samples, samples * (samples - 1.0)], dtype=torch.float64), *squares.values()]
+        numbers += [part for table in self._measure_tables(samples, scale) for part in table]
+        numbers += self._measure_products(samples, scale) if products else []
+        own = torch.cat([number.cpu().double().view(-1) for number in numbers])
+        return own.tolist(), {name: float(square) for name, square in whole.items()}
+
+    def _count_numbers(self, parts: int, products: bool) -> int:
+        tables = sum(len(recorder.tables.table_configs) for recorder in self.tables)
+        return 2 + parts + 2 * self.bands.count * tables + 2 * products
 
     def _measure_dense(
         self, samples: int, scale: float, precondition: Precondition | None
@@ -150,17 +164,15 @@ class GradientMeter:
             whole[recorded.group] = whole.get(recorded.group, _ZERO) + scale**2 * gradient
         return own, whole
 
-    def _measure_tables(self, samples: int, scale: float) -> dict[str, TableSquares]:
-        found: dict[str, TableSquares] = {}
+    def _measure_tables(self, samples: int, scale: float) -> list[TableSquares]:
+        """Return the sums of this rank's samples, by table."""
+        found: list[TableSquares] = []
         for recorder in self.tables:
-            names = [config.name for config in recorder.tables.table_configs]
             if samples and recorder.is_complete:
-                measured = recorder.measure()
+                found += [TableSquares(*(scale**2 * part for part in table)) for table in recorder.measure()]
             else:
-                value = torch.nan if samples else 0.0
-                measured = [TableSquares(*2 * [torch.full((self.bands.count,), value)]) for _ in names]
-            for name, table in zip(names, measured, strict=True):
-                found[name] = TableSquares(*(scale**2 * part for part in table))
+                nothing = torch.full((self.bands.count,), torch.nan if samples else 0.0)
+                found += [TableSquares(nothing, nothing) for _ in recorder.tables.table_configs]
         return found
 
     def _measure_products(self, samples: int, scale: float) -> list[Tensor]:
@@ -173,17 +185,16 @@ class GradientMeter:
         products = scale * torch.stack([recorded.products().double() for recorded in modules]).sum(dim=0)
         return [products.sum(), products.square().sum()]
 
-    def _group_tables(
-        self, tables: dict[str, list[list[float]]], count: float, pairs: float
-    ) -> dict[str, GradientSums]:
-        by_band = {
-            name: [GradientSums(count, pairs, *both) for both in zip(*parts, strict=True)]
-            for name, parts in tables.items()
-        }
+    def _read_tables(self, total: Iterator[float], count: float, pairs: float) -> dict[str, GradientSums]:
+        """Read the sums of all tables, in the order in which `_measure` gives them, into groups."""
+        by_band: dict[str, list[GradientSums]] = {}
+        for recorder in self.tables:
+            for config in recorder.tables.table_configs:
+                squares, sums = ([next(total) for _ in range(self.bands.count)] for _ in range(2))
+                by_band[config.name] = [GradientSums(count, pairs, *both) for both in zip(squares, sums, strict=True)]
         groups = {TABLE + name: _add_up(bands) for name, bands in by_band.items()}
-        if groups:
-            groups[TABLES] = _add_up(list(groups.values()))
-        for number, band in enumerate(self.bands.names if groups else ()):
+        groups |= {TABLES: _add_up(list(groups.values()))} if groups else {}
+        for number, band in enumerate(self.bands.names if by_band else ()):
             groups[BAND + band] = _add_up([bands[number] for bands in by_band.values()])
         return groups
 

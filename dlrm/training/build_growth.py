@@ -1,0 +1,92 @@
+"""Makes what watches the gradients' noise, and what lets batches grow, from a run's configuration."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from dlrm.noise.frequency_bands import count_bands
+from dlrm.noise.gradient_meter import GradientMeter
+from dlrm.noise.preconditioner import Preconditioner
+from dlrm.training.batch_growth import BatchGrowth, GrowthInsteadOfDecay, Rescale, StagedGrowth, TestedGrowth
+from dlrm.training.batch_growth_config import BatchGrowthConfig, parse_stages
+from dlrm.training.batch_schedules import NoiseScaleSchedule
+from dlrm.training.guards import find_tables
+from dlrm.training.noise_watch import NoiseWatch
+
+if TYPE_CHECKING:
+    from dlrm.training.attach import RunParts
+
+LARGEST_SHARE = 10  # of the training samples, one part (Smith et al. 2018, arXiv:1711.00489)
+
+
+def watch_noise(run: RunParts) -> NoiseWatch:
+    """Make what measures a run's gradients.
+
+    Raises:
+        ValueError: a test of gradients that are preconditioned was asked for.
+    """
+    config, tables = run.config, find_tables(run.model)
+    products = config.growth.test in ("inner_product", "augmented")
+    if products and config.noise_scale.preconditioned:
+        raise ValueError(
+            f"--growth.test {config.growth.test}: expected gradients as they are, got --noise-scale.preconditioned; "
+            "take --growth.test norm with it"
+        )
+    bands = count_bands(run.dataset, [table for held in tables for table in held.table_configs])
+    return NoiseWatch(
+        GradientMeter(run.model, run.ranks, bands=bands),
+        config.noise_scale,
+        products=products,
+        preconditioner=Preconditioner(run.optimizer) if config.noise_scale.preconditioned else None,
+    )
+
+
+def grow_batches(run: RunParts, watch: NoiseWatch | None) -> BatchGrowth:
+    """Make what lets a run's batches grow.
+
+    Args:
+        run: its parts.
+        watch: of the gradients, if they are measured.
+
+    Raises:
+        ValueError: naming the flag, for what does not go together.
+    """
+    config, growth, rows = run.config, run.config.growth, run.dataset.rows("train")
+    first, round_to = config.step.global_batch_size, growth.round_to or find_multiple(run.model, run.ranks.count)
+    largest = growth.max_batch_size or max(first, rows // LARGEST_SHARE)
+    if largest < first:
+        raise ValueError(f"--growth.max-batch-size: expected at least --step.global-batch-size {first}, got {largest}")
+    rescale = _rescaling(run.model, growth)
+    if growth.stages:
+        stages = parse_stages(growth.stages)
+        if stages[0][1] <= first:
+            raise ValueError(
+                f"--growth.stages: expected sizes above --step.global-batch-size {first}, got {stages[0][1]}"
+            )
+        return StagedGrowth(run.sizes, growth, stages, rescale)
+    if growth.instead_of_decay:
+        schedule = NoiseScaleSchedule(
+            config.dense_schedule.factor,
+            first=first,
+            largest=largest,
+            total=math.ceil(config.epochs * rows),
+            ratio=growth.step_ratio,
+            round_to=round_to,
+        )
+        return GrowthInsteadOfDecay(run.sizes, growth, schedule, rescale)
+    if watch is None:
+        raise ValueError(f"--growth.test {growth.test}: expected --noise-scale.every-steps of at least 1, got 0")
+    return TestedGrowth(run.sizes, growth, watch, largest=largest, round_to=round_to, rescale=rescale)
+
+
+def find_multiple(model: nn.Module, ranks: int) -> int:
+    """Return what batch sizes should be multiples of, so that all ranks and all ghost batches are full."""
+    ghosts = [int(size) for module in model.modules() if isinstance(size := getattr(module, "ghost", None), int)]
+    return ranks * math.lcm(1, *ghosts)
+
+
+def _rescaling(model: nn.Module, config: BatchGrowthConfig) -> Rescale | None:
+    return None
