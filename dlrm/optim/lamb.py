@@ -11,6 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from dlrm.optim.lamb_kernels import KernelMoves, suit_kernels
+from dlrm.optim.lamb_operations import Layer, OperationMoves
+from dlrm.optim.trust_ratios import NormBounds, squared_norms, sum_over_shards
+
 
 class Lamb(Optimizer):
     """Layer-wise Adaptive Moments for Batch training (You et al. 2020, "Training BERT in 76 minutes", algorithm 2).
@@ -19,15 +23,19 @@ class Lamb(Optimizer):
 
         m <- b1 m + (1 - b1) g ;  v <- b2 v + (1 - b2) g^2
         u  = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * w
-        q  = ||w|| / ||u||   (1 where either norm is 0)
+        q  = phi(||w||) / ||u||   (1 where either norm is 0)
         w <- w - lr * q * u
 
     so that a step's length is lr * ||w||. Bias correction acts on the direction and never on ``lr``: q would cancel the
     one but not the other. Norms are of the whole tensor before the update. Nothing is read back from
     the device. State per parameter: ``step`` (float32 scalar on the CPU), ``exp_avg`` and ``exp_avg_sq`` (as w).
 
+    A group with ``sharded=True`` holds pieces of tensors, the same ones in the same order on every rank of
+    ``process_group``, a piece each (rows, columns, possibly nothing): their norms are those of the whole tensors, for
+    which ranks exchange two numbers per tensor in every step, in one message.
+
     Args:
-        params: Parameters, named parameters, or groups of them; all options but ``max_grad_norm`` may differ per group.
+        params: Parameters, named parameters, or groups of them; the options up to ``norm_bounds`` may differ per group.
         lr: Length of a step relative to the layer's norm.
         betas: Decay per step of the running means of the gradient and of its square.
         eps: Added to the square root of the second moment.
@@ -36,8 +44,17 @@ class Lamb(Optimizer):
         exclude_1d: Biases and norm scales (at most one dimension) get no weight decay and q = 1.
         always_adapt: With False, tensors without weight decay keep q = 1 (NVIDIA's variant).
         trust_clip: Bound q by 1 ("LAMBC").
+        norm_bounds: phi keeps ||w|| between these two numbers; None is phi(x) = x.
+        moment_dtype: In which the first moment is stored, as ``torch.bfloat16``; None is the parameter's type. All
+            arithmetic is the parameter's.
         max_grad_norm: Before everything else, scale all gradients so that their global norm is at most this (NVIDIA's
             variant); None leaves them.
+        fused: Update float32 weights on a CPU in two passes, by compiled kernels, rather than with torch's
+            multi-tensor operations, which serve everything else and bfloat16 moments.
+        process_group: Of the ranks that hold pieces of ``sharded`` groups; None are all.
+
+    Attributes:
+        ratios: q of the last step, of every parameter that had a gradient, in the groups' order: [layers] in float64.
 
     Raises:
         ValueError: For options out of range, and in ``step`` for sparse gradients.
@@ -55,11 +72,19 @@ class Lamb(Optimizer):
         exclude_1d: bool = True,
         always_adapt: bool = True,
         trust_clip: bool = False,
+        norm_bounds: NormBounds | None = None,
+        moment_dtype: torch.dtype | None = None,
         max_grad_norm: float | None = None,
+        fused: bool = True,
+        process_group: Any = None,
     ) -> None:
         if max_grad_norm is not None and not 0.0 < max_grad_norm < math.inf:
             raise ValueError(f"Lamb: expected max_grad_norm > 0 or None, got {max_grad_norm}")
-        self.max_grad_norm = max_grad_norm
+        if moment_dtype is not None and not moment_dtype.is_floating_point:
+            raise ValueError(f"Lamb: expected moment_dtype to be a floating-point type or None, got {moment_dtype}")
+        self.moment_dtype, self.max_grad_norm, self.fused = moment_dtype, max_grad_norm, fused
+        self.process_group = process_group
+        self.ratios: Tensor | None = None
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -69,11 +94,22 @@ class Lamb(Optimizer):
             "exclude_1d": exclude_1d,
             "always_adapt": always_adapt,
             "trust_clip": trust_clip,
+            "norm_bounds": norm_bounds,
+            "sharded": False,
         }
         super().__init__(params, defaults)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "max_grad_norm": self.max_grad_norm}
+        own = {name: getattr(self, name) for name in ("moment_dtype", "max_grad_norm", "fused", "process_group")}
+        return {**super().__getstate__(), **own, "ratios": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name in ("norm_bounds", "sharded"):  # which a state that was saved before there were any lacks
+                group.setdefault(name, self.defaults[name])
+        for param, values in self.state.items():  # loading gives all of it the parameter's type
+            values["exp_avg"] = values["exp_avg"].to(self.moment_dtype or param.dtype)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters after checking its options."""
@@ -93,88 +129,60 @@ class Lamb(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        divisor = self._gradient_divisor()
-        for group in self.param_groups:
-            params = [param for param in group["params"] if param.grad is not None]
-            if params:
-                self._update(group, params, divisor)
+        layers = [layer for group in self.param_groups for layer in self._layers_of(group)]
+        if layers:
+            self._update(layers)
         return loss
 
-    def _gradient_divisor(self) -> Tensor | None:
-        """Return max(1, global gradient norm / max_grad_norm) as a float64 scalar, or None where it is switched off."""
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if any(grad.is_sparse for grad in grads):
-            raise ValueError("Lamb: expected dense gradients, got a sparse one (tables have their own row optimizer)")
-        if self.max_grad_norm is None or not grads:
-            return None
-        global_norm: Tensor = torch.linalg.vector_norm(layer_norms(grads))
-        return (global_norm / self.max_grad_norm).clamp_(min=1.0)
+    def _layers_of(self, group: dict[str, Any]) -> list[Layer]:
+        decay, excludes = group["weight_decay"], group["exclude_1d"]
+        adapts, sharded = decay > 0 or group["always_adapt"], group["sharded"]
+        layers = []
+        for param in group["params"]:
+            gradient = param.grad
+            if gradient is None:
+                if not sharded:
+                    continue
+                # Another rank's piece may have one, and ranks must send the same messages.
+                gradient = torch.zeros_like(param)
+            elif gradient.is_sparse:
+                raise ValueError(
+                    "Lamb: expected dense gradients, got a sparse one (tables have their own row optimizer)"
+                )
+            state = self.state[param] or self._make_state(param)
+            tensors = param, gradient, state["exp_avg"], state["exp_avg_sq"], state["step"]
+            plain = excludes and param.ndim <= 1
+            layers.append(Layer(group, *tensors, 0.0 if plain else decay, not plain and adapts))
+        return layers
 
-    def _update(self, group: dict[str, Any], params: list[Tensor], divisor: Tensor | None) -> None:
-        """Take one step for ``params`` (those of ``group`` that have gradients)."""
-        grads = [param.grad for param in params if param.grad is not None]
-        if divisor is not None:
-            grads = [grad / divisor.to(grad) for grad in grads]
-        directions = self._directions(group, params, grads)
-        layers = [i for i, param in enumerate(params) if param.ndim > 1 or not group["exclude_1d"]]
-        weights, updates = [params[i] for i in layers], [directions[i] for i in layers]
-        if layers and group["weight_decay"]:
-            torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
-        if layers and (group["weight_decay"] or group["always_adapt"]):
-            ratios = trust_ratios(weights, updates, clip=group["trust_clip"])
-            # Tensors rather than numbers, so that the host never waits for the device.
-            torch._foreach_mul_(updates, [q.to(u) for q, u in zip(ratios.unbind(), updates, strict=True)])
-        torch._foreach_add_(params, directions, alpha=-group["lr"])
-
-    def _directions(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
-        """Advance the moments and return Adam's direction for each parameter, as new tensors."""
-        states = [self._state_of(param) for param in params]
-        means, squares = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
-        steps = [s["step"] for s in states]
-        beta1, beta2 = group["betas"]
-        torch._foreach_add_(steps, 1.0)
-        torch._foreach_lerp_(means, grads, 1.0 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, 1.0 - beta2)
-        denominators = torch._foreach_sqrt(squares)
-        if group["bias_correction"]:
-            # (m/c1) / (sqrt(v/c2) + eps) = m / (sqrt(v) * c1/sqrt(c2) + eps*c1): one pass over the tensors fewer.
-            counts = [step.item() for step in steps]
-            factors = [(1.0 - beta1**t) / math.sqrt(1.0 - beta2**t) for t in counts]
-            torch._foreach_mul_(denominators, factors)
-            torch._foreach_add_(denominators, [group["eps"] * (1.0 - beta1**t) for t in counts])
-        else:
-            torch._foreach_add_(denominators, group["eps"])
-        return list(torch._foreach_div(means, denominators))
-
-    def _state_of(self, param: Tensor) -> dict[str, Tensor]:
-        """Return the parameter's state, made at its first gradient."""
+    def _make_state(self, param: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[param]
-        if not state:
-            # On the CPU, where reading it for the bias correction costs no synchronisation.
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        # On the CPU, where reading it for the bias correction costs no synchronisation.
+        state["step"] = torch.zeros((), dtype=torch.float32)
+        like = torch.preserve_format
+        state["exp_avg"] = torch.zeros_like(param, dtype=self.moment_dtype, memory_format=like)
+        state["exp_avg_sq"] = torch.zeros_like(param, memory_format=like)
         return state
 
+    def _update(self, layers: Sequence[Layer]) -> None:
+        sharded = [place for place, layer in enumerate(layers) if layer.group["sharded"]]
+        divisor = self._gradient_divisor(layers, sharded)
+        moves: KernelMoves | OperationMoves
+        if self.fused and suit_kernels(layers):
+            moves = KernelMoves(layers, divisor)
+        else:
+            moves = OperationMoves(layers, divisor)
+        squares = sum_over_shards(moves.squares, sharded, self.process_group)
+        self.ratios = moves.find_ratios(squares)
+        moves.finish(self.ratios)
 
-def layer_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the Euclidean norm of each tensor, as float64 [len(tensors)] on the first one's device.
-
-    As a square and a sum, because ``torch.sum`` adds in a tree: ``vector_norm`` adds in a row on a CPU and is wrong by
-    up to 1 % for 16 million float32 entries. A float64 copy of every tensor would cost more than the rest of the step.
-    """
-    wide = [tensor.float() if tensor.dtype.itemsize < 4 else tensor for tensor in tensors]
-    sums = [tensor.square().sum() for tensor in wide]
-    return torch.stack([total.to(sums[0].device, torch.float64) for total in sums]).sqrt_()
-
-
-def trust_ratios(weights: Sequence[Tensor], updates: Sequence[Tensor], *, clip: bool = False) -> Tensor:
-    """Return ||w|| / ||u|| per layer as float64 [len(weights)]; 1 where a norm is 0, and at most 1 with ``clip``."""
-    weight_norms, update_norms = layer_norms([*weights, *updates]).chunk(2)
-    defined = (weight_norms > 0) & (update_norms > 0)
-    ratios = torch.where(defined, weight_norms / update_norms, 1.0)
-    return ratios.clamp_(max=1.0) if clip else ratios
+    def _gradient_divisor(self, layers: Sequence[Layer], sharded: Sequence[int]) -> Tensor | None:
+        """Return max(1, global gradient norm / max_grad_norm) as a float64 scalar, or None where it is switched off."""
+        if self.max_grad_norm is None:
+            return None
+        squares = squared_norms([layer.gradient for layer in layers])
+        total = sum_over_shards(squares, sharded, self.process_group).sum()
+        return (total.sqrt() / self.max_grad_norm).clamp_(min=1.0)
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -184,3 +192,6 @@ def _check_options(options: dict[str, Any]) -> None:
             raise ValueError(f"Lamb: expected {name} >= 0 and finite, got {options[name]}")
     if len(options["betas"]) != 2 or not all(0.0 <= beta < 1.0 for beta in options["betas"]):
         raise ValueError(f"Lamb: expected two betas in [0, 1), got {options['betas']}")
+    bounds = options["norm_bounds"]
+    if bounds is not None and not (len(bounds) == 2 and 0.0 <= bounds[0] <= bounds[1]):
+        raise ValueError(f"Lamb: expected norm_bounds of 0 <= least <= most, got {bounds}")

@@ -120,6 +120,26 @@ def _multiply_add(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     return _VECTOR(_VECTOR, _VECTOR, _VECTOR), generate
 
 
+def _divide(typing_context: Any, a: Any, b: Any) -> Any:
+    """Gives ``a / b``."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fdiv(*arguments)
+
+    return _VECTOR(_VECTOR, _VECTOR), generate
+
+
+def _square_root(typing_context: Any, vector: Any) -> Any:
+    """Gives the square root of each number."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        name, kind = f"llvm.sqrt.v{LANES}f32", ir.FunctionType(_FLOATS, [_FLOATS])
+        function = get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
+        return builder.call(function, arguments)
+
+    return _VECTOR(_VECTOR), generate
+
+
 def _total(typing_context: Any, vector: Any) -> Any:
     """Sums a vector's numbers, in any order."""
 
@@ -139,4 +159,6 @@ stream: Any = intrinsic(_stream)
 finish_streams: Any = intrinsic(_finish_streams)
 splat: Any = intrinsic(_splat)
 multiply_add: Any = intrinsic(_multiply_add)
+divide: Any = intrinsic(_divide)
+square_root: Any = intrinsic(_square_root)
 total: Any = intrinsic(_total)

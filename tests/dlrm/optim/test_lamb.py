@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from dlrm.optim.lamb import Lamb, layer_norms
+from dlrm.optim.lamb import Lamb
+from dlrm.optim.trust_ratios import layer_norms
 
 SHAPES = [(16, 13), (16,), (33, 16), (33,), (1, 33), (1,), (2, 3, 4)]
 STEPS = 20
