@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from embeddings.planning.collectives import all_reduce_seconds, all_to_all_seconds_per_byte
 from embeddings.planning.machine import Machine, RowRate
-from embeddings.row_optimizers import counts_updates, state_columns
+from embeddings.row_optimizers import counts_updates, moves_all_rows, state_columns
 from embeddings.shards import TablePlan
 from embeddings.tables import TableConfig
 from embeddings.usage import Usage
@@ -101,6 +101,7 @@ def cost_of(config: TableConfig, plan: TablePlan, setting: Setting) -> TableCost
     all_ids = batch * usage.ids_per_sample
     share = np.maximum(ids / max(all_ids, 1e-300), rows / config.num_rows)
     distinct = np.minimum(np.minimum(rows, ids), usage.distinct_rows(all_ids, config.num_rows) * share)
+    moved = rows if moves_all_rows(config.optimizer) else distinct
     vectors = cells * columns * setting.exchange_bytes
     per_byte = all_to_all_seconds_per_byte(machine, setting.ranks, setting.ranks_per_node)
     slowdown = machine.slowdown(setting.ranks_per_node)
@@ -111,7 +112,7 @@ def cost_of(config: TableConfig, plan: TablePlan, setting: Setting) -> TableCost
     asking = holding.sum(axis=0) / setting.ranks
     for stage, seconds in (
         (LOOKUP, lookup_seconds(config, ids, columns, machine)),
-        (UPDATE, update_seconds(config, ids, distinct, columns, machine)),
+        (UPDATE, update_seconds(config, ids, moved, columns, machine)),
     ):
         holding[:, stage] = slowdown * (machine.seconds_per_shard / 2 + seconds)
     # Whoever asked adds what comes back up into the vectors of its samples, and cuts their gradient the same way.
@@ -146,10 +147,10 @@ def lookup_seconds(config: TableConfig, ids: Numbers, num_columns: Numbers, mach
 
 
 def update_seconds(
-    config: TableConfig, ids: Numbers, distinct: Numbers, num_columns: Numbers, machine: Machine
+    config: TableConfig, ids: Numbers, moved: Numbers, num_columns: Numbers, machine: Machine
 ) -> Numbers:
-    """Return the time to sum the gradients of ids and to update ``distinct`` rows: each is read and written."""
-    touched = 2 * distinct * (num_columns * row_number_bytes(config) + _state_bytes_per_row(config, num_columns))
+    """Return the time to sum the gradients of ids and to update ``moved`` rows: each is read and written."""
+    touched = 2 * moved * (num_columns * row_number_bytes(config) + _state_bytes_per_row(config, num_columns))
     moving = touched / _bandwidth(config, machine.update, machine)
     return np.asarray(
         ids * (machine.update.seconds_per_id + num_columns * FLOAT_BYTES / machine.update.bytes_per_second) + moving
@@ -182,14 +183,15 @@ def _seconds_per_vector_byte(plan: TablePlan, setting: Setting) -> float:
 def _cost_of_copies(config: TableConfig, ranks: int, setting: Setting) -> TableCost:
     machine, usage, batch = setting.machine, setting.usage.of(config), setting.usage.global_batch_size
     own_ids = np.array(batch * usage.ids_per_sample / setting.ranks)
-    distinct = np.array(usage.distinct_rows(batch * usage.ids_per_sample, config.num_rows))
+    distinct = usage.distinct_rows(batch * usage.ids_per_sample, config.num_rows)
+    moved = np.array(config.num_rows if moves_all_rows(config.optimizer) else distinct)
     dim = np.array(config.dim)
     sums = config.num_rows * (config.dim + 1) * FLOAT_BYTES
     everywhere = np.zeros(len(STAGES))
     everywhere[LOOKUP] = machine.seconds_per_shard / 2 + lookup_seconds(config, own_ids, dim, machine)
     everywhere[UPDATE] = (
         machine.seconds_per_shard / 2
-        + update_seconds(config, own_ids, distinct, dim, machine)
+        + update_seconds(config, own_ids, moved, dim, machine)
         + 2 * sums / machine.copy_bytes_per_second
     )
     everywhere *= machine.slowdown(setting.ranks_per_node)

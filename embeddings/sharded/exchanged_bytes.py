@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from embeddings.row_optimizers import RowLamb, RowWiseAdagrad
+from embeddings.row_optimizers import RowCowClip, RowLamb, RowWiseAdagrad, moves_all_rows, trust_of
 from embeddings.shards import EXCHANGE_BYTES, ShardingPlan
 from embeddings.tables import TableConfig
 
@@ -43,8 +43,8 @@ def expected_bytes(
     returns one gradient for it. For that it sends the ids, their weights if any, and how many there are where some bag
     asks the shard for more than one: 4 bytes each, but 8 for an id where some shard has more than 2**31 rows. Each rank
     tells each other rank two counts per shard and feature, and two more. A replicated table's summed gradients and
-    counts enter an all-reduce. Optimizers that need sums over a split row send 8 bytes for each, for each touched row,
-    to the ranks that hold the row's other columns; of a split table, two sums enter an all-reduce in each round.
+    counts enter an all-reduce. Optimizers that need sums over a split row send 8 bytes for each, for each row that
+    moves, to the ranks that hold the row's other columns; of a split table, two sums enter an all-reduce in each round.
 
     Args:
         configs: The tables.
@@ -108,8 +108,10 @@ def _count_sums(configs: Sequence[TableConfig], pieces: Sequence[_Piece], batche
         if piece.rank != rank or not others or piece.columns == config.dim:
             continue
         ids = np.concatenate([batch[feature][0] for batch in batches for feature in config.features])
-        touched = len(np.unique(ids[(ids >= piece.first_row) & (ids < piece.last_row)]))
-        num_bytes += _SUM_BYTES * _sums_per_row(config) * touched * len(others)
+        moved = len(np.unique(ids[(ids >= piece.first_row) & (ids < piece.last_row)]))
+        if moves_all_rows(config.optimizer):
+            moved = piece.last_row - piece.first_row
+        num_bytes += _SUM_BYTES * _sums_per_row(config) * moved * len(others)
     tables = {piece.table for piece in pieces if _needs_table_sums(configs[piece.table], piece)}
     rounds = max((_rounds(configs[piece.table], piece) for piece in pieces), default=0)
     return num_bytes + _SUM_BYTES * 2 * len(tables) * rounds
@@ -120,13 +122,13 @@ def _is_split(config: TableConfig, piece: _Piece) -> bool:
 
 
 def _needs_table_sums(config: TableConfig, piece: _Piece) -> bool:
-    return _is_split(config, piece) and isinstance(config.optimizer, RowLamb) and config.optimizer.trust == "touched"
+    return _is_split(config, piece) and trust_of(config.optimizer) != "row"
 
 
 def _sums_per_row(config: TableConfig) -> int:
     if isinstance(config.optimizer, RowLamb):
         return config.optimizer.partial + 2 * (config.optimizer.trust == "row")
-    return int(isinstance(config.optimizer, RowWiseAdagrad))
+    return 2 if isinstance(config.optimizer, RowCowClip) else int(isinstance(config.optimizer, RowWiseAdagrad))
 
 
 def _rounds(config: TableConfig, piece: _Piece) -> int:
@@ -134,4 +136,4 @@ def _rounds(config: TableConfig, piece: _Piece) -> int:
         return 0
     if isinstance(config.optimizer, RowLamb):
         return 1 + config.optimizer.partial
-    return int(isinstance(config.optimizer, RowWiseAdagrad))
+    return int(isinstance(config.optimizer, RowWiseAdagrad | RowCowClip))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from embeddings import RowAdagrad, RowAdam, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad, TableConfig
+from embeddings import RowAdagrad, RowAdam, RowCowClip, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad, TableConfig
 from embeddings.build import build_tables
 from embeddings.planning.machine import CPU, MACHINES
 from embeddings.planning.table_cost import (
@@ -37,6 +38,8 @@ MakeTable = Callable[..., TableConfig]
         RowAdam(learning_rate=0.1),
         RowLamb(learning_rate=0.1),
         RowLamb(learning_rate=0.1, partial=True),
+        RowCowClip(learning_rate=0.1),
+        RowCowClip(learning_rate=0.1, l2_mode="lazy"),
     ],
     ids=str,
 )
@@ -108,6 +111,20 @@ def test_lookup_and_update_are_the_formulas(make_table: MakeTable) -> None:
     assert cost.holding[0, LOOKUP] == pytest.approx(CPU.seconds_per_shard / 2 + lookup)
     assert cost.holding[0, UPDATE] == pytest.approx(CPU.seconds_per_shard / 2 + update, rel=1e-4)
     assert cost.holders.tolist() == [1]
+
+
+@pytest.mark.parametrize("kind", ["row_wise", "replicated"])
+def test_an_update_of_all_rows_costs_all_rows(make_table: MakeTable, kind: Any) -> None:
+    machine = replace(CPU, seconds_per_shard=0.0)
+    setting = Setting(machine=machine, usage=Usage(global_batch_size=1), ranks=2, ranks_per_node=2)
+    seconds = []
+    for trust in ("row", "table"):
+        config = make_table(num_rows=1000, dim=16, optimizer=RowLamb(learning_rate=0.1, trust=trust))
+        cost = cost_of(config, place(config, kind, range(2)), setting)
+        seconds.append(cost.holding[:, UPDATE].sum() + cost.everywhere[UPDATE])
+    # all of them rather than the one of the batch
+    more = 2 * 999 * 3 * 16 * 4 / machine.update.bytes_per_second * machine.slowdown(2)
+    assert seconds[1] - seconds[0] == pytest.approx(more, rel=1e-6)
 
 
 def test_vectors_are_sent_unless_memory_is_shared(make_table: MakeTable) -> None:
