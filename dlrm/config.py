@@ -173,6 +173,10 @@ class TrainingConfig:
     """Of --rule power."""
     match: Literal["epochs", "updates"] = "epochs"
     """With --scale-from: train on as many samples as before, or on k times as many and so for as many updates."""
+    branch_from: Path | None = None
+    """A run that this one branches off from, with all its weights, states and progress: for other schedules' ends."""
+    branch_at: int | None = None
+    """Branch off where that run was last saved after at most so many samples; None is its last checkpoint."""
     time_limit_seconds: float | None = None
     """Stop, evaluate and save after so much training time."""
     shuffle: bool = True
@@ -210,6 +214,8 @@ class TrainingConfig:
         elif (self.rule is not None and not self.growth.is_on) or self.match != "epochs":
             given = f"--rule {self.rule}" if self.rule is not None else f"--match {self.match}"
             raise ValueError(f"--scale-from: expected beside {given} the batch size that the numbers are for, got none")
+        if self.branch_at is not None and self.branch_from is None:
+            raise ValueError(f"--branch-from: expected a run beside --branch-at {self.branch_at}, got none")
         _at_least(0, self.seed, "--seed")
         _at_least(1, self.log_every_samples, "--log-every-samples")
 

@@ -25,6 +25,7 @@ from dlrm.checkpoints.checkpoint_folder import (
 from dlrm.checkpoints.finite_state import check_finite
 from dlrm.checkpoints.kept_checkpoints import (
     CheckpointInfo,
+    age_of,
     describe_checkpoint,
     find_checkpoints,
     free_name,
@@ -132,13 +133,16 @@ class CheckpointStore:
             if not self.ranks.is_first:
                 self._shared.wait_for_checkpoint(self._saves, lambda save: was_saved(self.folder, save, awaited))
 
-    def restore_latest(self) -> Restored | None:
+    def restore_latest(self, *, at_most: int | None = None) -> Restored | None:
         """Read the newest checkpoint whose checksums hold; None if there is none at all.
+
+        Args:
+            at_most: samples after which it was saved.
 
         Raises:
             ValueError: every checkpoint is damaged, or the newest is of another format version.
         """
-        return self._restore(best=False)
+        return self._restore(best=False, at_most=at_most)
 
     def restore_best(self) -> Restored | None:
         """Read the newest intact checkpoint that was saved as the best; None if none was.
@@ -230,10 +234,11 @@ class CheckpointStore:
                 if not rank:
                     shutil.rmtree(folder, ignore_errors=True)
 
-    def _restore(self, *, best: bool) -> Restored | None:
+    def _restore(self, *, best: bool, at_most: int | None = None) -> Restored | None:
         self.wait()
         skipped = []
-        for name in self.ranks.object_from_first([folder.name for folder in find_checkpoints(self.folder)]):
+        there = [f.name for f in find_checkpoints(self.folder) if at_most is None or age_of(f)[0] <= at_most]
+        for name in self.ranks.object_from_first(there):
             folder = self.folder / name
             try:
                 if best and not self._read_manifest(folder).is_best:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from embeddings.shards import ShardingPlan
 
 # What ranks may have of their own: places on their machines, and who started them. Data are compared by content.
-OWN = ("output", "data", "ranks", "max_restarts")
+OWN = ("output", "data", "branch_from", "ranks", "max_restarts")
 SHORT = {"--global-batch-size": "--step.global-batch-size"}
 
 

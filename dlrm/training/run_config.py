@@ -20,6 +20,11 @@ MAY_CHANGE = (
     *("data", "output", "ranks", "max_restarts", "epochs", "time_limit_seconds"),
     *("log_every_samples", "evaluation", "checkpoint", "guards", "parallel"),
 )
+# What besides, in a run that branches off from another: optimizers' states and batches are taken over as they are.
+MAY_BRANCH = (
+    *("branch_from", "branch_at", "plateau"),
+    *("dense_schedule", "head_schedule", "tables_schedule", "small_tables_schedule"),
+)
 
 
 def describe_run(config: TrainingConfig, model: nn.Module, recipe: str) -> dict[str, Any]:
@@ -53,6 +58,20 @@ def check_same_run(folder: Path, settings: Mapping[str, Any]) -> None:
         if name not in but_sizes:
             cure += ", or keep the rows that both have with --checkpoint.resized-tables keep"
         raise ValueError(f"{folder} holds a run with {name} = {before}, got {now}; {cure}")
+
+
+def check_same_path(run: Path, former: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Check that a branch has all settings of the run it leaves, but for what may bend its further path.
+
+    Raises:
+        ValueError: naming the first setting that differs, and both values.
+    """
+    for name, (before, now) in _differences(former, settings).items():
+        if name.split(".")[0] not in MAY_BRANCH:
+            raise ValueError(
+                f"--branch-from: expected the settings of {run} but for schedules, lengths and plateaus, got {name} = "
+                f"{now}, there {before}"
+            )
 
 
 def _differences(former: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

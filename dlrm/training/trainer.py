@@ -29,6 +29,7 @@ from dlrm.training.evaluate import evaluate, evaluate_true_probability
 from dlrm.training.guards import LearningGuard, NonFiniteLossError, check_model_fits, check_segments, check_shares
 from dlrm.training.interrupt import StopRequest, only_run_in
 from dlrm.training.look_ahead import look_ahead
+from dlrm.training.restore import CHECKPOINTS, restore_run
 from dlrm.training.run_config import CONFIG, check_same_run, describe_run
 from dlrm.training.run_log import RunLog, SilentLog, write_json
 from dlrm.training.snapshot import Snapshot
@@ -109,7 +110,7 @@ class Trainer:
         self.guard = LearningGuard(config.guards)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = CheckpointStore(
-            self.folder / "checkpoints", keep_last=config.checkpoint.keep_last, ranks=ranks
+            self.folder / CHECKPOINTS, keep_last=config.checkpoint.keep_last, ranks=ranks
         )
 
     @property
@@ -131,7 +132,7 @@ class Trainer:
         # Of dropout; a checkpoint brings its own state.
         seed_generators(self.config.seed + SEED_STRIDE * self.ranks.rank)
         with self.stopwatch.stage(RESTORING):
-            notes = self._restore()
+            notes = restore_run(self.checkpoints, self.snapshot, self.config, self.settings, self.folder)
         log = self._open_log()
         for note in notes:
             log.say(note)
@@ -280,13 +281,6 @@ class Trainer:
             self._wait_for_checkpoints()
         saved = self.checkpoints.list()
         return f"the checkpoint after {saved[0].samples:,} samples is kept" if saved else "nothing was saved before"
-
-    def _restore(self) -> list[str]:
-        restored = self.checkpoints.restore_latest()
-        if restored is None:
-            return []
-        resized = self.snapshot.load(restored.state, resized_tables=self.config.checkpoint.resized_tables)
-        return [*restored.skipped, *resized, f"continuing after {self.progress.samples:,} samples"]
 
     def _finish(self, log: RunLog, why: str) -> dict[str, Any]:
         """Measure the test split with the best weights, and write `summary.json` and `tables.json`."""

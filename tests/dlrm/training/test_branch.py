@@ -1,0 +1,134 @@
+"""Cool-downs branched off one run: each is, bit for bit, the run that had its schedule from the start."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dlrm.cli import parse
+from dlrm.config import CheckpointConfig, EvaluationConfig, GuardConfig, RunConfig, StepConfig, TrainingConfig
+from dlrm.data.dataset import Dataset
+from dlrm.model import DLRM
+from dlrm.optim.config import DenseOptimizerConfig
+from dlrm.optim.lr_schedules import Schedule
+from dlrm.training.run_log import read_records
+from dlrm.training.trainer import Trainer
+
+Train = Callable[..., Trainer]
+TRUNK = TrainingConfig(
+    epochs=0.5,
+    dense=DenseOptimizerConfig(name="adam", learning_rate=0.003),
+    dense_schedule=Schedule(shape="rsqrt(4000, warmup=1000)"),
+    tables_schedule=Schedule(shape="rsqrt(4000)"),
+    step=StepConfig(global_batch_size=300),  # cut at the ends of epochs
+    log_every_samples=1500,
+    evaluation=EvaluationConfig(every_samples=3000),
+    checkpoint=CheckpointConfig(every_samples=1500, keep_last=10),
+    guards=GuardConfig(chance_evaluations=0),
+)
+
+
+def _cooled(until: int) -> TrainingConfig:
+    return replace(
+        TRUNK,
+        epochs=until / 12_000,
+        dense_schedule=Schedule(shape=f"rsqrt(4000, warmup=1000, until={until}, cooldown=1500)"),
+        tables_schedule=Schedule(shape=f"rsqrt(4000, until={until}, cooldown=1500)"),
+    )
+
+
+@pytest.fixture
+def train(tmp_path: Path, make_dlrm: Callable[..., DLRM], click_log: Dataset) -> Train:
+    def run(name: str, config: TrainingConfig, data: Dataset = click_log, **settings: Any) -> Trainer:
+        trainer = Trainer(make_dlrm(click_log, dropout=0.1, **settings), data, config, tmp_path / name)
+        trainer.fit()
+        return trainer
+
+    return run
+
+
+def _states(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Return what the last checkpoint holds, as the model has gone back to its best."""
+    restored = trainer.checkpoints.restore_latest()
+    assert restored is not None
+    tensors = {f"dense.{name}": tensor for name, tensor in restored.state["dense"].items()}
+    for name, tensor in restored.state["tables"].items():
+        tensors[name] = torch.cat(list(tensor.blocks()))
+    for key, state in restored.state["dense_optimizer"]["state"].items():
+        tensors |= {f"{key}.{name}": value for name, value in state.items()}
+    return tensors | {"random": restored.state["random"]["torch"]}
+
+
+def test_two_cooldowns_of_one_run_are_those_of_runs_of_their_own(train: Train, tmp_path: Path) -> None:
+    train("trunk", TRUNK)
+    for until in (3000, 4500):
+        branch = replace(_cooled(until), branch_from=tmp_path / "trunk", branch_at=until - 1500)
+        branched, whole = train(f"branch-{until}", branch), train(f"whole-{until}", _cooled(until))
+        ends = [_states(branched), _states(whole)]
+        assert ends[0].keys() == ends[1].keys()
+        assert len(ends[0]) > 10
+        assert [name for name in ends[0] if not torch.equal(ends[0][name], ends[1][name])] == []
+        losses = [
+            [(r["samples"], r["loss"]) for r in read_records(tmp_path / name) if r["kind"] == "train"]
+            for name in (f"branch-{until}", f"whole-{until}")
+        ]
+        assert losses[0] == losses[1]  # those of the trunk are taken over up to the branching point
+        assert len(losses[0]) == until / 1500
+    records = read_records(tmp_path / "trunk")
+    assert max(record["samples"] for record in records) == 6000
+
+
+def test_a_branch_goes_on_from_its_own_checkpoints(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("trunk", replace(TRUNK, epochs=0.25))
+    branch = replace(_cooled(4500), branch_from=tmp_path / "trunk", branch_at=1600)
+    train("branch", replace(branch, epochs=3000 / 12_000))
+    assert f"branching off from {tmp_path / 'trunk'} after 1,500 samples" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "trunk")
+    cut = train("branch", branch)
+    assert "continuing after 3,000 samples" in capsys.readouterr().err
+    whole = train("whole", _cooled(4500))
+    assert all(torch.equal(tensor, _states(whole)[name]) for name, tensor in _states(cut).items())
+
+
+def test_the_best_of_a_branch_is_its_own(train: Train, tmp_path: Path) -> None:
+    train("trunk", replace(TRUNK, epochs=0.25))
+    still = Schedule(shape="1e-12")  # so that nothing gets better than the trunk was
+    frozen = replace(TRUNK, dense_schedule=still, tables_schedule=still, branch_from=tmp_path / "trunk")
+    branch = train("branch", frozen)
+    assert branch.progress.best_samples == 6000
+    best = branch.checkpoints.restore_best()
+    assert best is not None
+    assert best.info.folder.parent == tmp_path / "branch" / "checkpoints"
+
+
+def test_what_cannot_be_a_branch_is_named(
+    train: Train, tmp_path: Path, make_dataset: Callable[..., Dataset], click_log: Dataset
+) -> None:
+    train("trunk", replace(TRUNK, epochs=0.25))
+    branch = replace(TRUNK, branch_from=tmp_path / "trunk")
+    with pytest.raises(
+        ValueError, match=r"--branch-from: expected the settings of .*trunk but for .* got seed = 3, there 0"
+    ):
+        train("seed", replace(branch, seed=3))
+    with pytest.raises(ValueError, match=r"got dense\.weight_decay = 0\.1, there 0\.0"):
+        train("decay", replace(branch, dense=replace(TRUNK.dense, weight_decay=0.1)))
+    with pytest.raises(
+        ValueError, match=r"--branch-at 1000: expected a checkpoint of .*; kept: the checkpoints after 3,0"
+    ):
+        train("early", replace(branch, branch_at=1000))
+    with pytest.raises(ValueError, match=r"--branch-from: expected the folder of a run, got .*nothing"):
+        train("nothing-there", replace(branch, branch_from=tmp_path / "nothing"))
+    other = Dataset(click_log.folder)
+    other.__dict__["fingerprint"] = "of other rows"
+    with pytest.raises(ValueError, match="one of other data"):
+        train("data", branch, other)
+    with pytest.raises(ValueError, match="--branch-from: expected a run beside --branch-at 5, got none"):
+        parse(RunConfig, ["--branch-at", "5"], program="recforge train synthetic")
