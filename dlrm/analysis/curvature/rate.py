@@ -110,14 +110,13 @@ class SlqLrLearner(Attachment):
         return 1.0 if both is None or group not in ("dense", "head") else both[0] / self.base_rate
 
     def values(self) -> dict[str, float]:
-        """Return the eigenvalues and the momentum, once measured."""
-        both = self.rate_and_momentum
-        if both is None or self.largest is None or self.smallest is None:
+        """Return the eigenvalues, once measured, and the momentum of the last step."""
+        if self.largest is None or self.smallest is None:
             return {}
         return {
             "curvature_largest": self.largest,
             "curvature_smallest": self.smallest,
-            "dense_momentum": both[1],
+            "dense_momentum": float(self.optimizer.param_groups[0]["momentum"]),
         }
 
     def state(self) -> dict[str, Any]:

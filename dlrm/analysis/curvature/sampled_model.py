@@ -138,5 +138,7 @@ def _pick_rows(table: PartedTensor, ids: Tensor) -> Tensor:
 
 def _pool(rows: Tensor, bags: Bags, pooling: str) -> Tensor:
     looked_up = rows[bags.places]
+    if bags.has_one_each:
+        return looked_up
     summed = rows.new_zeros(len(bags.lengths), rows.shape[1]).index_add(0, bags.bag_of, looked_up)
     return summed / bags.lengths.clamp(min=1)[:, None] if pooling == "mean" else summed
