@@ -17,7 +17,7 @@ from dlrm.analysis.study.critical_batch import (
     fit_critical_batch,
     range_over_subsets,
 )
-from dlrm.analysis.study.page import format_significant, write_study_page
+from dlrm.analysis.study.page import METRICS, format_significant, write_study_page
 from dlrm.analysis.study.space import Space
 from dlrm.analysis.study.steps_to_result import BatchResult, Protocol
 from dlrm.analysis.study.study_folder import StudyFolder
@@ -72,7 +72,7 @@ def write_batch_size_page(
     """Write the page into the study's folder, and return the verdict and where the page lies."""
     found = find_out(results)
     verdict, advice = describe_verdict(found), describe_advice(found, run)
-    goal = f"{run.evaluation.metric} {protocol.goal:.5g} on the valid split"
+    goal = f"{METRICS[run.evaluation.metric]} {protocol.goal:.5g} on the valid split"
     page = write_study_page(
         study.folder,
         TEMPLATE,

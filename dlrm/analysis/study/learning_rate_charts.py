@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from dlrm.analysis.charts import BLUE, GREEN, GREY, ORANGE, Chart, as_figure, dashed_line, lay_out
 from dlrm.analysis.study.compare_policies import PolicyResult
+from dlrm.analysis.study.page import METRICS
 from dlrm.analysis.study.study_folder import Record
 
 # Each has a contrast of at least 3 to the light and to the dark background.
 COLORS = (BLUE, ORANGE, GREEN, "#a45cc8", "#c94f6d", "#2596a8", "#8f7a2e", GREY, "#6a73d9", "#b0603c")
+LOGGED_DECADES = 3
 Plane = NDArray[np.float64]
 
 
@@ -31,7 +33,10 @@ def draw_rates(results: Sequence[PolicyResult], colors: dict[str, str]) -> Chart
         traces.append(_line(result.policy, [r[0] for r in rates], [r[2] for r in rates], colors, "%{y:.3~g}"))
         spoken.append(f"{result.policy} at most {max(r[2] for r in rates):.3g}")
     layout = lay_out("steps")
-    layout["yaxis"] |= {"type": "log", "exponentformat": "power"}
+    most = max((rate[2] for result in _drawn(results) for rate in result.runs[0]["rates"]), default=1.0)
+    # A decay to 0 has no lower end on this axis.
+    ends = [float(np.log10(most)) - LOGGED_DECADES, float(np.log10(most)) + 0.1]
+    layout["yaxis"] |= {"type": "log", "dtick": 1, "exponentformat": "power", "range": ends}
     return Chart(
         name="rates",
         title="Learning rate of the dense part",
@@ -58,8 +63,8 @@ def draw_metric(results: Sequence[PolicyResult], colors: dict[str, str], metric:
     spoken = [f"{r.policy} {r.value:.4f}" for r in results if r.value is not None]
     return Chart(
         name="metric",
-        title=f"{metric} on the valid split, a line for each seed",
-        description=f"{metric} over steps; the best of each policy: {', '.join(spoken)}.",
+        title=f"{METRICS[metric]} on the valid split, a line for each seed",
+        description=f"{METRICS[metric]} over steps; the best of each policy: {', '.join(spoken)}.",
         figure=as_figure(traces, lay_out("steps")),
         legend=(*_legend(results, colors), *(((GREY, "goal"),) if goal is not None else ())),
         height=340,
@@ -119,7 +124,7 @@ def draw_exploration(record: Record) -> Chart:
         hovertemplate="factor %{x:.3~g}<extra></extra>",
     )
     layout = lay_out("factor on both learning rates")
-    layout["xaxis"] |= {"type": "log"}
+    layout["xaxis"] |= {"type": "log", "dtick": 1}
     layout["yaxis"] |= {"range": [least - 0.02, min(max(record["losses"]), 2.0 * record["losses"][0]) + 0.02]}
     return Chart(
         name="exploration",

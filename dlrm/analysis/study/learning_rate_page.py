@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from dlrm.analysis.study.learning_rate_charts import (
     draw_paths,
     draw_rates,
 )
-from dlrm.analysis.study.page import format_significant, write_study_page
+from dlrm.analysis.study.page import METRICS, format_significant, write_study_page
 from dlrm.analysis.study.policies import Policy
 from dlrm.analysis.study.study_folder import Record, StudyFolder
 from dlrm.analysis.study.trial_run import RUNS
@@ -36,7 +37,7 @@ def write_learning_rate_page(
     name: str,
 ) -> str:
     """Write the page into the study's folder, and return the verdict and where the page lies."""
-    metric, known = run.evaluation.metric, {policy.name: policy for policy in policies}
+    metric, known = METRICS[run.evaluation.metric], {policy.name: policy for policy in policies}
     verdict, advice = describe_verdict(results, metric), describe_advice(results, known, run)
     colors = color_policies(results)
     explored = [r for trial, r in study.records.items() if trial.endswith("/explore")]
@@ -53,7 +54,7 @@ def write_learning_rate_page(
         goal=goal,
         rows=[_describe_row(result, known[result.policy], goal, study, run) for result in results],
         rates=draw_rates(results, colors),
-        course=draw_metric(results, colors, metric, goal),
+        course=draw_metric(results, colors, run.evaluation.metric, goal),
         paths=_draw_paths(study.folder, results, colors),
         explorations=[draw_exploration(record) for record in explored],
         factors=[record["factor"] for record in results[0].tried],
@@ -92,7 +93,7 @@ def describe_advice(results: Sequence[PolicyResult], policies: Mapping[str, Poli
     flags = [
         f"--dense.learning-rate {config.dense.learning_rate:.4g}",
         f"--tables.learning-rate {config.tables.learning_rate:.4g}",
-        *(_quote(flag) for flag in policies[best.policy].flags),
+        *map(shlex.quote, policies[best.policy].flags),
     ]
     reset = "" if policies[best.policy].keeps_schedules else ", with no other schedule"
     sentences = [f"Train with {' '.join(flags)}{reset}."]
@@ -187,7 +188,3 @@ def _list_figures(results: Sequence[PolicyResult], goal: float | None, metric: s
             "note": "" if confidence is None else f"confidence where right {confidence:.3f}",
         },
     ]
-
-
-def _quote(word: str) -> str:
-    return word if word.startswith("--") else f'"{word}"'

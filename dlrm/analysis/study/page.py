@@ -8,8 +8,10 @@ from typing import Any
 
 from dlrm.analysis.html_page import render_page, write_page
 from dlrm.analysis.quantities import format_count, format_duration, format_number, format_setting, format_share
+from dlrm.analysis.report import split_at_flags
 
 PAGE = "report.html"
+METRICS = {"auc": "AUC", "logloss": "log loss", "normalized_entropy": "normalised entropy"}
 
 
 def format_significant(number: float | None, digits: int = 3) -> str:
@@ -29,6 +31,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "setting": format_setting,
     "share": format_share,
     "significant": format_significant,
+    "split_at_flags": split_at_flags,
 }
 
 

@@ -80,11 +80,35 @@ def list_policies(samples: float) -> dict[str, Policy]:
             family=EXPLORATION,
             explores=True,
         ),
+        Policy(
+            name="plateau",
+            family=STATE,
+            words="warm-up, then half the rate after two evaluations without a gain",
+            flags=(*_shape(f"warmup({warmup})"), "--plateau.policy", "reduce", "--plateau.patience", "2"),
+        ),
+        Policy(
+            name="change-on-plateau",
+            family=STATE,
+            words="warm-up, then a bolder rate after two evaluations without a gain, a calmer one near the end",
+            flags=(
+                *_shape(f"warmup({warmup})"),
+                *("--plateau.policy", "change", "--plateau.shapes", "0.1", "0.3", "1", "2", "--plateau.start", "2"),
+            ),
+        ),
+        Policy(
+            name="lanczos",
+            family=STATE,
+            words="rate and momentum of a dense SGD from the Hessian's eigenvalues; tables as with poly",
+            flags=(
+                *("--tables-schedule.shape", f"warmup({warmup}) * poly({rest}, start={warmup}, power=2)"),
+                *("--dense.name", "sgd", "--curvature-rate.every-samples", str(max(1, whole // 20))),
+            ),
+        ),
     ]
     return {policy.name: policy for policy in policies}
 
 
-DEFAULT = ("recipe", "constant", "poly", "cosine", "range-test")
+DEFAULT = ("recipe", "constant", "poly", "cosine", "plateau", "range-test", "lanczos")
 
 
 def choose_policies(names: Sequence[str], own: Sequence[str], samples: float) -> list[Policy]:
@@ -115,5 +139,8 @@ def choose_policies(names: Sequence[str], own: Sequence[str], samples: float) ->
 
 
 def _formula(name: str, words: str, shape: str) -> Policy:
-    flags = ("--dense-schedule.shape", shape, "--tables-schedule.shape", shape)
-    return Policy(name=name, family=FORMULA, words=words, flags=flags)
+    return Policy(name=name, family=FORMULA, words=words, flags=_shape(shape))
+
+
+def _shape(shape: str) -> tuple[str, ...]:
+    return ("--dense-schedule.shape", shape, "--tables-schedule.shape", shape)
