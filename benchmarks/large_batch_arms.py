@@ -1,0 +1,232 @@
+"""What is compared: the logs, the one small-batch setting of each, and every way to go from it to a large batch.
+
+The numbers are those that `benchmarks.large_batch --tune` found on validation rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from benchmarks.large_batch_tuning import Space
+from dlrm.config import (
+    CheckpointConfig,
+    EvaluationConfig,
+    GuardConfig,
+    ModelConfig,
+    RunConfig,
+    StepConfig,
+    TablesConfig,
+)
+from dlrm.optim.config import DenseOptimizerConfig, DenseOptimizerName
+from dlrm.optim.lr_schedules import Schedule
+
+LogName = Literal["synthetic", "movielens-100k"]
+TableOptimizer = Literal["rowwise_adagrad", "adam", "lamb"]
+SMALL = "small_batch"
+# What a search varies, and up to which factor away from its start.
+SEARCHED = {
+    "dense_rate": 2.5,
+    "tables_rate": 2.5,
+    "eps": 3.0,
+    "init_scale": 2.0,
+    "end_factor": 4.0,
+    "dense_warmup_steps": 4.0,
+    "tables_warmup_steps": 4.0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """What is the same for every arm on a log.
+
+    Attributes:
+        model: that is trained.
+        batch_size: of the small batch.
+        epochs: passes over the training rows.
+        shuffle: whether an epoch has an order of its own, or that of time.
+    """
+
+    model: ModelConfig
+    batch_size: int
+    epochs: int
+    shuffle: bool
+
+
+LOGS: dict[LogName, Log] = {
+    # In the order of time, as the log drifts and comes by once, like that of a running service.
+    "synthetic": Log(model=ModelConfig(dim=8, bottom=(32,), top=(64, 32)), batch_size=256, epochs=1, shuffle=False),
+    "movielens-100k": Log(
+        model=ModelConfig(dim=8, bottom=(), top=(64,), interaction="dcn", cross_layers=1, cross_rank=16, dropout=0.3),
+        batch_size=64,
+        epochs=3,
+        shuffle=True,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What differs between arms.
+
+    Attributes:
+        dense: optimizer of the MLPs.
+        tables: optimizer of the tables' rows.
+        dense_rate: its peak learning rate.
+        tables_rate: that of the rows.
+        eps: of the rows' optimizer.
+        init_scale: rows start uniform within plus and minus this.
+        end_factor: what both rates have fallen to, linearly, at the end of the run.
+        dense_warmup_steps: in which the dense part's rate rises from 0.
+        tables_warmup_steps: in which that of the rows does.
+        betas: of both optimizers' moments; None is 0.9 and 0.999 where they have any.
+    """
+
+    dense: DenseOptimizerName
+    tables: TableOptimizer
+    dense_rate: float
+    tables_rate: float
+    eps: float
+    init_scale: float
+    end_factor: float
+    dense_warmup_steps: float
+    tables_warmup_steps: float
+    betas: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        factor: of its batch size over the small one.
+        settings: of it.
+        start: where a search of them begins; None where a rule gives them.
+    """
+
+    factor: int
+    settings: Settings
+    start: Settings | None = None
+
+    @property
+    def space(self) -> Space:
+        """What is searched, and within which bounds."""
+        if self.start is None:
+            return {}
+        # LAMB's rows have a length of step that does not depend on their gradients.
+        names = [name for name in SEARCHED if name != "eps" or self.start.tables != "lamb"]
+        centres = {name: getattr(self.start, name) for name in names}
+        return {name: (centre / SEARCHED[name], centre * SEARCHED[name]) for name, centre in centres.items()}
+
+
+def configure(log: Log, arm: Arm, *, rows: int, seed: int, threads: int) -> RunConfig:
+    """Return the configuration of an arm's run on `rows` training rows."""
+    settings, batch_size = arm.settings, log.batch_size * arm.factor
+    samples = rows * log.epochs
+
+    def schedule(warmup_steps: float) -> Schedule:
+        warmup = min(round(warmup_steps * batch_size), samples // 2)
+        return Schedule(warmup_samples=warmup, decay_samples=samples - warmup, end_factor=settings.end_factor)
+
+    return RunConfig(
+        epochs=log.epochs,
+        seed=seed,
+        shuffle=log.shuffle,
+        model=log.model,
+        tables=TablesConfig(
+            optimizer=settings.tables,
+            learning_rate=settings.tables_rate,
+            eps=settings.eps,
+            betas=settings.betas,
+            init_scale=settings.init_scale,
+        ),
+        tables_schedule=schedule(settings.tables_warmup_steps),
+        dense=DenseOptimizerConfig(name=settings.dense, learning_rate=settings.dense_rate, betas=settings.betas),
+        dense_schedule=schedule(settings.dense_warmup_steps),
+        step=StepConfig(global_batch_size=batch_size, device="cpu", threads=threads),
+        evaluation=EvaluationConfig(test_best=False),
+        checkpoint=CheckpointConfig(keep_last=1),
+        # An arm that learns nothing is a result.
+        guards=GuardConfig(chance_evaluations=0, constant_prediction=False),
+    )
+
+
+def _apply_rules(base: Settings, factor: int) -> dict[str, Arm]:
+    """Return the arms without a search: the base as it is, and by each rule."""
+    root = factor**0.5
+    # What is a number of samples stays one.
+    base = replace(
+        base,
+        dense_warmup_steps=base.dense_warmup_steps / factor,
+        tables_warmup_steps=base.tables_warmup_steps / factor,
+    )
+    as_many_steps = {
+        "dense_warmup_steps": base.dense_warmup_steps * factor,
+        "tables_warmup_steps": base.tables_warmup_steps * factor,
+    }
+    by_root = {"dense_rate": base.dense_rate * root, "tables_rate": base.tables_rate * root}
+    first, second = (1 - min(1.0, factor * (1 - beta)) for beta in (0.9, 0.999))
+    changes: dict[str, dict[str, Any]] = {
+        "unscaled": {},
+        "linear": {"dense_rate": base.dense_rate * factor, "tables_rate": base.tables_rate * factor},
+        "sqrt": by_root,
+        "legw": by_root | as_many_steps,
+        "sde": by_root | {"eps": base.eps / root, "betas": (first, second)},
+        "sqrt_eps": by_root | as_many_steps | {"eps": base.eps / factor},
+        "rare": {"dense_rate": base.dense_rate * root, "eps": base.eps / factor} | as_many_steps,
+    }
+    return {
+        f"{name}_{factor}x": Arm(factor=factor, settings=replace(base, **change)) for name, change in changes.items()
+    }
+
+
+def _search(factor: int, start: Settings, **found: Any) -> Arm:
+    return Arm(factor=factor, settings=replace(start, **found), start=start)
+
+
+SYNTHETIC_SMALL = Settings(
+    dense="adam",
+    tables="adam",
+    dense_rate=0.002,
+    tables_rate=0.03,
+    eps=1e-3,
+    init_scale=0.1,
+    end_factor=0.1,
+    dense_warmup_steps=40,
+    tables_warmup_steps=40,
+)
+# Found by hand, as starts of searches: row-wise Adagrad with an eps as large as the gradients of rare rows.
+SYNTHETIC_16X = Settings(
+    dense="lamb",
+    tables="rowwise_adagrad",
+    dense_rate=0.02,
+    tables_rate=1.0,
+    eps=2e-3,
+    init_scale=0.15,
+    end_factor=0.1,
+    dense_warmup_steps=10,
+    tables_warmup_steps=10,
+)
+SYNTHETIC_4X = replace(SYNTHETIC_16X, dense_rate=0.012, eps=6e-3)
+ROW_ADAM_16X: dict[str, Any] = {"tables": "adam", "tables_rate": 0.1, "eps": 1e-4}
+
+ARMS: dict[LogName, dict[str, Arm]] = {
+    "synthetic": {
+        SMALL: _search(1, SYNTHETIC_SMALL),
+        "small_batch_adagrad": _search(
+            1, replace(SYNTHETIC_SMALL, tables="rowwise_adagrad", tables_rate=1.0, eps=0.02)
+        ),
+        **_apply_rules(SYNTHETIC_SMALL, 16),
+        "adam_adam_16x": _search(16, replace(SYNTHETIC_16X, dense="adam", dense_rate=0.008, **ROW_ADAM_16X)),
+        "adam_adagrad_16x": _search(16, replace(SYNTHETIC_16X, dense="adam", dense_rate=0.008)),
+        "lamb_adam_16x": _search(16, replace(SYNTHETIC_16X, **ROW_ADAM_16X)),
+        "lamb_adagrad_16x": _search(16, SYNTHETIC_16X),
+        "lamb_lamb_16x": _search(16, replace(SYNTHETIC_16X, tables="lamb", tables_rate=0.05, eps=1e-6)),
+        **_apply_rules(SYNTHETIC_SMALL, 4),
+        "adam_adam_4x": _search(
+            4, replace(SYNTHETIC_4X, dense="adam", dense_rate=0.004, tables="adam", tables_rate=0.06, eps=3e-4)
+        ),
+        "adam_adagrad_4x": _search(4, replace(SYNTHETIC_4X, dense="adam", dense_rate=0.004)),
+        "lamb_adagrad_4x": _search(4, SYNTHETIC_4X),
+    },
+}
