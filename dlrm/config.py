@@ -19,6 +19,7 @@ from dlrm.tables_config import SmallTablesConfig as SmallTablesConfig
 from dlrm.tables_config import TablesConfig as TablesConfig
 from dlrm.training.batch_growth_config import BatchGrowthConfig
 
+BatchNorm = Literal["none", "ghost"]
 Interaction = Literal["dot", "dcn", "fm", "projection"]
 Metric = Literal["auc", "logloss", "normalized_entropy"]
 ResizedTables = Literal["refuse", "keep"]
@@ -44,6 +45,10 @@ class ModelConfig:
     """Rank of a `dcn` layer's weight."""
     dropout: float = 0.0
     """Share of each hidden layer of the top MLP that is zeroed in training."""
+    batch_norm: BatchNorm = "none"
+    """`ghost` normalises hidden layers of the top MLP before their activation, over `ghost_size` samples at a time."""
+    ghost_size: int = 128
+    """Samples that `ghost` normalises together: its noise is that of so small a batch, however large the batch is."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "projection", "cross_layers", "cross_rank"):
@@ -53,6 +58,7 @@ class ModelConfig:
                 _at_least(1, width, f"--model.{name}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"--model.dropout: expected a share in [0, 1), got {self.dropout}")
+        _at_least(2, self.ghost_size, "--model.ghost-size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +211,14 @@ class TrainingConfig:
     guards: GuardConfig = field(default_factory=GuardConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
+    @property
+    def staged_batches(self) -> tuple[tuple[int, int], ...]:
+        """(from sample, samples per step) of the stages of schedules; empty without them."""
+        schedules = (self.dense_schedule, self.head_schedule, self.tables_schedule, self.small_tables_schedule)
+        return max(schedule.batch_sizes for schedule in schedules)
+
     def __post_init__(self) -> None:
+        self._check_stages()
         if not self.epochs > 0:
             raise ValueError(f"--epochs: expected a number above 0, got {self.epochs}")
         self.head.resolve(self.dense)
@@ -218,6 +231,19 @@ class TrainingConfig:
             raise ValueError(f"--branch-from: expected a run beside --branch-at {self.branch_at}, got none")
         _at_least(0, self.seed, "--seed")
         _at_least(1, self.log_every_samples, "--log-every-samples")
+
+    def _check_stages(self) -> None:
+        sizes = self.staged_batches
+        if not sizes:
+            return
+        first, given = sizes[0][1], self.step.global_batch_size
+        if first != given:
+            raise ValueError(f"--step.global-batch-size: expected {first}, the schedule's first stage, got {given}")
+        if self.growth.is_on:
+            raise ValueError("--growth: expected no growth beside stages(...) of a schedule, which say all batch sizes")
+        schedules = (self.dense_schedule, self.head_schedule, self.tables_schedule, self.small_tables_schedule)
+        if any(schedule.batch_sizes not in ((), sizes) for schedule in schedules):
+            raise ValueError("--dense-schedule.shape: expected the batch sizes of one stages(...), got several")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ arXiv:1906.00091; the cross network is that of Wang et al. 2021, "DCN V2", arXiv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,13 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from dlrm.batch import Batch
-from dlrm.config import Interaction, ModelConfig, SmallTablesConfig, TablesConfig
+from dlrm.config import BatchNorm, Interaction, ModelConfig, SmallTablesConfig, TablesConfig
 from dlrm.data.dataset import DatasetInfo
 from dlrm.descriptions import describe_tables
+from dlrm.ghost_batch_norm import GhostBatchNorm
 from dlrm.interaction import CrossInteraction, DotInteraction, FactorizationMachine
 from embeddings import ShardingPlan, TableConfig
 from embeddings.build import Kernel, build_tables
 from embeddings.shards import Exchange
+
+Norm = Callable[[int], nn.Module]
+"""Makes what normalises a layer of that width."""
 
 
 class DLRM(nn.Module):
@@ -37,6 +42,8 @@ class DLRM(nn.Module):
         cross_layers: layers of `dcn`.
         cross_rank: rank of the weights of `dcn`.
         dropout: after each hidden layer of the top MLP.
+        batch_norm: `ghost` normalises the hidden layers of the top MLP before their activation.
+        ghost_size: samples that are normalised together.
         seed: of the tables' rows; the MLPs draw from torch's generator, as any module.
         device: where rows and weights live.
         kernel: whose kernels look rows up; see `embeddings.build`.
@@ -60,6 +67,8 @@ class DLRM(nn.Module):
         cross_layers: int = 2,
         cross_rank: int = 64,
         dropout: float = 0.0,
+        batch_norm: BatchNorm = "none",
+        ghost_size: int = 128,
         seed: int = 0,
         device: torch.device | str = "cpu",
         kernel: Kernel = "auto",
@@ -77,6 +86,7 @@ class DLRM(nn.Module):
             interaction=_build_interaction(interaction, dims, dim, projection, cross_layers, cross_rank),
             top=top,
             dropout=dropout,
+            norm=partial(GhostBatchNorm, ghost=ghost_size) if batch_norm == "ghost" else None,
         ).to(device)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -96,12 +106,14 @@ class DLRM(nn.Module):
 class DenseNetwork(nn.Module):
     """What is replicated over ranks and may be compiled: everything but the tables."""
 
-    def __init__(self, *, bottom: nn.Module, interaction: nn.Module, top: Sequence[int], dropout: float) -> None:
+    def __init__(
+        self, *, bottom: nn.Module, interaction: nn.Module, top: Sequence[int], dropout: float, norm: Norm | None = None
+    ) -> None:
         super().__init__()
         self.bottom = bottom
         self.interaction = interaction
         width: Any = interaction.out_dim
-        self.top = mlp([width, *top, 1], dropout=dropout, last_is_linear=True)
+        self.top = mlp([width, *top, 1], dropout=dropout, norm=norm, last_is_linear=True)
 
     def forward(self, dense: Tensor, pooled: Tensor) -> Tensor:
         """Map numbers [B, num_numeric] and pooled rows [B, sum(dims)] to logits [B]."""
@@ -121,8 +133,10 @@ class Constant(nn.Module):
         return self.vector.expand(len(dense), -1)
 
 
-def mlp(widths: Sequence[int], *, dropout: float = 0.0, last_is_linear: bool = False) -> nn.Sequential:
-    """Build linear layers with ReLU between them, and after the last one unless it is linear."""
+def mlp(
+    widths: Sequence[int], *, dropout: float = 0.0, norm: Norm | None = None, last_is_linear: bool = False
+) -> nn.Sequential:
+    """Build linear layers with ReLU between them, and after the last one unless it is linear; a norm is before each."""
     layers: list[nn.Module] = []
     for index, (fan_in, fan_out) in enumerate(pairwise(widths)):
         linear = nn.Linear(fan_in, fan_out)
@@ -130,7 +144,7 @@ def mlp(widths: Sequence[int], *, dropout: float = 0.0, last_is_linear: bool = F
         nn.init.zeros_(linear.bias)
         layers.append(linear)
         if index < len(widths) - 2 or not last_is_linear:
-            layers.append(nn.ReLU())
+            layers += [nn.ReLU()] if norm is None else [norm(fan_out), nn.ReLU()]
             if dropout:
                 layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers)

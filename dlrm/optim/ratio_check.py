@@ -30,7 +30,7 @@ def check_ratios_agree(optimizer: Lamb, ranks: Ranks) -> None:
 
 
 def _name(optimizer: Lamb, place: int) -> str:
-    names = []
+    names: list[str] = []
     for group in optimizer.param_groups:
         numbers = range(len(names), len(names) + len(group["params"]))
         given = group.get("param_names") or [f"parameter {number}" for number in numbers]

@@ -42,12 +42,19 @@ def attach(run: RunParts) -> Attachments:
     """
     members: list[Attachment] = []
     config, watch = run.config, None
-    if config.noise_scale.every_steps or config.growth.is_on:
+    is_growing = config.growth.is_on or bool(config.staged_batches)
+    if config.noise_scale.every_steps or is_growing:
         from dlrm.training.build_growth import grow_batches, watch_noise
 
         watch = watch_noise(run) if config.noise_scale.every_steps else None
         members += [watch] if watch is not None else []
-        members += [grow_batches(run, watch)] if config.growth.is_on else []
+        members += [grow_batches(run, watch)] if is_growing else []
+    if config.rule == "adascale":
+        from dlrm.training.adascale import AdaScale
+
+        if watch is None or config.scale_from is None:
+            raise ValueError("--rule adascale: expected --noise-scale.every-steps of at least 1, got 0")
+        members.append(AdaScale(watch, config.scale_from, is_adaptive=config.dense.name != "sgd"))
     if config.plateau.policy != "off":
         from dlrm.training.plateau import follow_plateau
 
@@ -57,4 +64,8 @@ def attach(run: RunParts) -> Attachments:
         from dlrm.analysis.curvature.rate import SlqLrLearner
 
         members.append(SlqLrLearner(config.curvature_rate, run.model, run.optimizer, run.ranks))
+    if run.ranks.count > 1:
+        from dlrm.training.rank_agreement import RatioCheck, RunningStatistics
+
+        members += [RatioCheck(run.optimizer, run.ranks), RunningStatistics(run.model, run.ranks)]
     return Attachments(members)
