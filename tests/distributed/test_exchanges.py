@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm.distributed.ranks import Ranks
-from embeddings import IdOutOfRangeError, RowAdam, RowLamb, RowSGD, RowWiseAdagrad, ShardingPlan, TableConfig
+from embeddings import (
+    IdOutOfRangeError,
+    RowAdam,
+    RowCowClip,
+    RowLamb,
+    RowSGD,
+    RowWiseAdagrad,
+    ShardingPlan,
+    TableConfig,
+)
 from embeddings.interface import Tables
 from embeddings.local.local_rows import Bags
 from embeddings.local.local_tables import LocalTables
@@ -32,6 +41,9 @@ OPTIMIZERS = {
     "partial lamb": RowLamb(learning_rate=0.02, partial=True),
     "touched lamb": RowLamb(learning_rate=0.02, trust="touched"),
     "partial touched lamb": RowLamb(learning_rate=0.02, trust="touched", partial=True),
+    "table lamb": RowLamb(learning_rate=0.02, trust="table"),
+    "cowclip": RowCowClip(learning_rate=0.02),
+    "lazy cowclip": RowCowClip(learning_rate=0.02, l2_mode="lazy"),
 }
 # sharding of all tables (None: of each another), type that travels, whether over the network, weighted
 Case = tuple[Sharding | None, str, bool, bool]
@@ -297,7 +309,7 @@ def test_ids_of_more_rows_than_32_bits_count(results):
 
 
 def test_a_wrong_id_is_one_line_on_all_ranks_and_changes_nothing(results):
-    mine = "feature 'partial touched lamb', row 1 of the batch: expected an id in [0, 121) for table"
+    mine = "feature 'lazy cowclip y', row 2 of the batch: expected an id in [0, 151) for table"
     for rank, result in enumerate(results):
         told = result["ask_for_wrong_ids"]
         assert len(told) == 4
