@@ -18,11 +18,14 @@ from dlrm.config import (
     StepConfig,
     TablesConfig,
 )
+from dlrm.noise.config import NoiseScaleConfig
 from dlrm.optim.config import DenseOptimizerConfig, DenseOptimizerName
 from dlrm.optim.lr_schedules import Schedule
+from dlrm.recipes import large_batch
+from dlrm.training.batch_growth_config import BatchGrowthConfig
 
 LogName = Literal["synthetic", "movielens-100k"]
-TableOptimizer = Literal["rowwise_adagrad", "adam", "lamb"]
+TableOptimizer = Literal["rowwise_adagrad", "adam", "lamb", "cowclip"]
 SMALL = "small_batch"
 # What a search varies, and up to which factor away from its start.
 SEARCHED = {
@@ -33,6 +36,8 @@ SEARCHED = {
     "end_factor": 4.0,
     "dense_warmup_steps": 4.0,
     "tables_warmup_steps": 4.0,
+    "clip": 10.0,
+    "l2": 10.0,
 }
 
 
@@ -80,6 +85,8 @@ class Settings:
         dense_warmup_steps: in which the dense part's rate rises from 0.
         tables_warmup_steps: in which that of the rows does.
         betas: of both optimizers' moments; None is 0.9 and 0.999 where they have any.
+        clip: of cowclip.
+        l2: of cowclip.
     """
 
     dense: DenseOptimizerName
@@ -92,6 +99,8 @@ class Settings:
     dense_warmup_steps: float
     tables_warmup_steps: float
     betas: tuple[float, float] | None = None
+    clip: float | None = None
+    l2: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +111,15 @@ class Arm:
         factor: of its batch size over the small one.
         settings: of it.
         start: where a search of them begins; None where a rule gives them.
+        is_recipe: take what `recipes.large_batch` makes of the settings at the small batch.
+        growth: how the batch grows up to `factor` times the small one, with which it begins.
     """
 
     factor: int
     settings: Settings
     start: Settings | None = None
+    is_recipe: bool = False
+    growth: BatchGrowthConfig | None = None
 
     @property
     def space(self) -> Space:
@@ -115,13 +128,24 @@ class Arm:
             return {}
         # LAMB's rows have a length of step that does not depend on their gradients.
         names = [name for name in SEARCHED if name != "eps" or self.start.tables != "lamb"]
-        centres = {name: getattr(self.start, name) for name in names}
+        centres = {name: getattr(self.start, name) for name in names if getattr(self.start, name) is not None}
         return {name: (centre / SEARCHED[name], centre * SEARCHED[name]) for name, centre in centres.items()}
 
 
 def configure(log: Log, arm: Arm, *, rows: int, seed: int, threads: int) -> RunConfig:
     """Return the configuration of an arm's run on `rows` training rows."""
-    settings, batch_size = arm.settings, log.batch_size * arm.factor
+    if arm.is_recipe:
+        small = configure(log, replace(arm, factor=1, is_recipe=False), rows=rows, seed=seed, threads=threads)
+        return large_batch(small, log.batch_size * arm.factor)
+    config = _configure(log, arm.settings, log.batch_size * (1 if arm.growth else arm.factor), rows)
+    config = replace(config, seed=seed, step=replace(config.step, threads=threads))
+    if arm.growth is None:
+        return config
+    growth = replace(arm.growth, max_batch_size=log.batch_size * arm.factor)
+    return replace(config, growth=growth, rule="sqrt", noise_scale=NoiseScaleConfig(every_steps=20))
+
+
+def _configure(log: Log, settings: Settings, batch_size: int, rows: int) -> RunConfig:
     samples = rows * log.epochs
 
     def schedule(warmup_steps: float) -> Schedule:
@@ -130,7 +154,6 @@ def configure(log: Log, arm: Arm, *, rows: int, seed: int, threads: int) -> RunC
 
     return RunConfig(
         epochs=log.epochs,
-        seed=seed,
         shuffle=log.shuffle,
         model=log.model,
         tables=TablesConfig(
@@ -138,14 +161,17 @@ def configure(log: Log, arm: Arm, *, rows: int, seed: int, threads: int) -> RunC
             learning_rate=settings.tables_rate,
             eps=settings.eps,
             betas=settings.betas,
+            clip=settings.clip,
+            l2=settings.l2,
             init_scale=settings.init_scale,
         ),
         tables_schedule=schedule(settings.tables_warmup_steps),
         dense=DenseOptimizerConfig(name=settings.dense, learning_rate=settings.dense_rate, betas=settings.betas),
         dense_schedule=schedule(settings.dense_warmup_steps),
-        step=StepConfig(global_batch_size=batch_size, device="cpu", threads=threads),
+        step=StepConfig(global_batch_size=batch_size, device="cpu"),
         evaluation=EvaluationConfig(test_best=False),
         checkpoint=CheckpointConfig(keep_last=1),
+        noise_scale=NoiseScaleConfig(every_steps=0),
         # An arm that learns nothing is a result.
         guards=GuardConfig(chance_evaluations=0, constant_prediction=False),
     )
