@@ -46,8 +46,8 @@ def test_a_rare_row_takes_the_steps_of_a_constant_scale(name, keyed_jagged):
     torch.testing.assert_close(weights["rescaled"], weights["constant"], rtol=2e-5, atol=1e-6)
     away = (weights["forgotten"] - weights["constant"]).abs().amax(dim=1)
     assert (away[:10] == 0).all()
-    assert (away[11:] > 0.001).all()
-    assert away[-1] > 0.005
+    assert (away[11:] > 1e-4).all()
+    assert away[-1] > 2e-3
 
 
 @pytest.mark.parametrize("rate", [1e-3, 0.01, 0.1, 1.0])
@@ -91,15 +91,15 @@ def test_frequent_rows_and_sgd_and_weights_are_left_alone():
 
 def test_without_frequencies_the_size_of_a_table_decides():
     configs = [
-        TableConfig(name="large", num_rows=10_000_000, dim=1, features=("x", "y")),
+        TableConfig(name="large", num_rows=100_000, dim=1, features=("x", "y")),
         TableConfig(name="small", num_rows=3, dim=1),
     ]
     tables = LocalTables(configs)
     large, small = tables.rows()
     for rows in (large, small):
         rows.state["sum_of_squares"].fill_(1.0)
-    rescale_states(tables, 1000, 2000, {"small": torch.tensor([0.0, 0.0, 0.5])})
-    assert large.state["sum_of_squares"].numpy() == pytest.approx(0.25, rel=1e-3)
+    rescale_states(tables, 10, 20, {"small": torch.tensor([0.0, 0.0, 500.0])})
+    assert large.state["sum_of_squares"][[0, -1]].tolist() == pytest.approx([0.25, 0.25], rel=1e-3)
     assert small.state["sum_of_squares"].tolist() == pytest.approx([0.25, 0.25, 1.0], rel=2e-3)
     small.state["sum_of_squares"].fill_(1.0)
     rescale_states(tables, 1000, 2000)
