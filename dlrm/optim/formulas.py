@@ -72,6 +72,11 @@ class Formula:
         """Samples after which the warm-up that a run begins with is over."""
         return max((getattr(self, name) for name, kind in self.quantities.items() if kind.is_warmup), default=0.0)
 
+    @property
+    def batch_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(from sample, samples per step) of stages that have batch sizes of their own; empty without them."""
+        return ()
+
     def factor(self, samples: float) -> float:
         """Return the factor, >= 0, once ``samples`` (>= 0) have been seen."""
         raise NotImplementedError
@@ -131,6 +136,13 @@ class Product(Formula):
     def __post_init__(self) -> None:
         flat = [inner for part in self.parts for inner in (part.parts if isinstance(part, Product) else (part,))]
         object.__setattr__(self, "parts", tuple(flat))
+        if len({part.batch_sizes for part in self.parts} - {()}) > 1:
+            raise ValueError(f"expected the batch sizes of one stages(...), got several in {self}")
+
+    @property
+    def batch_sizes(self) -> tuple[tuple[int, int], ...]:
+        """See `Formula`."""
+        return max(part.batch_sizes for part in self.parts)
 
     @property
     def warmup_samples(self) -> float:
@@ -168,6 +180,8 @@ class Piecewise(Formula):
         starts = [start for start, _ in self.pieces]
         rises = is_rising(starts) and starts[0] == 0 and len(set(starts)) == len(starts)
         self._check("pieces", rises, "first samples that begin with 0 and rise")
+        staged = any(formula.batch_sizes for _, formula in self.pieces)
+        self._check("pieces", not staged, "formulas without stages(...), which have pieces of their own")
         object.__setattr__(self, "pieces", tuple((start, formula) for start, formula in self.pieces))
 
     @property

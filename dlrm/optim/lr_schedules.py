@@ -52,6 +52,11 @@ class Schedule:
         """Samples after which the warm-up is over."""
         return max(self.warmup_samples, parse_formula(self.shape).warmup_samples if self.shape else 0)
 
+    @property
+    def batch_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(from sample, samples per step) where the shape has stages; empty otherwise."""
+        return parse_formula(self.shape).batch_sizes if self.shape else ()
+
     def factor(self, samples: float) -> float:
         """Return the factor once ``samples`` (>= 0) have been seen.
 

@@ -87,8 +87,9 @@ class StageSchedule(Formula):
             ),
         )
 
+    @property
     def batch_sizes(self) -> tuple[tuple[int, int], ...]:
-        """Return (from sample, samples per step) of every stage."""
+        """(from sample, samples per step) of every stage."""
         return tuple((round(start), stage.batch_size) for start, stage in zip(self._starts(), self.stages, strict=True))
 
     def _starts(self) -> list[float]:

@@ -54,6 +54,10 @@ class Attachment:
         """Return what multiplies the learning rate of `dense`, `head`, `tables` or `small_tables` in the next step."""
         return 1.0
 
+    def position(self, samples: float) -> float:
+        """Return how far schedules have come in the next step, given the samples at its middle."""
+        return samples
+
     def values(self) -> Mapping[str, float]:
         """Return what is logged with the training loss, by name."""
         return {}
@@ -110,6 +114,12 @@ class Attachments(Attachment):
     def factor(self, group: str) -> float:
         """Return the product of all."""
         return prod(member.factor(group) for member in self.members)
+
+    def position(self, samples: float) -> float:
+        """Ask one after the other, each about what the one before it has said."""
+        for member in self.members:
+            samples = member.position(samples)
+        return samples
 
     def values(self) -> dict[str, float]:
         """See `Attachment`."""

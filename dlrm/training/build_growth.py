@@ -60,6 +60,8 @@ def grow_batches(run: RunParts, watch: NoiseWatch | None) -> BatchGrowth:
     if largest < first:
         raise ValueError(f"--growth.max-batch-size: expected at least --step.global-batch-size {first}, got {largest}")
     rescale = _rescaling(run.model, growth)
+    if config.staged_batches:  # of a schedule, which says their rates and warm-ups too
+        return StagedGrowth(run.sizes, growth, list(config.staged_batches), rescale)
     if growth.stages:
         stages = parse_stages(growth.stages)
         if stages[0][1] <= first:

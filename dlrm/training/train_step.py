@@ -128,7 +128,8 @@ class TrainStep:
         global_size = len(batch) if batch.global_size is None else batch.global_size
         moment = Moment(batch, samples - global_size, global_size, batch_size or global_size)
         self.attachments.before_step(moment)
-        self.steering.set(samples - global_size / 2, moment.batch_size, self.attachments.factor)
+        position = self.attachments.position(samples - global_size / 2)
+        self.steering.set(position, moment.batch_size, self.attachments.factor)
         self._looked_up.clear()
         if self.reducer is None:
             # Before forward: gradients may lie where a CUDA graph's next replay writes.

@@ -144,7 +144,7 @@ def test_products_are_flat_and_take_numbers() -> None:
 
 def test_stages_say_their_batch_sizes() -> None:
     stages = StageSchedule(((900, 64, 50, 1.0), (100, 32, 10, 0.7)))
-    assert stages.batch_sizes() == ((0, 64), (900, 32))
+    assert stages.batch_sizes == (stages * LinearWarmup(5)).batch_sizes == ((0, 64), (900, 32))
     assert [stages.factor(s) for s in (0, 25, 50, 899, 900, 905, 910, 2000)] == pytest.approx(
         [0, 0.5, 1, 1, 0, 0.35, 0.7, 0.7]
     )
@@ -182,6 +182,8 @@ def test_cooldowns_of_one_trunk_differ_only_when_they_cool() -> None:
         (lambda: WarmupRsqrtCooldown(10, until=5, cooldown=9), r"rsqrt\(cooldown\): expected until - warmup or less"),
         (lambda: WarmupRsqrtCooldown(10).continued(5, 0.5), r"rsqrt\(shift\): expected more than -timescale"),
         (lambda: StageSchedule((Stage(10, 4, 11),)), "a warm-up of 0 to samples"),
+        (lambda: Piecewise(((0, StageSchedule((Stage(9, 4),))),)), r"piecewise\(pieces\): expected .* without stages"),
+        (lambda: StageSchedule((Stage(9, 4),)) * StageSchedule((Stage(9, 5),)), "of one stages.* got several"),
         (lambda: Piecewise(((0, Constant(1)), (0, Constant(2)))), r"piecewise\(pieces\): expected first samples"),
     ],
 )

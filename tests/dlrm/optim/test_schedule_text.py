@@ -28,8 +28,6 @@ simple: st.SearchStrategy[Formula] = st.one_of(
     st.builds(WarmupRsqrtCooldown, lengths, warmup=lengths, shift=st.floats(0, 1e9)),
     st.builds(Triangular, lengths, halve=st.booleans(), gamma=st.floats(0.01, 1)),
     st.builds(CosineRestarts, lengths, growth=st.floats(1, 3)),
-    st.builds(lambda length, size: StageSchedule((Stage(length, size, length / 2), Stage(length, 1))), lengths,
-              st.integers(1, 10**6)),
 )  # fmt: skip
 formulas = st.recursive(
     simple,
@@ -39,9 +37,14 @@ formulas = st.recursive(
     ),
     max_leaves=5,
 )
+stages = st.builds(
+    lambda length, size: StageSchedule((Stage(length, size, length / 2), Stage(length, 1))),
+    lengths,
+    st.integers(1, 10**6),
+)
 
 
-@given(formula=formulas)
+@given(formula=formulas | stages | st.builds(lambda a, b: a * b, formulas, stages))
 def test_the_text_of_a_formula_is_read_as_that_formula(formula: Formula) -> None:
     assert parse_formula(str(formula)) == formula
 
