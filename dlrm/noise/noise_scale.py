@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 
 class NoiseEstimate(NamedTuple):
@@ -71,20 +71,35 @@ class Smoothed:
     Attributes:
         total: sum of decayed values.
         weight: sum of decayed ones; the average is `total / weight`.
+        squares: sum of the decayed values' squares.
+        squared_weights: sum of the squares of what the weights consist of.
     """
 
     total: float = 0.0
     weight: float = 0.0
+    squares: float = 0.0
+    squared_weights: float = 0.0
 
     def add(self, value: float, decay: float) -> None:
         """Take in a value."""
         self.total = decay * self.total + (1.0 - decay) * value
         self.weight = decay * self.weight + (1.0 - decay)
+        self.squares = decay * self.squares + (1.0 - decay) * value**2
+        self.squared_weights = decay**2 * self.squared_weights + (1.0 - decay) ** 2
 
     @property
     def mean(self) -> float | None:
         """The average so far, None before the first value."""
         return self.total / self.weight if self.weight else None
+
+    @property
+    def standard_error(self) -> float:
+        """Of the average, as far as values are independent; infinite before the second one."""
+        share = self.squared_weights / self.weight**2 if self.weight else 1.0  # 1 / values that count
+        if share >= 1.0:
+            return math.inf
+        spread = self.squares / self.weight - (self.total / self.weight) ** 2
+        return math.sqrt(max(spread, 0.0) * share / (1.0 - share))
 
 
 class GradientNoiseScale:
@@ -130,18 +145,15 @@ class GradientNoiseScale:
             return None
         return max(variance, 0.0) / squared_norm
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, Any]:
         """Return what `load_state` goes on from."""
         return {
-            "norm": self._norm.total,
-            "variance": self._variance.total,
-            "norm_weight": self._norm.weight,
-            "variance_weight": self._variance.weight,
-            "measurements": float(self.measurements),
+            "squared_norm": asdict(self._norm),
+            "variance": asdict(self._variance),
+            "measurements": self.measurements,
         }
 
-    def load_state(self, state: Mapping[str, float]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self._norm = Smoothed(state["norm"], state["norm_weight"])
-        self._variance = Smoothed(state["variance"], state["variance_weight"])
+        self._norm, self._variance = Smoothed(**state["squared_norm"]), Smoothed(**state["variance"])
         self.measurements = int(state["measurements"])

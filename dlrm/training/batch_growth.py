@@ -10,7 +10,7 @@ from dlrm.training.attachments import Attachment, Moment
 from dlrm.training.batch_growth_config import BatchGrowthConfig
 from dlrm.training.batch_schedules import NoiseScaleSchedule, Stages
 from dlrm.training.batch_sizes import BatchSizes
-from dlrm.training.batch_tests import Moments, propose_size
+from dlrm.training.batch_tests import Moments, is_known_well, propose_size
 from dlrm.training.noise_watch import NoiseWatch
 
 DENSE_GROUPS = ("dense", "head")
@@ -138,13 +138,19 @@ class TestedGrowth(BatchGrowth):
         self.moments = Moments()
         self._watch, self._largest, self._round_to = watch, largest, round_to
 
+    def before_step(self, moment: Moment) -> None:
+        """See `Attachment`."""
+        super().before_step(moment)
+        if self._changed_at == moment.samples:
+            self.moments.note_change()
+
     def after_step(self, moment: Moment, loss: float) -> None:
         """See `Attachment`."""
         if self._watch.latest is None:
             return
         self.moments.add(self._watch.latest, self._watch.config.decay)
         proposed = propose_size(self.moments, self.config)
-        if proposed is None or self.moments.measurements < self.config.first_measurements:
+        if proposed is None or not is_known_well(self.moments, self.config):
             return
         samples = moment.samples + moment.global_size
         now = self.sizes.at(FAR)

@@ -33,8 +33,8 @@ class BatchGrowthConfig:
     """Tests `inner_product` and `augmented`: the same of the samples' gradients along the batch's."""
     orthogonality_tolerance: float = 1.0
     """Test `augmented`: the same of the samples' gradients across the batch's."""
-    first_measurements: int = 10
-    """Measure so many steps before the first change that a test asks for."""
+    first_measurements: int = 5
+    """Measure so many steps before a test may change the batch; but for `norm`, again after each change."""
     step_ratio: float = 2.0
     """At most so many times larger at once where a test decides; and the steps that replace a decay."""
     round_to: int | None = None

@@ -8,6 +8,8 @@ from typing import NamedTuple
 Stages = list[tuple[int, int]]
 """(from sample, size), ascending; the first begins at 0."""
 
+ROUNDING = 1e-9  # of a schedule's factors
+
 
 class RateAndSize(NamedTuple):
     """What a step takes: a factor on the learning rate, and so many samples."""
@@ -69,7 +71,7 @@ class NoiseScaleSchedule:
             peak = max(peak, now)
             wished = min(round(size * ratio) // round_to * round_to, largest // round_to * round_to)
             # Not before the rate has come down as far as the batch gets larger: it never exceeds its peak.
-            if wished > size and now * wished <= peak * self.first:
+            if wished > size and now < peak and now * wished <= peak * self.first * (1.0 + ROUNDING):
                 stages.append((samples, wished))
                 continue
             samples += size

@@ -6,7 +6,8 @@ also bounds what lies across it, Var(g_i - <g_i, g> g / |g|^2) / B <= nu^2 |G|^2
 arXiv:1710.11258). AdAdaGrad (Lau et al. 2024, arXiv:2402.11215) grows batches by them.
 
 All gradients are those of the dense part as one vector. |G|^2 is the unbiased estimate: of the batch's own squared
-norm, the variance is a part, and a tolerance of 1 would let every batch pass. All moments are smoothed apart.
+norm, the variance is a part, and a tolerance of 1 would let every batch pass. All moments are smoothed apart. As no
+batch gets smaller again, it grows only as far as is sure: |G|^2 is taken `STANDARD_ERRORS` above its estimate.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from dlrm.noise.gradient_meter import DENSE, Measured, ProductSums
 from dlrm.noise.noise_scale import Smoothed
 from dlrm.training.batch_growth_config import BatchGrowthConfig
 
+STANDARD_ERRORS = 1.0
+
 
 @dataclass
 class Moments:
@@ -30,6 +33,7 @@ class Moments:
         along: variance of <g_i, g>.
         across: variance of g_i - <g_i, g> g / |g|^2.
         measurements: so far.
+        at_this_size: of them, since the batch has changed.
     """
 
     squared_norm: Smoothed = field(default_factory=Smoothed)
@@ -37,6 +41,11 @@ class Moments:
     along: Smoothed = field(default_factory=Smoothed)
     across: Smoothed = field(default_factory=Smoothed)
     measurements: int = 0
+    at_this_size: int = 0
+
+    def note_change(self) -> None:
+        """Forget what goes with the batch size: variances along and across the batch's own gradient."""
+        self.along, self.across, self.at_this_size = Smoothed(), Smoothed(), 0
 
     def add(self, measured: Measured, decay: float) -> None:
         """Take in a step; one of which something is not known is passed over."""
@@ -48,6 +57,7 @@ class Moments:
         for name, value in zip(names, (*estimate, *parts), strict=True):
             getattr(self, name).add(value, decay)
         self.measurements += 1
+        self.at_this_size += 1
 
     def state(self) -> dict[str, object]:
         """Return what `load_state` goes on from."""
@@ -78,9 +88,18 @@ def propose_size(moments: Moments, config: BatchGrowthConfig) -> float | None:
     norm, variance = moments.squared_norm.mean, moments.variance.mean
     if norm is None or variance is None or norm <= 0.0:
         return None
+    norm += STANDARD_ERRORS * moments.squared_norm.standard_error
     if config.test == "norm":
         return max(variance, 0.0) / (config.norm_tolerance**2 * norm)
+    if not moments.at_this_size:
+        return None
     size = (moments.along.mean or 0.0) / (config.inner_product_tolerance**2 * norm**2)
     if config.test == "augmented":
         size = max(size, (moments.across.mean or 0.0) / (config.orthogonality_tolerance**2 * norm))
     return size
+
+
+def is_known_well(moments: Moments, config: BatchGrowthConfig) -> bool:
+    """Whether enough steps have been measured for a change."""
+    known = moments.measurements if config.test == "norm" else moments.at_this_size
+    return known >= config.first_measurements

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from dlrm.model import DLRM
 from dlrm.noise.frequency_bands import FrequencyBands
 from dlrm.noise.gradient_meter import GradientMeter, Measured
 from dlrm.pairwise_dots import pairwise_dots_by_products
+from dlrm.training.attachments import Attachment, Attachments
 from dlrm.training.train_step import ClickTask, TrainStep
 from embeddings import RowSGD, TableConfig
 
@@ -84,16 +84,13 @@ def measure(model: nn.Module, batch: Batch, *, precision: str = "fp32", **option
     meter.open()
     found = {}
 
-    class Watch:
-        members = ()
-
-        def __getattr__(self, name: str) -> Callable[..., Any]:
-            return {"factor": lambda group: 1.0}.get(name, lambda *_: None)
+    class Watch(Attachment):
+        name = "watch"
 
         def after_backward(self, moment: Any) -> None:
             found["measured"] = meter.finish(len(batch), len(batch), **options)
 
-    step = TrainStep(ClickTask(model), optimizer, attachments=Watch(), precision=precision)
+    step = TrainStep(ClickTask(model), optimizer, attachments=Attachments([Watch()]), precision=precision)
     step(batch, len(batch))
     return found["measured"]
 

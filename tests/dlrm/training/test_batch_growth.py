@@ -1,0 +1,231 @@
+"""Batches grow to the size that a test asks for, never shrink, and go on as they were after a kill."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dlrm.batch import Batch
+from dlrm.config import CheckpointConfig, EvaluationConfig, StepConfig, TrainingConfig
+from dlrm.noise.config import NoiseScaleConfig
+from dlrm.noise.gradient_meter import Measured, ProductSums
+from dlrm.noise.noise_scale import GradientSums
+from dlrm.optim.config import DenseOptimizerConfig
+from dlrm.optim.lr_schedules import Schedule
+from dlrm.training.attachments import Moment
+from dlrm.training.batch_growth import TestedGrowth
+from dlrm.training.batch_growth_config import BatchGrowthConfig, parse_stages
+from dlrm.training.batch_sizes import BatchSizes
+from dlrm.training.batch_tests import split_variance
+from dlrm.training.run_log import read_records
+from dlrm.training.trainer import Trainer
+
+DIM = 10
+MEAN = np.linspace(0.1, 0.3, DIM)
+SPREAD = np.linspace(1.0, 2.0, DIM)  # of each component of a sample's gradient
+
+
+class Draws:
+    """Stands in for the watch of a model whose samples' gradients are MEAN + SPREAD * normal."""
+
+    def __init__(self, decay: float = 0.995) -> None:
+        self.config = NoiseScaleConfig(decay=decay)
+        self.random = np.random.default_rng(0)
+        self.latest: Measured | None = None
+
+    def draw(self, size: int) -> None:
+        gradients = MEAN + SPREAD * self.random.normal(size=(size, DIM))
+        mean = gradients.mean(axis=0)
+        products = gradients @ mean
+        squares = (gradients**2).sum()
+        dense = GradientSums(size, size * (size - 1.0), squares, size**2 * (mean**2).sum())
+        sums = ProductSums(size, products.sum(), (products**2).sum(), squares, (mean**2).sum())
+        self.latest = Measured({"dense": dense}, sums)
+
+
+def run_growth(config: BatchGrowthConfig, steps: int, first: int = 8) -> list[int]:
+    sizes, watch, samples, taken = BatchSizes(first), Draws(), 0, []
+    growth = TestedGrowth(sizes, config, watch, largest=config.max_batch_size or 100_000, round_to=4)
+    batch = Batch(torch.zeros(0, 0), None, torch.zeros(0), torch.zeros(0))
+    for _ in range(steps):
+        size = sizes.at(samples)
+        moment = Moment(batch, samples, size, size)
+        growth.before_step(moment)
+        watch.draw(size)
+        growth.after_step(moment, 0.0)
+        taken.append(size)
+        samples += size
+    return taken
+
+
+def expected_size(config: BatchGrowthConfig) -> float:
+    norm, along = MEAN @ MEAN, MEAN @ (SPREAD**2 * MEAN)
+    if config.test == "norm":
+        return (SPREAD**2).sum() / (config.norm_tolerance**2 * norm)
+    inner = along / (config.inner_product_tolerance**2 * norm**2)
+    across = ((SPREAD**2).sum() - along / norm) / (config.orthogonality_tolerance**2 * norm)
+    return inner if config.test == "inner_product" else max(inner, across)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BatchGrowthConfig(test="norm", norm_tolerance=0.5),
+        BatchGrowthConfig(test="norm", norm_tolerance=1.0),
+        BatchGrowthConfig(test="augmented", orthogonality_tolerance=0.6),
+    ],
+)
+def test_converges_to_the_size_that_passes(config: BatchGrowthConfig) -> None:
+    taken = run_growth(config, 1500)
+    assert taken == sorted(taken)
+    assert taken[-1] == pytest.approx(expected_size(config), rel=0.1)
+    assert taken[-1] % 4 == 0
+
+
+def test_inner_product_counts_the_noise_of_the_batch_itself() -> None:
+    # The batch's own noise adds tr(Sigma^2) / B to the variance along g, so that the size B solves a square equation.
+    config = BatchGrowthConfig(test="inner_product", inner_product_tolerance=0.2, step_ratio=1.2)
+    taken = run_growth(config, 1500)
+    pure = expected_size(config)
+    own_noise = (SPREAD**4).sum() / (0.2**2 * (MEAN @ MEAN) ** 2)
+    assert taken[-1] == pytest.approx(pure / 2 + np.sqrt(pure**2 / 4 + own_noise), rel=0.1)
+    assert taken == sorted(taken)
+
+
+def test_grows_by_no_more_than_allowed_and_not_before_it_knows() -> None:
+    config = BatchGrowthConfig(
+        test="norm", norm_tolerance=0.2, max_batch_size=100, step_ratio=1.5, first_measurements=7
+    )
+    taken = run_growth(config, 200)
+    assert set(taken[:7]) == {8}
+    assert taken[-1] == 100
+    assert all(after <= 1.5 * before + 4 for before, after in itertools.pairwise(taken))
+
+
+def test_variance_is_split_along_and_across_the_mean() -> None:
+    gradients = np.random.default_rng(2).normal(size=(50, DIM)) + MEAN
+    mean = gradients.mean(axis=0)
+    products = gradients @ mean
+    sums = ProductSums(50, products.sum(), (products**2).sum(), (gradients**2).sum(), mean @ mean)
+    along, across = split_variance(sums)
+    assert along == pytest.approx(products.var(ddof=1))
+    residues = gradients - np.outer(products, mean) / (mean @ mean)
+    assert across == pytest.approx((residues**2).sum() / 49)
+
+
+def config_of(growth: BatchGrowthConfig, **changes: Any) -> TrainingConfig:
+    return TrainingConfig(
+        log_every_samples=1,
+        dense=DenseOptimizerConfig(name="sgd", learning_rate=0.1),
+        step=StepConfig(global_batch_size=100, device="cpu", threads=1),
+        evaluation=EvaluationConfig(test_best=False),
+        growth=growth,
+        **({"noise_scale": NoiseScaleConfig(every_steps=2)} | changes),
+    )
+
+
+def train(dataset, model, config: TrainingConfig, output: Path) -> list[dict[str, Any]]:
+    Trainer(model, dataset, config, output).fit()
+    return [record for record in read_records(output) if record["kind"] == "train"]
+
+
+def test_stages_are_taken_where_they_were_said_and_warmed_up(click_log, make_dlrm, tmp_path: Path) -> None:
+    growth = BatchGrowthConfig(stages=("2000=200", "6_000=400"), rewarm_samples=800)
+    records = train(click_log, make_dlrm(click_log), config_of(growth), tmp_path / "run")
+    assert {record["batch_size"] for record in records} == {100, 200, 400}
+    for before, record in zip([{"samples": 0}, *records], records, strict=False):
+        begin = before["samples"]
+        assert record["batch_size"] == (100 if begin < 2000 else 200 if begin < 6000 else 400)
+        middle = (begin + record["samples"]) / 2
+        since = middle - (0 if begin < 2000 else 2000 if begin < 6000 else 6000)
+        factor = min(1.0, since / 800) if begin >= 2000 else 1.0
+        assert record["dense_learning_rate"] == pytest.approx(0.1 * factor)
+
+
+def test_growth_instead_of_decay_keeps_the_rate_up(click_log, make_dlrm, tmp_path: Path) -> None:
+    schedule = Schedule(decay_samples=12_000)
+    growth = BatchGrowthConfig(instead_of_decay=True, max_batch_size=400)
+    records = train(click_log, make_dlrm(click_log), config_of(growth, dense_schedule=schedule), tmp_path / "run")
+    sizes = [record["batch_size"] for record in records]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {100, 200, 400}
+    for before, record in zip([{"samples": 0}, *records], records, strict=False):
+        middle = (before["samples"] + record["samples"]) / 2
+        noise = record["dense_learning_rate"] / record["batch_size"]
+        assert noise == pytest.approx(0.1 * schedule.factor(middle) / 100)
+
+
+def fail_after(samples: int) -> Any:
+    """A step that ends the run as a full disk would, in the middle of its growth."""
+    after_step = TestedGrowth.after_step
+
+    def fail(self: TestedGrowth, moment: Moment, loss: float) -> None:
+        if moment.samples > samples:
+            raise OSError("the lights went out")
+        after_step(self, moment, loss)
+
+    return fail
+
+
+def test_a_run_that_was_stopped_while_growing_goes_on_alike(click_log, make_dlrm, tmp_path: Path, monkeypatch) -> None:
+    growth = BatchGrowthConfig(test="norm", norm_tolerance=0.3, first_measurements=3, max_batch_size=1200)
+    config = config_of(growth, checkpoint=CheckpointConfig(every_samples=700))
+    expected = train(click_log, make_dlrm(click_log), config, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(TestedGrowth, "after_step", fail_after(4_000))
+        with pytest.raises(OSError, match="the lights went out"):
+            train(click_log, make_dlrm(click_log), config, tmp_path / "halves")
+    resumed = train(click_log, make_dlrm(click_log), config, tmp_path / "halves")
+    sizes = [record["batch_size"] for record in expected]
+    assert len(set(sizes)) > 2
+    assert sizes == sorted(sizes)
+
+    def lasting(records: list[dict[str, Any]]) -> str:
+        timed = ("seconds", "samples_per_second", "stages")
+        return json.dumps([{k: v for k, v in record.items() if k not in timed} for record in records])
+
+    assert lasting(resumed) == lasting(expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stages": ("5",)}, "--growth.stages: expected FROM=SIZE, as 1000000=8192, got '5'"),
+        ({"stages": ("5=10", "4=20")}, "--growth.stages: expected samples above 0 and sizes that ascend"),
+        ({"stages": ("5=10",), "test": "norm"}, "--growth.stages: expected one way of growing"),
+        ({"norm_tolerance": 0.0}, "--growth.norm-tolerance: expected a number > 0, got 0.0"),
+        ({"step_ratio": 1.0}, "--growth.step-ratio: expected a number > 1, got 1.0"),
+        ({"round_to": 0}, "--growth.round-to: expected at least 1, got 0"),
+    ],
+)
+def test_refuses_what_cannot_be(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
+        BatchGrowthConfig(**settings)
+
+
+def test_refuses_what_does_not_go_together(click_log, make_dlrm, tmp_path: Path) -> None:
+    cases = {
+        "--growth.max-batch-size: expected at least": ({"test": "norm", "max_batch_size": 50}, {}),
+        "--growth.stages: expected sizes above": ({"stages": ("5=100",)}, {}),
+        "--growth.test norm: expected --noise-scale.every-steps": (
+            {"test": "norm"},
+            {"noise_scale": NoiseScaleConfig(every_steps=0)},
+        ),
+        "--growth.test augmented: expected gradients as they are": (
+            {"test": "augmented"},
+            {"noise_scale": NoiseScaleConfig(preconditioned=True)},
+        ),
+    }
+    for message, (growth, changes) in cases.items():
+        with pytest.raises(ValueError, match=message):
+            Trainer(make_dlrm(click_log), click_log, config_of(BatchGrowthConfig(**growth), **changes), tmp_path / "x")
+
+
+def test_stages_may_be_written_with_underscores() -> None:
+    assert parse_stages(("1_000=2_048", "5000=4096")) == [(1000, 2048), (5000, 4096)]
