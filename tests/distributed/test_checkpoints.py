@@ -26,7 +26,7 @@ from dlrm.distributed.ranks import ALONE, Ranks
 from dlrm.model import DLRM
 from dlrm.optim.config import DenseOptimizerConfig
 from dlrm.training.trainer import Trainer
-from embeddings import RowAdagrad, RowAdam, RowLamb, RowSGD, RowWiseAdagrad, ShardingPlan, TableConfig
+from embeddings import RowAdagrad, RowAdam, RowCowClip, RowLamb, RowSGD, RowWiseAdagrad, ShardingPlan, TableConfig
 from embeddings.build import build_tables
 from embeddings.shards import SHARDINGS, place
 
@@ -37,7 +37,7 @@ CONFIGS = [
     TableConfig(name="sgd", num_rows=7, dim=6, optimizer=RowSGD(learning_rate=0.1)),
     TableConfig(name="adagrad", num_rows=50, dim=6, optimizer=RowAdagrad(learning_rate=0.1)),
     TableConfig(name="rowwise", num_rows=31, dim=6, optimizer=RowWiseAdagrad(learning_rate=0.1)),
-    TableConfig(name="adam", num_rows=40, dim=6, optimizer=RowAdam(learning_rate=0.1)),
+    TableConfig(name="lazy", num_rows=40, dim=6, optimizer=RowCowClip(learning_rate=0.1, l2_mode="lazy")),
     TableConfig(name="partial", num_rows=3, dim=6, optimizer=RowLamb(learning_rate=0.1, partial=True)),
     TableConfig(name="half", num_rows=20, dim=6, optimizer=RowAdam(learning_rate=0.1), row_type="bf16"),
 ]
@@ -127,7 +127,7 @@ def test_any_ranks_restore_what_any_others_saved_under_every_sharding(moved, tmp
     folder, two, three = moved.folder / "round", moved.two["round"], moved.three["round"]
     store = CheckpointStore(folder, keep_last=100)
     assert {name.rpartition(".")[2] for name in moved.expected} == {
-        *("weight", "sum_of_squares", "first_moment", "second_moment", "updates")
+        *("weight", "sum_of_squares", "first_moment", "second_moment", "last_update", "updates")
     }
     new = tensors_of(take_model(Model(None, seed=1)))
     assert all(not torch.equal(value, new[name]) for name, value in moved.expected.items())

@@ -31,6 +31,7 @@ KINDS = {
     "per row": ("sum_of_squares",),
     "per number": ("first_moment", "second_moment", "updates"),
     "partial": ("first_moment", "sum_of_squares", "updates"),
+    "lazy": ("first_moment", "second_moment", "last_update", "updates"),
 }
 
 
@@ -45,7 +46,9 @@ class Held(Tables):
             config = by_name[shard.table]
             shape = (shard.num_rows, shard.num_columns)
             state = {
-                name: torch.full({"updates": (), "sum_of_squares": shape[:1]}.get(name, shape), -7.0)
+                name: torch.full(
+                    {"updates": (), "sum_of_squares": shape[:1], "last_update": shape[:1]}.get(name, shape), -7.0
+                )
                 for name in KINDS[kinds[config.name]]
             }
             if "updates" in state:

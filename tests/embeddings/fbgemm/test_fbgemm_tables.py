@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embeddings import IdOutOfRangeError, RowAdagrad, RowAdam, RowLamb, RowSGD, RowWiseAdagrad, TableConfig
+from embeddings import IdOutOfRangeError, RowAdagrad, RowAdam, RowCowClip, RowLamb, RowSGD, RowWiseAdagrad, TableConfig
 from embeddings.build import build_tables
 from embeddings.fbgemm.fbgemm_settings import check_supported, kernel_settings
 from embeddings.fbgemm.fbgemm_tables import FbgemmTables, set_updates
@@ -43,6 +43,21 @@ TABLE = TableConfig(name="a", num_rows=9, dim=8)
             {"optimizer": RowLamb(learning_rate=0.1, trust="touched")},
             CUDA,
             "expected RowLamb with trust='row', got 'touched'",
+        ),
+        (
+            {"optimizer": RowLamb(learning_rate=0.1, trust="table")},
+            CUDA,
+            "expected RowLamb with trust='row', got 'table'",
+        ),
+        (
+            {"optimizer": RowCowClip(learning_rate=0.1)},
+            CUDA,
+            "expected another --tables.optimizer than cowclip, got RowCowClip",
+        ),
+        (
+            {"optimizer": RowCowClip(learning_rate=0.1)},
+            CPU,
+            "expected SGD, Adagrad or row-wise Adagrad, got RowCowClip",
         ),
         (
             {"optimizer": RowLamb(learning_rate=0.1), "init_scale": 0.0},
