@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrm.data.dataset import Dataset
@@ -75,13 +77,30 @@ def count_bands(dataset: Dataset, configs: Sequence[TableConfig]) -> FrequencyBa
     Raises:
         ValueError: there are no training samples.
     """
-    pieces = choose_pieces(dataset)
-    samples = sum(where.stop for _, where in pieces)
     listed: dict[str, dict[int, int]] = {}
-    for config in configs:
-        found = [read_ids(dataset, part, feature, where)[0] for feature in config.features for part, where in pieces]
-        rows, counts = np.unique(np.concatenate(found), return_counts=True)
-        bands = np.searchsorted(-np.array(SHARES), -counts / samples)
+    for config, rows, shares in _count_rows(dataset, configs):
+        bands = np.searchsorted(-np.array(SHARES), -shares)
         known = bands < len(SHARES)
         listed[config.name] = dict(zip(rows[known].tolist(), bands[known].tolist(), strict=True))
     return FrequencyBands(NAMES, listed)
+
+
+def measure_frequencies(dataset: Dataset, configs: Sequence[TableConfig]) -> dict[str, Tensor]:
+    """Look at some of the training samples, and say how often each row occurs per sample [num_rows], by table."""
+    found: dict[str, Tensor] = {}
+    for config, rows, shares in _count_rows(dataset, configs):
+        found[config.name] = torch.zeros(config.num_rows, dtype=torch.float64)
+        found[config.name][torch.from_numpy(rows.astype(np.int64))] = torch.from_numpy(shares)
+    return found
+
+
+def _count_rows(
+    dataset: Dataset, configs: Sequence[TableConfig]
+) -> Iterator[tuple[TableConfig, NDArray[Any], NDArray[np.float64]]]:
+    """Yield each table with the rows that some of the training samples name, and how often per sample."""
+    pieces = choose_pieces(dataset)
+    samples = sum(where.stop for _, where in pieces)
+    for config in configs:
+        found = [read_ids(dataset, part, feature, where)[0] for feature in config.features for part, where in pieces]
+        rows, counts = np.unique(np.concatenate(found), return_counts=True)
+        yield config, rows, counts / samples

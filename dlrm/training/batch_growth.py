@@ -16,8 +16,8 @@ from dlrm.training.noise_watch import NoiseWatch
 DENSE_GROUPS = ("dense", "head")
 FAR = 1 << 62  # beyond all samples
 
-Rescale = Callable[[float], None]
-"""Given how many times larger the batch is now, brings the tables' states to the scale of its gradients."""
+Rescale = Callable[[int, int], None]
+"""Given the batch size before and from now on, brings the tables' states to the scale of the new gradients."""
 
 
 class BatchGrowth(Attachment):
@@ -44,7 +44,7 @@ class BatchGrowth(Attachment):
         if before is not None and before != moment.batch_size:
             self._changed_at = moment.samples
             if self._rescale is not None:
-                self._rescale(moment.batch_size / before)
+                self._rescale(before, moment.batch_size)
         length = self.config.rewarm_samples
         middle = moment.samples + moment.global_size / 2
         is_warming = self._changed_at is not None and middle < self._changed_at + length
@@ -89,7 +89,6 @@ class GrowthInsteadOfDecay(StagedGrowth):
         config: of the growth.
         schedule: that is followed.
         rescale: see `BatchGrowth`.
-        ruled: what the run's scaling rule already multiplies a group's rate by, given the ratio of batch sizes.
     """
 
     def __init__(
@@ -98,16 +97,14 @@ class GrowthInsteadOfDecay(StagedGrowth):
         config: BatchGrowthConfig,
         schedule: NoiseScaleSchedule,
         rescale: Rescale | None = None,
-        ruled: Callable[[float, str], float] = lambda ratio, group: 1.0,
     ) -> None:
         super().__init__(sizes, config, schedule.stages, rescale)
-        self.schedule, self._ruled = schedule, ruled
+        self.schedule = schedule
 
     def factor(self, group: str) -> float:
         """Return the ratio of batch sizes, which undoes what the schedule has taken from the rate."""
         ratio = (self._size or self.schedule.first) / self.schedule.first
-        grown = ratio / self._ruled(ratio, group) if group in DENSE_GROUPS else 1.0
-        return super().factor(group) * grown
+        return super().factor(group) * (ratio if group in DENSE_GROUPS else 1.0)
 
 
 class TestedGrowth(BatchGrowth):

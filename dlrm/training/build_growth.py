@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from dlrm.noise.frequency_bands import count_bands
+from dlrm.noise.frequency_bands import count_bands, measure_frequencies
 from dlrm.noise.gradient_meter import GradientMeter
 from dlrm.noise.preconditioner import Preconditioner
 from dlrm.training.batch_growth import BatchGrowth, GrowthInsteadOfDecay, Rescale, StagedGrowth, TestedGrowth
-from dlrm.training.batch_growth_config import BatchGrowthConfig, parse_stages
+from dlrm.training.batch_growth_config import parse_stages
 from dlrm.training.batch_schedules import NoiseScaleSchedule
 from dlrm.training.guards import find_tables
 from dlrm.training.noise_watch import NoiseWatch
+from embeddings.rescaling import rescale_states
 
 if TYPE_CHECKING:
     from dlrm.training.attach import RunParts
 
 LARGEST_SHARE = 10  # of the training samples, one part (Smith et al. 2018, arXiv:1711.00489)
+MOST_COUNTED_ROWS = 1 << 24  # of a table; all rows of larger ones are taken to be rare, as nearly all of them are
 
 
 def watch_noise(run: RunParts) -> NoiseWatch:
@@ -59,7 +61,7 @@ def grow_batches(run: RunParts, watch: NoiseWatch | None) -> BatchGrowth:
     largest = growth.max_batch_size or max(first, rows // LARGEST_SHARE)
     if largest < first:
         raise ValueError(f"--growth.max-batch-size: expected at least --step.global-batch-size {first}, got {largest}")
-    rescale = _rescaling(run.model, growth)
+    rescale = rescale_tables(run) if growth.rescale_states else None
     if config.staged_batches:  # of a schedule, which says their rates and warm-ups too
         return StagedGrowth(run.sizes, growth, list(config.staged_batches), rescale)
     if growth.stages:
@@ -90,5 +92,12 @@ def find_multiple(model: nn.Module, ranks: int) -> int:
     return ranks * math.lcm(1, *ghosts)
 
 
-def _rescaling(model: nn.Module, config: BatchGrowthConfig) -> Rescale | None:
-    return None
+def rescale_tables(run: RunParts) -> Rescale:
+    """Return what brings the states of a run's tables to another batch size, by how often the data name each row."""
+
+    def rescale(before: int, after: int) -> None:
+        for tables in find_tables(run.model):
+            small = [config for config in tables.table_configs if config.num_rows <= MOST_COUNTED_ROWS]
+            rescale_states(tables, before, after, measure_frequencies(run.dataset, small))
+
+    return rescale

@@ -19,7 +19,7 @@ from dlrm.noise.noise_scale import GradientSums
 from dlrm.optim.config import DenseOptimizerConfig
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.training.attachments import Moment
-from dlrm.training.batch_growth import TestedGrowth
+from dlrm.training.batch_growth import StagedGrowth, TestedGrowth
 from dlrm.training.batch_growth_config import BatchGrowthConfig, parse_stages
 from dlrm.training.batch_sizes import BatchSizes
 from dlrm.training.batch_tests import split_variance
@@ -146,6 +146,19 @@ def test_stages_are_taken_where_they_were_said_and_warmed_up(click_log, make_dlr
         since = middle - (0 if begin < 2000 else 2000 if begin < 6000 else 6000)
         factor = min(1.0, since / 800) if begin >= 2000 else 1.0
         assert record["dense_learning_rate"] == pytest.approx(0.1 * factor)
+
+
+def test_states_of_tables_follow_the_batch_size_also_right_after_a_kill() -> None:
+    sizes, seen = BatchSizes(100), []
+    config = BatchGrowthConfig(stages=("100=300", "400=600"))
+    growth = StagedGrowth(sizes, config, parse_stages(config.stages), lambda *change: seen.append(change))
+    growth.before_step(Moment(None, 0, 100, 100))
+    again = StagedGrowth(BatchSizes(100), config, [], lambda *change: seen.append(change))
+    again.load_state(growth.state())
+    assert seen == []
+    for samples, size in ((100, 300), (400, 600), (1000, 600)):
+        again.before_step(Moment(None, samples, size, sizes.at(samples)))
+    assert seen == [(100, 300), (300, 600)]
 
 
 def test_growth_instead_of_decay_keeps_the_rate_up(click_log, make_dlrm, tmp_path: Path) -> None:
