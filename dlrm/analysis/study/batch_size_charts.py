@@ -69,7 +69,7 @@ def draw_parameters(dimension: Dimension, results: Sequence[BatchResult], record
     layout["yaxis"] |= {"type": "log"} if dimension.log else {"rangemode": "tozero"}
     spoken = ", ".join(f"{value:.3g} at {batch:,}" for batch, value in best)
     return Chart(
-        name="parameter-" + re.sub(r"\W+", "-", dimension.name),
+        name="parameter-" + re.sub(r"[\W_]+", "-", dimension.name),
         title=dimension.name.replace("+", " and "),
         description=f"Best {dimension.name} against batch size: {spoken}.",
         figure=as_figure(traces, layout),
@@ -151,7 +151,7 @@ def _shade(fit: CriticalBatch, low: float, high: float) -> dict[str, Any]:
         area = {"type": "rect", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "line": {"width": 0}}
         shapes.append(area | {"x0": left, "x1": right, "fillcolor": SHADES[region], "layer": "below"})
         place = {"xref": "x", "yref": "paper", "x": float(np.log10(left * right) / 2), "y": 1, "yanchor": "top"}
-        if np.log(right / left) > np.log(high / low) / 6:  # else its name would not fit
+        if np.log(right / left) > np.log(high / low) / 8:  # else its name would not fit
             annotations.append(place | {"text": region, "showarrow": False, "font": {"size": 11}})
     if low < fit.critical_batch < high:
         line = {"type": "line", "xref": "x", "yref": "paper", "y0": 0, "y1": 1}

@@ -1,0 +1,126 @@
+"""Ranges of hyperparameters as they are typed, and as they reach a configuration."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from dlrm.analysis.study.batch_size import check_space, default_batches, default_space, first_parameters
+from dlrm.analysis.study.search import FIRST, propose, spread_first
+from dlrm.analysis.study.space import (
+    Dimension,
+    apply_parameters,
+    extend,
+    find_edges,
+    parse_space,
+    read_setting,
+)
+from dlrm.config import RunConfig
+from dlrm.optim.config import DenseOptimizerConfig
+from dlrm.recipes import RECIPES
+
+
+def test_ranges_are_read_as_typed() -> None:
+    rate, momentum, both = parse_space(
+        ["dense.learning_rate=1e-4:1e-1", "dense.momentum=0:0.95", "tables.eps+dense.eps=1:2:linear"]
+    )
+    assert rate == Dimension(name="dense.learning_rate", low=1e-4, high=0.1)
+    assert momentum == Dimension(name="dense.momentum", low=0, high=0.95, log=False, ends=("low",))
+    assert both == Dimension(name="tables.eps+dense.eps", low=1, high=2, log=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("dense.learning_rate", "expected SETTING=LOW:HIGH"),
+        ("=1:2", "expected SETTING=LOW:HIGH"),
+        ("a=1", "expected SETTING=LOW:HIGH"),
+        ("a=1:2:cubic", "expected SETTING=LOW:HIGH"),
+        ("a=2:1", "expected LOW < HIGH, got 2:1"),
+        ("a=0:1:log", "expected LOW > 0"),
+        ("a=1:inf", "expected LOW < HIGH"),
+    ],
+)
+def test_what_is_no_range_is_named(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=f"--space.*{words}"):
+        parse_space([text])
+    with pytest.raises(ValueError, match="each setting once"):
+        parse_space(["a=1:2", "a=1:3"])
+
+
+def test_parameters_reach_the_configuration() -> None:
+    run = RunConfig()
+    changed = apply_parameters(
+        run,
+        {
+            "dense.learning_rate": 0.03,
+            "dense_schedule.decay_samples+tables_schedule.decay_samples": 1234.6,
+            "tables.eps": 0.5,
+        },
+    )
+    assert (changed.dense.learning_rate, changed.tables.eps) == (0.03, 0.5)
+    assert (changed.dense_schedule.decay_samples, changed.tables_schedule.decay_samples) == (1235, 1235)
+    assert changed.model == run.model
+    assert read_setting(changed, "dense_schedule.decay_samples") == 1235
+
+
+@pytest.mark.parametrize("path", ["dense.rate", "model.bottom", "shuffle", "dense", "model.interaction"])
+def test_what_is_no_number_cannot_be_tuned(path: str) -> None:
+    with pytest.raises(ValueError, match=f"--space: expected a setting .*'{path}'"):
+        apply_parameters(RunConfig(), {path: 1.0})
+
+
+def test_edges_are_seen_and_ranges_reach_beyond() -> None:
+    space = (
+        Dimension(name="rate", low=1e-4, high=1),
+        Dimension(name="share", low=0, high=1, log=False, ends=("low",)),
+    )
+    assert find_edges(space, {"rate": 1.1e-4, "share": 0.0}) == {"rate": "low"}
+    assert find_edges(space, {"rate": 1e-2, "share": 0.99}) == {"share": "high"}
+    assert find_edges(space, {"rate": 1e-3, "share": 0.5}) == {}
+    longer = extend(space, {"rate": "low", "share": "high"})
+    assert (longer[0].low, longer[0].high) == pytest.approx((1e-6, 1))
+    assert (longer[1].low, longer[1].high) == (0, 1.5)
+    assert extend(space, {"rate": "high"})[0].high == pytest.approx(100)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_tuned_as_it_is(name: str) -> None:
+    run = RECIPES[name].config
+    space = default_space(run, 1e6)
+    check_space(run, space)
+    first = first_parameters(run, space)
+    assert first["dense.learning_rate"] == run.dense.learning_rate
+    assert find_edges(space[:2], first) == {}
+    assert default_batches(run.step.global_batch_size)[2] == run.step.global_batch_size
+
+
+def test_a_range_that_a_recipe_does_not_accept_is_named_at_once() -> None:
+    run = RunConfig(dense=DenseOptimizerConfig(name="sgd", momentum=0.9))
+    check_space(run, parse_space(["dense.momentum=0:0.99"]))
+    with pytest.raises(ValueError, match=r"--space dense.momentum=0:1.5: --dense.momentum: expected .* got 1.5"):
+        check_space(run, parse_space(["dense.momentum=0:1.5"]))
+
+
+def test_the_first_points_are_spread_over_every_range() -> None:
+    space = (Dimension(name="a", low=1e-4, high=1), Dimension(name="b", low=0, high=10, log=False))
+    points = spread_first(space, 3)
+    assert points == spread_first(space, 3) != spread_first(space, 4)
+    assert sorted(int(point["b"] * FIRST / 10) for point in points) == list(range(FIRST))
+    decades = [1e-4 * 10 ** (4 * share / FIRST) for share in range(FIRST + 1)]
+    for low, high in pairwise(decades):
+        assert sum(low <= point["a"] < high for point in points) == 1
+
+
+def test_proposals_gather_where_it_was_cheap() -> None:
+    space = (Dimension(name="rate", low=1e-4, high=1),)
+    tried: list[tuple[dict[str, float], float]] = [
+        (point, abs(point["rate"] - 0.01)) for point in spread_first(space, 0)
+    ]
+    for number in range(25):
+        point = propose(space, tried, seed=number)
+        assert point == propose(space, tried, seed=number), "a function of its arguments"
+        tried.append((point, abs(point["rate"] - 0.01)))
+    late = [point["rate"] for point, _ in tried[-10:]]
+    assert sum(0.003 < rate < 0.03 for rate in late) >= 6
