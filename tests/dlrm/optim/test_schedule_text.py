@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -14,6 +16,7 @@ from dlrm.config import RunConfig
 from dlrm.optim.decays import Cosine, Exp, LinearWarmup, MultiStep, PolyDecay, WarmupRsqrtCooldown
 from dlrm.optim.formulas import Constant, Formula, Piecewise
 from dlrm.optim.lr_schedules import Schedule
+from dlrm.optim.scaling_rules import RuleName
 from dlrm.optim.schedule_text import FORMULAS, describe_arguments, parse_formula
 from dlrm.optim.stages import Stage, StageSchedule
 from dlrm.optim.waves import CosineRestarts, Triangular
@@ -103,6 +106,14 @@ def test_any_text_is_a_formula_or_an_error(text: str) -> None:
 @pytest.mark.parametrize("kind", FORMULAS, ids=[kind.name for kind in FORMULAS])
 def test_every_formula_says_how_it_is_called(kind: type[Formula]) -> None:
     assert describe_arguments(kind).startswith(f"{kind.name}(")
+
+
+def test_the_page_on_schedules_tells_of_every_formula_and_rule() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "schedules.md").read_text(encoding="utf-8")
+    assert [kind.name for kind in FORMULAS if f"`{kind.name}(" not in page] == []
+    assert [rule for rule in get_args(RuleName) if f"| `{rule}` |" not in page] == []
+    called = [describe_arguments(kind) for kind in FORMULAS if kind.name in ("warmup", "poly", "rsqrt", "sigmoid")]
+    assert [call for call in called if f"`{call}`" not in page] == []
 
 
 def test_the_flag_is_named_when_the_configuration_is_made() -> None:
