@@ -1,0 +1,205 @@
+"""Studies of the real training loop: killed with SIGKILL in the middle and repeated, they end as one left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlrm.cli import main
+from dlrm.data.dataset import Dataset
+
+# Imports once, and forks a process for every command line; says its id, and how it ended.
+COMMANDS = textwrap.dedent(
+    """
+    import json, os, sys
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    from dlrm.cli import main
+    import dlrm.training.trainer, dlrm.data.provide, torch.utils.tensorboard, dlrm.analysis.study.policy_runs, optuna
+    import dlrm.analysis.study.batch_size_page, dlrm.analysis.study.learning_rate_page
+    for line in sys.stdin:
+        argv, errors = json.loads(line)
+        child = os.fork()
+        if not child:
+            os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os._exit(main(argv))
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    """
+)
+SMALL = (
+    *("--model.dim", "4", "--model.bottom", "8", "--model.top", "8", "--step.threads", "1", "--shuffle"),
+    *("--tables.learning-rate", "0.5", "--dense-schedule.warmup-samples", "0", "--evaluation.batch-size", "4096"),
+)
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", COMMANDS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+
+
+class Study:
+    """A study's command that can be started again and again in one folder, and killed."""
+
+    def __init__(self, folder: Path, argv: list[str], commands: subprocess.Popen[str]) -> None:
+        self.folder, self.commands = folder, commands
+        self.errors = folder.with_suffix(".err")
+        self.argv = ["study", *argv, *SMALL, "--output", str(folder)]
+
+    def kill_when(self, ready: Callable[[], bool]) -> None:
+        process = self._start()
+        deadline = time.monotonic() + 90
+        while not ready():
+            assert time.monotonic() < deadline, self.errors.read_text()
+            time.sleep(0.005)
+        os.kill(process, signal.SIGKILL)
+        assert self._answer() == -signal.SIGKILL
+
+    def finish(self) -> None:
+        self._start()
+        assert self._answer() == 0, self.errors.read_text()
+
+    def trials(self) -> list[dict[str, Any]]:
+        path = self.folder / "trials.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def _start(self) -> int:
+        assert self.commands.stdin is not None
+        print(json.dumps([self.argv, str(self.errors)]), file=self.commands.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> int:
+        assert self.commands.stdout is not None
+        line = self.commands.stdout.readline()
+        assert line, "the process that starts the studies has died"
+        return int(line)
+
+
+def without_times(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in trial.items() if key != "seconds"} for trial in trials]
+
+
+def test_a_batch_size_study_killed_twice_ends_as_one_left_alone(
+    tmp_path: Path, click_log: Dataset, commands: subprocess.Popen[str]
+) -> None:
+    argv = ["batch-size", "synthetic", "--data", str(click_log.folder), "--batches", "512", "2048", "--trials", "3"]
+    argv += ["--repeats", "1", "--evaluations", "6", "--space", "dense.learning_rate=1e-3:0.1"]
+    whole = Study(tmp_path / "whole", argv, commands)
+    whole.finish()
+    killed = Study(tmp_path / "killed", argv, commands)
+    killed.kill_when(lambda: len(killed.trials()) >= 2)
+    before = killed.trials()
+    # In the middle of a run, which goes on from its last checkpoint.
+    killed.kill_when(lambda: any((killed.folder / "runs" / "2048").glob("*/metrics.jsonl")))
+    assert 2 <= len(before) < len(killed.trials()) < len(whole.trials())
+    killed.finish()
+    assert killed.trials()[: len(before)] == before
+    assert without_times(killed.trials()) == without_times(whole.trials())
+    names = [trial["trial"] for trial in whole.trials()]
+    assert len(names) == len(set(names))
+    assert {"goal", "512/0", "512/repeat-0", "2048/0", "2048/repeat-0"} <= set(names)
+    results = [json.loads((study.folder / "result.json").read_text()) for study in (killed, whole)]
+    assert results[0] == results[1]
+    assert results[0]["goal"] == whole.trials()[0]["goal"]
+    reached = [trial for trial in whole.trials()[1:] if trial["samples"] is not None]
+    assert reached
+    assert all(trial["course"][-1][1] >= results[0]["goal"] for trial in reached)
+    assert "which batch size?" in (killed.folder / "report.html").read_text(encoding="utf-8")
+    assert not list(killed.folder.glob("runs/*/*/checkpoints"))
+
+
+def test_a_learning_rate_study_ranks_the_planted_policy_first_after_a_kill(
+    tmp_path: Path, click_log: Dataset, commands: subprocess.Popen[str]
+) -> None:
+    dead = "dead=--dense.learning-rate 1e-9 --tables.learning-rate 1e-9"
+    argv = ["learning-rate", "synthetic", "--data", str(click_log.folder), "--policies", "range-test", "--seeds", "2"]
+    argv += ["--own", dead, "alive=--dense.learning-rate 0.02", "--factors", "1", "--evaluations", "4"]
+    argv += ["--step.global-batch-size", "256", "--epochs", "2"]
+    study = Study(tmp_path / "study", argv, commands)
+    study.kill_when(lambda: len(study.trials()) >= 3)
+    before = study.trials()
+    study.finish()
+    trials = study.trials()
+    assert trials[: len(before)] == before
+    assert [trial["trial"] for trial in trials] == [
+        "range-test/explore",
+        *(f"{policy}/seed-{seed}" for policy in ("range-test", "dead", "alive") for seed in (1, 2)),
+    ]
+    result = json.loads((study.folder / "result.json").read_text())
+    ranking = [policy["policy"] for policy in result["policies"]]
+    assert ranking[-1] == "dead"
+    best = result["policies"][0]
+    assert best["value"] > result["policies"][-1]["value"] + 0.05
+    by_name = {trial["trial"]: trial for trial in trials}
+    explored = by_name["range-test/explore"]
+    assert by_name["range-test/seed-1"]["factor"] == explored["suggested"] < explored["largest"]
+    rates = by_name["alive/seed-1"]["rates"]
+    assert rates[-1][1] == 24_000
+    assert rates[-1][0] == pytest.approx(24_000 / 256, rel=0.05)
+    assert {rate[2] for rate in rates} == {0.02}
+    assert 0.5 < by_name["alive/seed-1"]["confidence"] < 1
+    assert (study.folder / "runs" / "alive" / "seed-1" / "path.npy").is_file()
+    page = (study.folder / "report.html").read_text(encoding="utf-8")
+    assert f"{best['value']:.4f}" in page
+    assert 'data-plot="paths"' in page
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["batchsize", "synthetic"], "recforge study: expected one of batch-size, learning-rate, .*, got 'batchsize'"),
+        (["batch-size", "synthetic", "--ranks", "2"], "--ranks: expected 1 in a study"),
+        (["batch-size", "synthetic", "--trials", "0"], "--trials: expected at least 1, got 0"),
+        (["batch-size", "nothing"], "expected a recipe"),
+        (["learning-rate", "synthetic", "--factors", "-1"], "--factors: expected different numbers above 0"),
+        (["learning-rate", "synthetic", "--range-share", "2"], "--range-share: expected a share"),
+    ],
+)
+def test_what_cannot_be_studied_is_one_line(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", *argv]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert re.search(words, lines[0])
+
+
+def test_usage_names_the_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study"]) == 2
+    assert main(["study", "--help"]) == 0
+    assert main(["study", "batch-size", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert {"batch-size", "learning-rate"} <= set(said.split())
+    assert "recforge study batch-size RECIPE --help" in said
+
+
+def test_flags_are_read_without_torch() -> None:
+    program = textwrap.dedent(
+        """
+        import sys
+        from dlrm.cli import main
+        try:
+            main(["study", sys.argv[1], "synthetic", "--help"])
+        except SystemExit as stop:
+            assert not stop.code
+        assert not {"torch", "optuna", "plotly"} & set(sys.modules), "imported for --help"
+        """
+    )
+    for kind in ("batch-size", "learning-rate"):
+        result = subprocess.run(
+            [sys.executable, "-c", program, kind], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert result.returncode == 0, result.stderr
+        assert "--evaluations" in result.stdout
