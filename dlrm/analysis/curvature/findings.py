@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,12 +67,22 @@ class Line:
     shares: list[float]
     losses: dict[str, list[float | None]]
 
-    def barrier(self, split: str) -> float:
-        """Return how far the loss between the two rises above the straight line from one's to the other's."""
-        known = [(s, loss) for s, loss in zip(self.shares, self.losses[split], strict=True) if loss is not None]
-        between = [(share, loss) for share, loss in known if -1e-9 <= share <= 1 + 1e-9]
-        first, last = between[0][1], between[-1][1]
-        return max(loss - (first + share * (last - first)) for share, loss in between)
+    def ends(self, split: str) -> tuple[float | None, float | None]:
+        """Return the losses of both solutions."""
+        first, second = (self.losses[split][self.shares.index(share)] for share in (0.0, 1.0))
+        return first, second
+
+    def barrier(self, split: str) -> float | None:
+        """Return how far the loss between the two rises above the straight line from one's to the other's, 0 or more.
+
+        None where the loss of one of them is not finite; infinite where one between them is not.
+        """
+        first, last = self.ends(split)
+        if first is None or last is None:
+            return None
+        known = zip(self.shares, self.losses[split], strict=True)
+        between = [(share, loss) for share, loss in known if 0 <= share <= 1]
+        return max(math.inf if loss is None else loss - (first + share * (last - first)) for share, loss in between)
 
 
 def read_finding(number: int, config: CurvatureConfig, run: Mapping[str, Any], records: Records) -> Finding:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrm.analysis.curvature import pictures, verdict
-from dlrm.analysis.curvature.findings import Finding, Records, read_finding, read_line
+from dlrm.analysis.curvature.findings import Finding, Line, Records, read_finding, read_line
 from dlrm.analysis.curvature.flags import CurvatureConfig
 from dlrm.analysis.quantities import format_count, format_share
 from dlrm.analysis.study.page import format_significant, write_study_page
@@ -40,7 +40,7 @@ def write_curvature_page(
         warnings=verdict.list_warnings(findings, line),
         figures=_figures(findings),
         findings=findings,
-        rows=_rows(findings, config),
+        rows=_rows(findings, line, config),
         run_folders=[str(run) for run in config.runs],
         samples=config.samples,
         whose=whose,
@@ -72,7 +72,7 @@ def _figures(findings: Sequence[Finding]) -> list[dict[str, str]]:
     return [{"label": label, "value": value, "note": note} for label, value, note in figures]
 
 
-def _rows(findings: Sequence[Finding], config: CurvatureConfig) -> list[tuple[str, list[str]]]:
+def _rows(findings: Sequence[Finding], line: Line | None, config: CurvatureConfig) -> list[tuple[str, list[str]]]:
     """Return the table: what it is, and its value for every run."""
 
     def give_or_take(pair: tuple[float, float] | None) -> str:
@@ -90,6 +90,12 @@ def _rows(findings: Sequence[Finding], config: CurvatureConfig) -> list[tuple[st
         ("trace", [give_or_take(finding.trace) for finding in findings]),
         ("share of negative eigenvalues", [format_share(finding.share_negative) for finding in findings]),
     ]
+    if line is not None:
+        rows[2:2] = [
+            (f"loss on {split} rows", [format_significant(loss, 4) for loss in line.ends(split)])
+            for split in line.losses
+            if split != "train"
+        ]
     for size in config.sharpness:
         name = f"sharpness in a box of {size:g}, %"
         rows.append((name, [format_significant(finding.sharpness[size]) for finding in findings]))

@@ -126,9 +126,9 @@ def spread(points: int, reach: float) -> list[float]:
 
 
 def line_shares(points: int) -> list[float]:
-    """Return how far along the line from the first to the second solution each point lies."""
+    """Return how far along the line from the first to the second solution each point lies; both are among them."""
     shares: list[float] = torch.linspace(*LINE_ENDS, points, dtype=torch.float64).tolist()
-    return shares
+    return sorted({*shares, 0.0, 1.0})
 
 
 def name_probe(number: int, probe: int) -> str:

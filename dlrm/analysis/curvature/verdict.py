@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from dlrm.analysis.curvature.findings import Finding, Line
@@ -10,6 +11,7 @@ from dlrm.analysis.study.page import format_significant
 
 ALIKE = 1.25  # a ratio below this is none to speak of
 NORMS_ALIKE = 1.5
+LOSSES_ALIKE = 1.05
 NO_BARRIER = 0.01  # of the loss
 
 
@@ -50,6 +52,13 @@ def list_warnings(findings: Sequence[Finding], line: Line | None) -> list[str]:
         "only, and trust a ratio more the closer the norms of their weights are."
     ]
     if len(findings) == 2:
+        losses = [finding.loss for finding in findings]
+        if _ratio(*losses) > LOSSES_ALIKE:
+            warnings.append(
+                f"Their losses on the sample differ, {format_significant(losses[0])} and "
+                f"{format_significant(losses[1])}: curvature changes on the way down, so part of the difference may be "
+                "one of progress. Runs of equal loss compare better."
+            )
         ratio = _ratio(findings[0].norm, findings[1].norm)
         if ratio > NORMS_ALIKE:
             warnings.append(
@@ -65,7 +74,9 @@ def list_warnings(findings: Sequence[Finding], line: Line | None) -> list[str]:
                 )
         lost = sum(loss is None for row in [finding.curve, *finding.landscape] for loss in row)
         if lost:
-            warnings.append(f"{lost} points around {finding.label} have no finite loss; a smaller --reach avoids that.")
+            warnings.append(
+                f"Points around {finding.label} whose loss is not finite: {lost}; a smaller --reach avoids them."
+            )
     return warnings
 
 
@@ -108,14 +119,16 @@ def _compare(first: Finding, second: Finding) -> str:
 
 def _describe_line(line: Line) -> str:
     split = "valid" if "valid" in line.losses else next(iter(line.losses))
-    barrier, first = line.barrier(split), line.losses[split][0]
-    ends = [line.losses[split][line.shares.index(end)] for end in (0.0, 1.0) if end in line.shares]
-    reference = min((loss for loss in (*ends, first) if loss is not None), default=1.0)
-    if barrier <= NO_BARRIER * reference:
+    barrier, ends = line.barrier(split), [loss for loss in line.ends(split) if loss is not None]
+    if barrier is None:
+        return f"One of the two has no finite loss on {split} rows."
+    if barrier <= NO_BARRIER * min(ends):
         return f"On the straight line between them the loss on {split} rows has no barrier: they lie in one basin."
+    if math.isinf(barrier):
+        return f"Between them lies a barrier: on {split} rows the loss is not finite on the way."
     return (
         f"Between them lies a barrier: on {split} rows the loss rises by up to {format_significant(barrier)} above the "
-        f"straight line, {format_share(barrier / reference, 0)} of the loss itself."
+        f"straight line, {format_share(barrier / min(ends), 0)} of the loss itself."
     )
 
 

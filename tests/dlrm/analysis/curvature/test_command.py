@@ -53,6 +53,7 @@ def test_two_runs_are_compared_on_a_page(runs: tuple[Path, Path], tmp_path: Path
     assert line[2] == pytest.approx(records["1/extremes"]["loss"])
     assert line[4] == pytest.approx(records["2/extremes"]["loss"])
     assert records["line/valid"]["losses"][2] != line[2]
+    assert len(line) == 7
     for told in ("run 1 (batch 200)", "run 2 (batch 3,000)", "depend on how weights are scaled", str(runs[1])):
         assert told.lower() in page.lower()
     for chart in ("density", "curve", "line", "landscape-run-1", "landscape-run-2"):
