@@ -17,6 +17,7 @@ from dlrm.optim.plateau import PlateauConfig
 from dlrm.optim.scaling_rules import RuleName
 from dlrm.tables_config import SmallTablesConfig as SmallTablesConfig
 from dlrm.tables_config import TablesConfig as TablesConfig
+from dlrm.training.adversarial_config import AdversarialConfig
 from dlrm.training.batch_growth_config import BatchGrowthConfig
 
 BatchNorm = Literal["none", "ghost"]
@@ -206,6 +207,7 @@ class TrainingConfig:
     step: StepConfig = field(default_factory=StepConfig)
     growth: BatchGrowthConfig = field(default_factory=BatchGrowthConfig)
     noise_scale: NoiseScaleConfig = field(default_factory=NoiseScaleConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)

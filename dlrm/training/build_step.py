@@ -5,9 +5,10 @@ from __future__ import annotations
 from dlrm.distributed.parallelize import DenseReducer, copy_from_first
 from dlrm.optim.scaling import follow_batch_size
 from dlrm.optim.steering import Schedules, Steering
+from dlrm.training.adversarial import build_task
 from dlrm.training.attach import RunParts, attach
 from dlrm.training.guards import find_tables
-from dlrm.training.train_step import ClickTask, TrainStep
+from dlrm.training.train_step import TrainStep
 from embeddings.stopwatch import Stopwatch
 
 
@@ -17,7 +18,7 @@ def build_step(run: RunParts, stopwatch: Stopwatch) -> TrainStep:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     copy_from_first([*model.parameters(), *model.buffers()], run.ranks)
     return TrainStep(
-        ClickTask(model),
+        build_task(model, config),
         run.optimizer,
         steering=Steering(
             run.optimizer,

@@ -43,7 +43,14 @@ class ClickTask(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss, a scalar in float32 (0 for an empty batch), and the logits [B]."""
-        logits = self.model(batch).float()
+        return self.loss_of(batch, self.model(batch))
+
+    def prepare(self, following: Batch) -> None:
+        """Do what the next batch needs of the present weights; all ranks call it alike."""
+
+    def loss_of(self, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of logits [B], as `forward` does."""
+        logits = logits.float()
         check_logits(logits, batch)
         if not len(batch):
             return logits.sum(), logits.detach()
@@ -144,8 +151,7 @@ class TrainStep:
         if failure is not None and self.reducer is None:
             raise failure
         if following is not None:
-            for tables in self.tables:
-                tables.prefetch(following.sparse)
+            self._prepare(following)
         if self.reducer is None:
             with self.stopwatch.stage("dense backward"):
                 loss.backward()
@@ -158,6 +164,15 @@ class TrainStep:
             self.dense_optimizer.step()
         self.attachments.after_step(moment, mean)
         return mean
+
+    def _prepare(self, following: Batch) -> None:
+        """Begin with the next batch while the weights are still those of this one."""
+        if isinstance(self.task, ClickTask):
+            ranks = ALONE if self.reducer is None else self.reducer.ranks
+            with naming_rows(following, self.split, ranks), autocast(self.precision, following.labels.device.type):
+                self.task.prepare(following)
+        for tables in self.tables:
+            tables.prefetch(following.sparse)
 
     def _run_backward(self, reducer: DenseReducer, loss: Tensor, control: Control, failure: ValueError | None) -> float:
         """Run backward and sum gradients over ranks; a rank that has failed takes part, with zeros, up to the end."""

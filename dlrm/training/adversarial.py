@@ -1,0 +1,100 @@
+"""Adversarial training on pooled rows, the moves found by the step itself or, one step stale, beside the step before.
+
+Ids cannot be moved a little, but the rows they are pooled into can: delta = eps * g / |g|, where g is the gradient of a
+sample's loss with respect to its pooled rows (one step of the fast gradient method, in the 2-norm). The loss is the
+mean of the clean and of the adversarial half. Concurrent adversarial training finds delta with the weights of the step
+before, so that it need not be waited for; both halves then run with the present weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from dlrm.batch import Batch
+from dlrm.config import TrainingConfig
+from dlrm.training.adversarial_config import AdversarialConfig
+from dlrm.training.train_step import ClickTask
+from embeddings.interface import Tables
+
+TINY = 1e-30  # gradients of a mean over a large batch are small, and are not to be taken for 0
+
+
+class AdversarialTask(ClickTask):
+    """A `ClickTask` whose loss is the mean over every sample and its adversary.
+
+    Rows get the gradient of both halves at once, in one update.
+
+    Args:
+        model: with `tables`, and `dense(numbers, pooled rows)` that gives logits [B]; a `DLRM`.
+        config: the move.
+
+    Raises:
+        ValueError: the model is of another form.
+    """
+
+    model: Any  # with the parts that are asked for here
+
+    def __init__(self, model: nn.Module, config: AdversarialConfig) -> None:
+        super().__init__(model)
+        tables, dense = getattr(model, "tables", None), getattr(model, "dense", None)
+        if not (isinstance(tables, Tables) and isinstance(dense, nn.Module)):
+            raise ValueError(
+                "--adversarial.eps: expected a model with `tables` and `dense`, as a DLRM is, got "
+                f"{type(model).__name__}"
+            )
+        self.config = config
+        self._moves: tuple[Any, Tensor] | None = None  # of the batch to come: whose they are, and what they are
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the mean loss of both halves, and the logits of the clean one [B]."""
+        pooled = self.model.tables(batch.sparse).values()
+        clean, logits = self.loss_of(batch, self.model.dense(batch.dense, pooled))
+        if not len(batch):
+            return clean, logits
+        found, self._moves = self._moves, None
+        # After a kill there are none of the step before: the first step's are of its own weights.
+        moves = self._find_moves(batch, pooled) if found is None or found[0] is not batch.sparse else found[1]
+        adversarial, _ = self.loss_of(batch, self.model.dense(batch.dense, pooled + moves))
+        return (clean + adversarial) / 2, logits
+
+    def prepare(self, following: Batch) -> None:
+        """Find the moves of the next batch with the present weights, if they are to be stale (a collective call)."""
+        if self.config.staleness == 0:
+            return
+        tables = self.model.tables
+        was_training = tables.training
+        tables.eval()  # looked at, not trained on
+        with torch.no_grad():
+            pooled = tables(following.sparse).values()
+        tables.train(was_training)
+        if len(following):
+            self._moves = following.sparse, self._find_moves(following, pooled)
+
+    def _find_moves(self, batch: Batch, pooled: Tensor) -> Tensor:
+        """Return the moves [B, columns] that raise the loss of each sample most; 0 where nothing does."""
+        leaf = pooled.detach().requires_grad_()
+        loss, _ = self.loss_of(batch, self.model.dense(batch.dense, leaf))
+        gradient = torch.autograd.grad(loss, leaf)[0]
+        dims = [gradient.shape[1]] if self.config.per == "sample" else list(self.model.tables.feature_dims)
+        directions = [normalize(part, dim=1, eps=TINY) for part in gradient.split(dims, dim=1)]
+        return self.config.eps * torch.cat(directions, dim=1)
+
+
+def build_task(model: nn.Module, config: TrainingConfig) -> ClickTask:
+    """Make the task of a run.
+
+    Raises:
+        ValueError: see `AdversarialTask`; or what does not go with it was asked for.
+    """
+    if config.adversarial.eps == 0.0:
+        return ClickTask(model)
+    if config.step.cuda_graphs:
+        raise ValueError("--adversarial.eps: expected no --step.cuda-graphs, whose replays overwrite the clean half")
+    if config.growth.test != "none" or config.rule == "adascale":
+        asked = "--rule adascale" if config.growth.test == "none" else f"--growth.test {config.growth.test}"
+        raise ValueError(f"{asked}: expected no --adversarial.eps, which hides the samples' gradients")
+    return AdversarialTask(model, config.adversarial)
