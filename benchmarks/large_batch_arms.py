@@ -5,6 +5,7 @@ The numbers are those that `benchmarks.large_batch --tune` found on validation r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -177,33 +178,22 @@ def _configure(log: Log, settings: Settings, batch_size: int, rows: int) -> RunC
     )
 
 
-def _apply_rules(base: Settings, factor: int) -> dict[str, Arm]:
-    """Return the arms without a search: the base as it is, and by each rule."""
+def _apply_rules(base: Settings, factor: int, names: Sequence[str], *, kind: str = "") -> dict[str, Arm]:
+    """Return arms without a search: the base as it is, and by rules; `kind` tells several bases' arms apart."""
     root = factor**0.5
+    as_many_steps = {name: getattr(base, name) for name in ("dense_warmup_steps", "tables_warmup_steps")}
     # What is a number of samples stays one.
-    base = replace(
-        base,
-        dense_warmup_steps=base.dense_warmup_steps / factor,
-        tables_warmup_steps=base.tables_warmup_steps / factor,
-    )
-    as_many_steps = {
-        "dense_warmup_steps": base.dense_warmup_steps * factor,
-        "tables_warmup_steps": base.tables_warmup_steps * factor,
-    }
+    base = replace(base, **{name: steps / factor for name, steps in as_many_steps.items()})
     by_root = {"dense_rate": base.dense_rate * root, "tables_rate": base.tables_rate * root}
     first, second = (1 - min(1.0, factor * (1 - beta)) for beta in (0.9, 0.999))
     changes: dict[str, dict[str, Any]] = {
         "unscaled": {},
-        "linear": {"dense_rate": base.dense_rate * factor, "tables_rate": base.tables_rate * factor},
         "sqrt": by_root,
         "legw": by_root | as_many_steps,
         "sde": by_root | {"eps": base.eps / root, "betas": (first, second)},
-        "sqrt_eps": by_root | as_many_steps | {"eps": base.eps / factor},
         "rare": {"dense_rate": base.dense_rate * root, "eps": base.eps / factor} | as_many_steps,
     }
-    return {
-        f"{name}_{factor}x": Arm(factor=factor, settings=replace(base, **change)) for name, change in changes.items()
-    }
+    return {f"{name}{kind}_{factor}x": Arm(factor=factor, settings=replace(base, **changes[name])) for name in names}
 
 
 def _search(factor: int, start: Settings, **found: Any) -> Arm:
@@ -221,6 +211,27 @@ SYNTHETIC_SMALL = Settings(
     dense_warmup_steps=40,
     tables_warmup_steps=40,
 )
+# Two were tuned; the validation rows chose the one with row-wise Adagrad, and the other is there to be scaled by rules.
+SYNTHETIC_ADAM = _search(
+    1,
+    SYNTHETIC_SMALL,
+    dense_rate=0.00344,
+    tables_rate=0.0136,
+    eps=6.96e-4,
+    init_scale=0.0826,
+    dense_warmup_steps=22.8,
+    tables_warmup_steps=123,
+)
+SYNTHETIC_BASE = _search(
+    1,
+    replace(SYNTHETIC_SMALL, tables="rowwise_adagrad", tables_rate=1.0, eps=0.02),
+    dense_rate=0.00344,
+    tables_rate=0.56,
+    eps=0.0139,
+    init_scale=0.0826,
+    dense_warmup_steps=22.8,
+    tables_warmup_steps=107,
+)
 # Found by hand, as starts of searches: row-wise Adagrad with an eps as large as the gradients of rare rows.
 SYNTHETIC_16X = Settings(
     dense="lamb",
@@ -233,26 +244,97 @@ SYNTHETIC_16X = Settings(
     dense_warmup_steps=10,
     tables_warmup_steps=10,
 )
-SYNTHETIC_4X = replace(SYNTHETIC_16X, dense_rate=0.012, eps=6e-3)
+SYNTHETIC_4X = replace(
+    SYNTHETIC_16X, tables_rate=0.7, eps=5e-3, init_scale=0.1, dense_warmup_steps=12, tables_warmup_steps=60
+)
 ROW_ADAM_16X: dict[str, Any] = {"tables": "adam", "tables_rate": 0.1, "eps": 1e-4}
+COWCLIP_16X: dict[str, Any] = {"tables": "cowclip", "tables_rate": 0.06, "eps": 1e-4, "clip": 1e-3, "l2": 1e-6}
+
+MOVIELENS_SMALL = replace(SYNTHETIC_SMALL, dense_rate=3e-4, tables_rate=0.003, init_scale=0.01)
+MOVIELENS_BASE = _search(1, MOVIELENS_SMALL)
+MOVIELENS_16X = replace(
+    MOVIELENS_SMALL,
+    tables="rowwise_adagrad",
+    dense_rate=0.002,
+    tables_rate=0.1,
+    eps=3e-3,
+    dense_warmup_steps=10,
+    tables_warmup_steps=10,
+)
 
 ARMS: dict[LogName, dict[str, Arm]] = {
     "synthetic": {
-        SMALL: _search(1, SYNTHETIC_SMALL),
-        "small_batch_adagrad": _search(
-            1, replace(SYNTHETIC_SMALL, tables="rowwise_adagrad", tables_rate=1.0, eps=0.02)
+        SMALL: SYNTHETIC_BASE,
+        "small_batch_adam": SYNTHETIC_ADAM,
+        **_apply_rules(SYNTHETIC_BASE.settings, 16, ("unscaled", "sqrt", "legw", "rare")),
+        **_apply_rules(SYNTHETIC_ADAM.settings, 16, ("unscaled", "sqrt", "sde"), kind="_adam"),
+        "adam_adam_16x": _search(
+            16,
+            replace(SYNTHETIC_16X, dense="adam", dense_rate=0.008, **ROW_ADAM_16X),
+            dense_rate=0.0131,
+            tables_rate=0.0602,
+            eps=0.00018,
+            init_scale=0.107,
+            end_factor=0.164,
+            dense_warmup_steps=31,
+            tables_warmup_steps=38.5,
         ),
-        **_apply_rules(SYNTHETIC_SMALL, 16),
-        "adam_adam_16x": _search(16, replace(SYNTHETIC_16X, dense="adam", dense_rate=0.008, **ROW_ADAM_16X)),
-        "adam_adagrad_16x": _search(16, replace(SYNTHETIC_16X, dense="adam", dense_rate=0.008)),
-        "lamb_adam_16x": _search(16, replace(SYNTHETIC_16X, **ROW_ADAM_16X)),
-        "lamb_adagrad_16x": _search(16, SYNTHETIC_16X),
-        "lamb_lamb_16x": _search(16, replace(SYNTHETIC_16X, tables="lamb", tables_rate=0.05, eps=1e-6)),
-        **_apply_rules(SYNTHETIC_SMALL, 4),
-        "adam_adam_4x": _search(
-            4, replace(SYNTHETIC_4X, dense="adam", dense_rate=0.004, tables="adam", tables_rate=0.06, eps=3e-4)
+        "adam_adagrad_16x": _search(
+            16,
+            replace(SYNTHETIC_16X, dense="adam", dense_rate=0.008),
+            dense_rate=0.0138,
+            tables_rate=0.56,
+            eps=0.00139,
+            init_scale=0.124,
+            end_factor=0.1,
+            dense_warmup_steps=5.7,
+            tables_warmup_steps=26.7,
         ),
-        "adam_adagrad_4x": _search(4, replace(SYNTHETIC_4X, dense="adam", dense_rate=0.004)),
+        "adam_cowclip_16x": _search(16, replace(SYNTHETIC_16X, dense="adam", dense_rate=0.013, **COWCLIP_16X)),
+        "lamb_adam_16x": _search(
+            16,
+            replace(SYNTHETIC_16X, **ROW_ADAM_16X),
+            dense_rate=0.0344,
+            tables_rate=0.0566,
+            eps=4.26e-05,
+            init_scale=0.141,
+            end_factor=0.1,
+            dense_warmup_steps=11.3,
+            tables_warmup_steps=40,
+        ),
+        "lamb_adagrad_16x": _search(
+            16,
+            SYNTHETIC_16X,
+            dense_rate=0.0379,
+            tables_rate=0.48,
+            eps=0.00139,
+            init_scale=0.107,
+            end_factor=0.0574,
+            dense_warmup_steps=5.7,
+            tables_warmup_steps=26.7,
+        ),
+        "lamb_lamb_16x": _search(
+            16,
+            replace(SYNTHETIC_16X, tables="lamb", tables_rate=0.05, eps=1e-6),
+            dense_rate=0.0328,
+            tables_rate=0.0371,
+            init_scale=0.213,
+            end_factor=0.0341,
+            dense_warmup_steps=10.3,
+            tables_warmup_steps=31,
+        ),
+        "growth_16x": Arm(factor=16, settings=SYNTHETIC_BASE.settings, growth=BatchGrowthConfig(test="norm")),
+        "recipe_16x": Arm(factor=16, settings=SYNTHETIC_BASE.settings, is_recipe=True),
+        **_apply_rules(SYNTHETIC_BASE.settings, 4, ("unscaled", "sqrt")),
+        "adam_adagrad_4x": _search(4, replace(SYNTHETIC_4X, dense="adam", dense_rate=0.007)),
         "lamb_adagrad_4x": _search(4, SYNTHETIC_4X),
+        "recipe_4x": Arm(factor=4, settings=SYNTHETIC_BASE.settings, is_recipe=True),
+    },
+    "movielens-100k": {
+        SMALL: MOVIELENS_BASE,
+        **_apply_rules(MOVIELENS_BASE.settings, 16, ("unscaled", "sqrt")),
+        "adam_adam_16x": _search(16, replace(MOVIELENS_16X, tables="adam", tables_rate=0.006, eps=6e-5)),
+        "adam_adagrad_16x": _search(16, MOVIELENS_16X),
+        "lamb_adagrad_16x": _search(16, replace(MOVIELENS_16X, dense="lamb", dense_rate=0.01)),
     },
 }

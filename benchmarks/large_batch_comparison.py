@@ -25,6 +25,7 @@ class Measured:
 
     arm: Arm
     valid_auc: float
+    steps: float
     scores: ArmScores
 
 
@@ -66,6 +67,7 @@ class Comparison:
         small = measured[SMALL]
         for name, its in measured.items():
             _put(result, f"auc_{name}", mean_auc(its.scores))
+            result |= {f"valid_auc_{name}": round(its.valid_auc, 5), f"steps_{name}": round(its.steps)}
             if its is not small:
                 _put(result, f"gap_{name}", mean_gap(its.scores, small.scores))
         for factor in sorted({its.arm.factor for its in measured.values()} - {1}):
@@ -74,16 +76,21 @@ class Comparison:
 
     def _measure(self, name: str, arm: Arm, seeds: Sequence[int]) -> Measured:
         """Train an arm with all seeds."""
-        valid, scores = [], []
+        valid, scores, steps = [], [], []
         for seed in seeds:
             outcome = self._runs.run(name, self._configure(arm, seed), test=True)
             valid.append(outcome.valid_auc)
+            steps.append(outcome.steps)
             if outcome.test_scores is None:
                 print(f"{name}, seed {seed}: {outcome.error}", file=sys.stderr, flush=True)
             scores.append(np.zeros(len(self._labels)) if outcome.test_scores is None else outcome.test_scores)
-        measured = Measured(arm, statistics.mean(valid), ArmScores.of(scores, self._labels))
+        measured = Measured(arm, statistics.mean(valid), statistics.mean(steps), ArmScores.of(scores, self._labels))
         shown = " ".join(f"{auc:.4f}" for auc in measured.scores.aucs)
-        print(f"{name:24} valid {measured.valid_auc:.4f}, test {shown}", file=sys.stderr, flush=True)
+        print(
+            f"{name:24} valid {measured.valid_auc:.4f}, test {shown}, {measured.steps:.0f} steps",
+            file=sys.stderr,
+            flush=True,
+        )
         return measured
 
     def _configure(self, arm: Arm, seed: int) -> RunConfig:

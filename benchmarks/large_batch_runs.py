@@ -31,11 +31,13 @@ class Outcome:
 
     Attributes:
         valid_auc: after the last step; `FAILED` of a run that a guard stopped.
+        steps: that it took.
         test_scores: [rows of the test split]; None in a run that must not see them.
         error: of a guard.
     """
 
     valid_auc: float
+    steps: int = 0
     test_scores: Floats | None = None
     error: str | None = None
 
@@ -69,11 +71,13 @@ class Runs:
             if outcome.test_scores is not None:
                 np.save(place, outcome.test_scores)
             line = {"key": key, "name": name, "seed": config.seed, "valid_auc": outcome.valid_auc}
+            line |= {"steps": outcome.steps}
             self._known[key] = line | ({"error": outcome.error} if outcome.error else {})
             with self._log.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(self._known[key]) + "\n")
         known = self._known[key]
-        return Outcome(known["valid_auc"], np.load(place) if place.is_file() else None, known.get("error"))
+        scores = np.load(place) if place.is_file() else None
+        return Outcome(known["valid_auc"], known.get("steps", 0), scores, known.get("error"))
 
     def _read_log(self) -> dict[str, dict[str, Any]]:
         """Return what was trained, by key, and forget a last line that was not written to its end."""
@@ -105,10 +109,10 @@ class Runs:
         with tempfile.TemporaryDirectory() as output:
             try:
                 with _silent():
-                    model, valid_auc = _fit(config, self.dataset, Path(output))
+                    model, valid_auc, steps = _fit(config, self.dataset, Path(output))
             except ValueError as error:  # of a guard: the loss is not finite, or nothing is learned
                 return Outcome(FAILED, error=str(error))
-        return Outcome(valid_auc, score(model, self.dataset, "test") if test else None)
+        return Outcome(valid_auc, steps, score(model, self.dataset, "test") if test else None)
 
 
 def score(model: nn.Module, dataset: Dataset, split: str) -> Floats:
@@ -124,8 +128,8 @@ def score(model: nn.Module, dataset: Dataset, split: str) -> Floats:
         return np.concatenate([model(batch).float().numpy() for batch in batches])
 
 
-def _fit(config: RunConfig, dataset: Dataset, output: Path) -> tuple[nn.Module, float]:
-    """Train to the end without a look at the test rows; return the model and its AUC on the valid split."""
+def _fit(config: RunConfig, dataset: Dataset, output: Path) -> tuple[nn.Module, float, int]:
+    """Train to the end without a look at the test rows; return the model, its AUC on the valid split, and the steps."""
     import torch
 
     from dlrm.checkpoints.run_state import seed_generators
@@ -138,7 +142,14 @@ def _fit(config: RunConfig, dataset: Dataset, output: Path) -> tuple[nn.Module, 
     torch.set_num_threads(config.step.threads or 1)
     seed_generators(config.seed)
     model = build_dlrm(training.info, config.model, config.tables, config.small_tables, seed=config.seed, device="cpu")
-    return model, float(Trainer(model, training, config, output).fit()["auc"])
+    trainer = Trainer(model, training, config, output)
+    auc = float(trainer.fit()["auc"])
+    samples = steps = 0
+    while samples < trainer.progress.samples:
+        until_epoch_ends = trainer.reader.num_rows - samples % trainer.reader.num_rows
+        samples += min(trainer.sizes.at(samples), until_epoch_ends)
+        steps += 1
+    return model, auc, steps
 
 
 @contextlib.contextmanager
