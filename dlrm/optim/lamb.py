@@ -50,7 +50,7 @@ class Lamb(Optimizer):
         max_grad_norm: Before everything else, scale all gradients so that their global norm is at most this (NVIDIA's
             variant); None leaves them.
         fused: Update float32 weights on a CPU in two passes, by compiled kernels, rather than with torch's
-            multi-tensor operations, which serve everything else and bfloat16 moments.
+            multi-tensor operations, which serve everything else.
         process_group: Of the ranks that hold pieces of ``sharded`` groups; None are all.
 
     Attributes:

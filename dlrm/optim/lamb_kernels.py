@@ -30,6 +30,7 @@ from embeddings.kernels.vectors import LANES, divide, load, multiply_add, splat,
 Longs = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 BLOCK = 1024  # numbers of a layer that are summed in float32; such sums are added in float64
 PIECE = 64 * BLOCK  # most that a thread takes at once
@@ -62,7 +63,8 @@ class KernelMoves:
         count_steps(self._addresses)
         scale = 1.0 if divisor is None else 1.0 / float(divisor)
         self._measured = np.zeros((len(self._pieces), 2))
-        self._run(partial(find_directions, self._settings, self._places, scale))
+        is_narrow = np.array([layer.mean.dtype is torch.bfloat16 for layer in layers])
+        self._run(partial(find_directions, self._settings, self._places, is_narrow, scale))
         squares = np.zeros((len(layers), 2))
         add_pieces(self._pieces, self._measured, squares)
         self.squares = torch.from_numpy(squares)
@@ -90,11 +92,12 @@ class KernelMoves:
 
 
 def suit_kernels(layers: Sequence[Layer]) -> bool:
-    """Say whether all of the layers' tensors are contiguous float32 on the CPU."""
-    float32 = torch.float32
+    """Say whether all of the layers' tensors are contiguous float32 on the CPU; first moments may be bfloat16."""
+    float32, narrow = torch.float32, (torch.float32, torch.bfloat16)
     for _, weight, gradient, mean, square, *_ in layers:
         if not (
-            weight.dtype is gradient.dtype is mean.dtype is square.dtype is float32
+            weight.dtype is gradient.dtype is square.dtype is float32
+            and mean.dtype in narrow
             and weight.is_cpu
             and gradient.is_cpu
             and mean.is_cpu
@@ -152,6 +155,7 @@ def count_steps(addresses: Longs) -> None:
 def find_directions(
     settings: Doubles,
     places: Longs,
+    is_narrow: Bools,
     gradient_scale: float,
     addresses: Longs,
     starts: Longs,
@@ -160,6 +164,7 @@ def find_directions(
     measured: Doubles,
 ) -> None:
     """First pass over some pieces, whose ||w||^2 and ||u||^2 it writes."""
+    wide = np.empty(BLOCK, np.uint32)
     for p in range(len(pieces)):
         layer, start, end = pieces[p]
         at = addresses[layer]
@@ -182,10 +187,16 @@ def find_directions(
             size = min(BLOCK, end - begin)
             w = carray(point(at[WEIGHT] + 4 * begin), size, np.float32)
             g = carray(point(at[GRADIENT] + 4 * begin), size, np.float32)
-            m = carray(point(at[MEAN] + 4 * begin), size, np.float32)
             v = carray(point(at[SQUARE] + 4 * begin), size, np.float32)
             u = carray(point(directions + 4 * (starts[layer] + begin)), size, np.float32)
-            squares = find_direction(w, g, m, v, u, numbers)
+            if is_narrow[layer]:
+                narrow = carray(point(at[MEAN] + 2 * begin), size, np.uint16)
+                widen(narrow, wide[:size])
+                squares = find_direction(w, g, wide[:size].view(np.float32), v, u, numbers)
+                shorten(wide[:size], narrow)
+            else:
+                m = carray(point(at[MEAN] + 4 * begin), size, np.float32)
+                squares = find_direction(w, g, m, v, u, numbers)
             if adapts:
                 measured[p, 0] += squares[0]
                 measured[p, 1] += squares[1]
@@ -219,6 +230,21 @@ def find_direction(w: Floats, g: Floats, m: Floats, v: Floats, u: Floats, number
         weight_sum += w[d] * w[d]
         direction_sum += u[d] * u[d]
     return weight_sum, direction_sum
+
+
+@compiled
+def widen(narrow: Any, wide: Any) -> None:
+    """Write the bits of bfloat16 numbers as those of float32 ones."""
+    for d in range(narrow.size):
+        wide[d] = np.uint32(narrow[d]) << np.uint32(16)
+
+
+@compiled
+def shorten(wide: Any, narrow: Any) -> None:
+    """Write the bits of float32 numbers as those of the nearest bfloat16 ones, of two the even one."""
+    for d in range(narrow.size):
+        odd = (wide[d] >> np.uint32(16)) & np.uint32(1)
+        narrow[d] = np.uint16((wide[d] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
 
 @compiled

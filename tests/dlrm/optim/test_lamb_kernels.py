@@ -41,7 +41,9 @@ def check_equal(ours: Lamb, theirs: Lamb) -> None:
         for weight, expected in zip(left["params"], right["params"], strict=True):
             torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-7)
             for name, value in theirs.state[expected].items():
-                torch.testing.assert_close(ours.state[weight][name], value, rtol=1e-6, atol=1e-7)
+                # A sum may be rounded to either of two neighbours.
+                rounding = 2.0**-7 if value.dtype == torch.bfloat16 else 1e-6
+                torch.testing.assert_close(ours.state[weight][name], value, rtol=rounding, atol=1e-7)
 
 
 @pytest.fixture
@@ -58,14 +60,31 @@ OPTIONS: list[dict[str, Any]] = [
     {"weight_decay": 0.1, "bias_correction": False, "betas": (0.8, 0.95), "eps": 1e-3},
     {"weight_decay": 0.1, "exclude_1d": False, "norm_bounds": (0.5, 1.0)},
     {"weight_decay": 0.0, "always_adapt": False},
+    {"weight_decay": 0.1, "max_grad_norm": 0.5, "moment_dtype": torch.bfloat16},
 ]
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_kernels_equal_operations(options: dict[str, Any], operations_are_barred: Any) -> None:
-    ours = train(True, SHAPES, **options)
+    # Where moments are rounded, differences of the last bit grow.
+    steps = 1 if "moment_dtype" in options else 6
+    ours = train(True, SHAPES, steps=steps, **options)
     operations_are_barred.undo()
-    check_equal(ours, train(False, SHAPES, **options))
+    check_equal(ours, train(False, SHAPES, steps=steps, **options))
+
+
+def test_moments_in_16_bits_are_the_nearest_ones() -> None:
+    """Of random bits of float32, as torch rounds them: ties, tiny and large numbers, infinities."""
+    bits = torch.randint(-(2**31), 2**31, (100_000,), generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    bits[:1000] = bits[:1000] & ~0xFFFF | 0x8000
+    wide = bits.view(torch.float32)
+    wide = torch.cat([wide[~wide.isnan()], torch.tensor([float("inf"), -float("inf"), 0.0, -0.0])])
+    narrow = np.empty(len(wide), np.uint16)
+    lamb_kernels.shorten(wide.numpy().view(np.uint32), narrow)
+    assert np.array_equal(narrow, wide.bfloat16().view(torch.uint16).numpy())
+    back = np.empty(len(wide), np.uint32)
+    lamb_kernels.widen(narrow, back)
+    assert np.array_equal(back, wide.bfloat16().float().numpy().view(np.uint32))
 
 
 @settings(max_examples=25, deadline=None)
@@ -130,7 +149,7 @@ def test_other_types_are_left_to_operations(monkeypatch: pytest.MonkeyPatch) -> 
     for dtype, options in [
         (torch.float64, {}),
         (torch.bfloat16, {}),
-        (torch.float32, {"moment_dtype": torch.bfloat16}),
+        (torch.float32, {"moment_dtype": torch.float16}),
     ]:
         weight = torch.nn.Parameter(torch.ones(3, 3, dtype=dtype))
         weight.grad = torch.ones_like(weight)
