@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dlrm.config import SmallTablesConfig, TablesConfig
+from dlrm.tables_config import parse_rates
 from embeddings import RowAdagrad, RowAdam, RowCowClip, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad, TableConfig
 
 if TYPE_CHECKING:
@@ -14,21 +16,31 @@ if TYPE_CHECKING:
 def describe_tables(
     info: DatasetInfo, dim: int, tables: TablesConfig, small_tables: SmallTablesConfig | None = None
 ) -> list[TableConfig]:
-    """Describe one table per feature of a dataset: all alike, or large ones and small ones."""
+    """Describe one table per feature of a dataset: all alike, or large ones and small ones.
+
+    Raises:
+        ValueError: A rate was given for a table which there is not.
+    """
     small = small_tables or SmallTablesConfig()
     groups = {"tables": tables, "small_tables": small.resolve(tables)}
     optimizers = {group: describe_row_optimizer(config) for group, config in groups.items()}
+    factors = parse_rates(tables.rates)
+    if unknown := factors.keys() - {feature.name for feature in info.features}:
+        known = ", ".join(feature.name for feature in info.features)
+        raise ValueError(f"--tables.rates: expected names of tables ({known}), got {min(unknown)}")
     described = []
     for feature in info.features:
         group = "small_tables" if feature.num_rows < small.below_rows else "tables"
-        config = groups[group]
+        config, optimizer = groups[group], optimizers[group]
+        if feature.name in factors:
+            optimizer = replace(optimizer, learning_rate=optimizer.learning_rate * factors[feature.name])
         described.append(
             TableConfig(
                 name=feature.name,
                 num_rows=feature.num_rows,
                 dim=dim,
                 pooling=config.pooling,
-                optimizer=optimizers[group],
+                optimizer=optimizer,
                 init_scale=config.init_scale,
                 row_type=config.row_type,
                 memory=config.memory,

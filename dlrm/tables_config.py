@@ -54,6 +54,8 @@ class TablesConfig:
     that are clipped by the row's length."""
     learning_rate: float = 0.05
     """Peak learning rate of the rows; `--tables-schedule` scales it. Of lamb it is relative to a row's length."""
+    rates: tuple[str, ...] = ()
+    """Tables with a rate of their own, as NAME=FACTOR ..., which multiplies that of the others or of small tables."""
     eps: float | None = None
     """All but sgd: added to the root of the squared gradients; None means 1e-8, or 1e-6 of lamb. Where it is small
     beside them, a row's first step has the length of the learning rate however little it has learned from; where it is
@@ -90,6 +92,7 @@ class TablesConfig:
     def __post_init__(self) -> None:
         _check_numbers(self, "--tables")
         _check_readers(self, self.optimizer, "--tables")
+        parse_rates(self.rates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +161,24 @@ class SmallTablesConfig:
 
     def _given(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if value is not None and name != "below_rows"}
+
+
+def parse_rates(texts: tuple[str, ...]) -> dict[str, float]:
+    """Return the factors of tables' learning rates, written as NAME=FACTOR.
+
+    Raises:
+        ValueError: Naming the flag, for one that is written otherwise or is not above 0.
+    """
+    factors = {}
+    for text in texts:
+        name, _, factor = text.rpartition("=")
+        try:
+            factors[name] = float(factor)
+        except ValueError:
+            factors[name] = math.nan
+        if not name or not 0.0 < factors[name] < math.inf:
+            raise ValueError(f"--tables.rates: expected NAME=FACTOR with a factor above 0, got {text}")
+    return factors
 
 
 def _check_numbers(config: Any, flag: str) -> None:

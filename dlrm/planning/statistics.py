@@ -40,6 +40,18 @@ def measure_usage(dataset: Dataset, configs: Sequence[TableConfig], global_batch
     )
 
 
+def measure_top_shares(dataset: Dataset, configs: Sequence[TableConfig]) -> dict[str, float]:
+    """Look at some of the training samples, and say how often the most frequent row of each table occurs per sample."""
+    pieces = choose_pieces(dataset)
+    samples = sum(where.stop for _, where in pieces)
+    shares = {}
+    for config in configs:
+        found = [read_ids(dataset, part, name, where)[0] for name in config.features for part, where in pieces]
+        _, counts = np.unique(np.concatenate(found), return_counts=True)
+        shares[config.name] = float(counts.max(initial=0)) / samples
+    return shares
+
+
 def choose_pieces(dataset: Dataset) -> list[tuple[int, slice]]:
     """Return (part, rows) of training samples from the start to the end of the split."""
     rows = [part.rows for part in dataset.info.splits.get("train", ())]

@@ -15,6 +15,7 @@ from dlrm.distributed.one_voice import OneVoice
 from dlrm.distributed.place import Place
 from dlrm.optim.scaling import scale_config
 from dlrm.optim.scaling_text import describe_changes, find_doubts
+from dlrm.optim.table_rates import rate_tables, wants_frequencies
 from dlrm.recipes import Recipe, find_recipe, list_recipes
 from dlrm.this_machine import count_cores
 
@@ -88,6 +89,7 @@ def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | Non
             dataset = _provide(recipe, config, group)
         if place.rank == 0:
             _tell_doubts(config, dataset)
+        config = _rate_tables(config, dataset, place)
         with watch.stage(BUILDING):
             trainer = _build_trainer(name, config, output, dataset, group)
         watch.follow(trainer.stopwatch, lambda: trainer.progress.samples)
@@ -106,6 +108,20 @@ def _tell_doubts(config: RunConfig, dataset: Dataset) -> None:
     if config.scale_from is not None:
         for doubt in find_doubts(config, dataset.rows("train")):
             print(f"recforge: warning: {doubt}", file=sys.stderr)
+
+
+def _rate_tables(config: RunConfig, dataset: Dataset, place: Place) -> RunConfig:
+    """Give tables rates by how often the data name their rows, if the rule asks for that."""
+    if not wants_frequencies(config):
+        return config
+    from dlrm.descriptions import describe_tables
+    from dlrm.planning.statistics import measure_top_shares
+
+    tables = describe_tables(dataset.info, config.model.dim, config.tables, config.small_tables)
+    rated, lines = rate_tables(config, {t.name: t.num_rows for t in tables}, measure_top_shares(dataset, tables))
+    for line in lines if place.rank == 0 else ():
+        print(f"recforge: {line}", file=sys.stderr)
+    return rated
 
 
 def _build_trainer(name: str, config: RunConfig, output: Path, dataset: Dataset, group: Group) -> Trainer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,14 +215,15 @@ def test_training_prints_the_table_and_the_doubts_and_keeps_the_scaled_numbers(
         data=click_log.folder,
         output=tmp_path / "run",
         scale_from=512,
-        rule="sqrt",
         step=StepConfig(global_batch_size=2048, threads=1),
         time_limit_seconds=0.01,
     )
     command.train("synthetic", Recipe(help="", source="synthetic", config=config), config)
     told = capsys.readouterr().err
-    assert "recforge: batch size 512 -> 2,048 (k = 4), --rule sqrt" in told
+    assert "recforge: batch size 512 -> 2,048 (k = 4), --rule auto" in told
     assert "recforge: warning: 6 updates are few" in told
-    written = (tmp_path / "run" / "config.json").read_text(encoding="utf-8")
-    assert '"scale_from": 512' in written
-    assert f'"learning_rate": {recipe.config.dense.learning_rate * 2}' in written
+    assert "recforge: learning rate times 2, as some rows occur in every batch: " in told
+    written = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert written["scale_from"] == 512
+    assert written["dense"]["learning_rate"] == recipe.config.dense.learning_rate * 2
+    assert f"{click_log.info.features[0].name}=2.0" in written["tables"]["rates"]

@@ -50,17 +50,15 @@ def test_simple_rules_are_powers_of_k_for_every_group(rule: ScalingRule, rate: C
         assert rates == pytest.approx([rate(k)] * len(GROUPS), rel=1e-12)
 
 
-@given(name=st.sampled_from(get_args(RuleName)), group=st.sampled_from(GROUPS))
-def test_with_the_same_batch_nothing_changes(name: RuleName, group: ScaledGroup) -> None:
-    m = ScalingRule(name=name).multipliers(1, group)
-    assert (m.learning_rate, m.weight_decay, m.eps, m.forgetting, m.warmup) == (1, 1, 1, 1, 1)
-    assert m.reason
-
-
-@given(name=st.sampled_from(get_args(RuleName)), group=st.sampled_from(GROUPS), k=k, more=st.floats(1, 10))
-def test_rates_never_fall_with_the_batch(name: RuleName, group: ScaledGroup, k: float, more: float) -> None:
+@pytest.mark.parametrize("name", get_args(RuleName))
+def test_with_the_same_batch_nothing_changes_and_with_a_larger_one_no_rate_falls(name: RuleName) -> None:
     rule = ScalingRule(name=name)
-    assert rule.multipliers(k * more, group).learning_rate >= rule.multipliers(k, group).learning_rate * (1 - 1e-12)
+    for group in GROUPS:
+        m = rule.multipliers(1, group)
+        assert (m.learning_rate, m.weight_decay, m.eps, m.forgetting, m.warmup) == (1, 1, 1, 1, 1)
+        assert m.reason
+        rates = [rule.multipliers(k, group).learning_rate for k in (1 / 64, 0.3, 1, 1.5, 7.9, 8.1, 16, 1000)]
+        assert rates == sorted(rates)
 
 
 def test_cowclip_gives_the_published_table() -> None:
@@ -181,7 +179,7 @@ def test_a_ratio_of_zero_is_refused() -> None:
         ScalingRule(name="sqrt").multipliers(0, DENSE)
 
 
-DIM, CHAINS, STEPS = 64, 16, 300
+DIM, CHAINS, STEPS = 64, 8, 240
 SIZES = (1, 2, 4, 8)  # far below DIM, so that noise and not curvature decides what is stable
 
 
@@ -215,8 +213,8 @@ def test_on_a_noisy_quadratic_the_largest_stable_rate_is_a_power_of_the_batch(op
     """
     rates = []
     for batch_size in SIZES:
-        low, high = 1e-5, 10.0
-        while high / low > 1.05:
+        low, high = 1e-3, 1.0
+        while high / low > 1.1:
             middle = math.sqrt(low * high)
             low, high = (middle, high) if _excess(optimizer, middle, batch_size) < 1 else (low, middle)
         rates.append(low)
