@@ -41,9 +41,9 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a log of a few thousand rows, to try the command")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from benchmarks.large_batch_arms import ARMS, LOGS, SMALL
     from benchmarks.large_batch_comparison import Comparison
     from benchmarks.large_batch_runs import Runs
+    from benchmarks.large_batch_settings import ARMS, LOGS, SMALL
 
     arms = ARMS[arguments.log]
     if unknown := {*(arguments.tune or ()), *(arguments.arms or ())} - set(arms):

@@ -1,7 +1,4 @@
-"""What is compared: the logs, the one small-batch setting of each, and every way to go from it to a large batch.
-
-The numbers are those that `benchmarks.large_batch --tune` found on validation rows.
-"""
+"""What an arm of the comparison of large batches is, and the run that it asks for."""
 
 from __future__ import annotations
 
@@ -25,9 +22,7 @@ from dlrm.optim.lr_schedules import Schedule
 from dlrm.recipes import large_batch
 from dlrm.training.batch_growth_config import BatchGrowthConfig
 
-LogName = Literal["synthetic", "movielens-100k"]
 TableOptimizer = Literal["rowwise_adagrad", "adam", "lamb", "cowclip"]
-SMALL = "small_batch"
 # What a search varies, and up to which factor away from its start.
 SEARCHED = {
     "dense_rate": 2.5,
@@ -57,18 +52,6 @@ class Log:
     batch_size: int
     epochs: int
     shuffle: bool
-
-
-LOGS: dict[LogName, Log] = {
-    # In the order of time, as the log drifts and comes by once, like that of a running service.
-    "synthetic": Log(model=ModelConfig(dim=8, bottom=(32,), top=(64, 32)), batch_size=256, epochs=1, shuffle=False),
-    "movielens-100k": Log(
-        model=ModelConfig(dim=8, bottom=(), top=(64,), interaction="dcn", cross_layers=1, cross_rank=16, dropout=0.3),
-        batch_size=64,
-        epochs=3,
-        shuffle=True,
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +161,7 @@ def _configure(log: Log, settings: Settings, batch_size: int, rows: int) -> RunC
     )
 
 
-def _apply_rules(base: Settings, factor: int, names: Sequence[str], *, kind: str = "") -> dict[str, Arm]:
+def apply_rules(base: Settings, factor: int, names: Sequence[str], *, kind: str = "") -> dict[str, Arm]:
     """Return arms without a search: the base as it is, and by rules; `kind` tells several bases' arms apart."""
     root = factor**0.5
     as_many_steps = {name: getattr(base, name) for name in ("dense_warmup_steps", "tables_warmup_steps")}
@@ -196,145 +179,6 @@ def _apply_rules(base: Settings, factor: int, names: Sequence[str], *, kind: str
     return {f"{name}{kind}_{factor}x": Arm(factor=factor, settings=replace(base, **changes[name])) for name in names}
 
 
-def _search(factor: int, start: Settings, **found: Any) -> Arm:
+def searched(factor: int, start: Settings, **found: Any) -> Arm:
+    """Return an arm whose search begins at `start` and has found what else is given."""
     return Arm(factor=factor, settings=replace(start, **found), start=start)
-
-
-SYNTHETIC_SMALL = Settings(
-    dense="adam",
-    tables="adam",
-    dense_rate=0.002,
-    tables_rate=0.03,
-    eps=1e-3,
-    init_scale=0.1,
-    end_factor=0.1,
-    dense_warmup_steps=40,
-    tables_warmup_steps=40,
-)
-# Two were tuned; the validation rows chose the one with row-wise Adagrad, and the other is there to be scaled by rules.
-SYNTHETIC_ADAM = _search(
-    1,
-    SYNTHETIC_SMALL,
-    dense_rate=0.00344,
-    tables_rate=0.0136,
-    eps=6.96e-4,
-    init_scale=0.0826,
-    dense_warmup_steps=22.8,
-    tables_warmup_steps=123,
-)
-SYNTHETIC_BASE = _search(
-    1,
-    replace(SYNTHETIC_SMALL, tables="rowwise_adagrad", tables_rate=1.0, eps=0.02),
-    dense_rate=0.00344,
-    tables_rate=0.56,
-    eps=0.0139,
-    init_scale=0.0826,
-    dense_warmup_steps=22.8,
-    tables_warmup_steps=107,
-)
-# Found by hand, as starts of searches: row-wise Adagrad with an eps as large as the gradients of rare rows.
-SYNTHETIC_16X = Settings(
-    dense="lamb",
-    tables="rowwise_adagrad",
-    dense_rate=0.02,
-    tables_rate=1.0,
-    eps=2e-3,
-    init_scale=0.15,
-    end_factor=0.1,
-    dense_warmup_steps=10,
-    tables_warmup_steps=10,
-)
-SYNTHETIC_4X = replace(
-    SYNTHETIC_16X, tables_rate=0.7, eps=5e-3, init_scale=0.1, dense_warmup_steps=12, tables_warmup_steps=60
-)
-ROW_ADAM_16X: dict[str, Any] = {"tables": "adam", "tables_rate": 0.1, "eps": 1e-4}
-COWCLIP_16X: dict[str, Any] = {"tables": "cowclip", "tables_rate": 0.06, "eps": 1e-4, "clip": 1e-3, "l2": 1e-6}
-
-MOVIELENS_SMALL = replace(SYNTHETIC_SMALL, dense_rate=3e-4, tables_rate=0.003, init_scale=0.01)
-MOVIELENS_BASE = _search(1, MOVIELENS_SMALL)
-MOVIELENS_16X = replace(
-    MOVIELENS_SMALL,
-    tables="rowwise_adagrad",
-    dense_rate=0.002,
-    tables_rate=0.1,
-    eps=3e-3,
-    dense_warmup_steps=10,
-    tables_warmup_steps=10,
-)
-
-ARMS: dict[LogName, dict[str, Arm]] = {
-    "synthetic": {
-        SMALL: SYNTHETIC_BASE,
-        "small_batch_adam": SYNTHETIC_ADAM,
-        **_apply_rules(SYNTHETIC_BASE.settings, 16, ("unscaled", "sqrt", "legw", "rare")),
-        **_apply_rules(SYNTHETIC_ADAM.settings, 16, ("unscaled", "sqrt", "sde"), kind="_adam"),
-        "adam_adam_16x": _search(
-            16,
-            replace(SYNTHETIC_16X, dense="adam", dense_rate=0.008, **ROW_ADAM_16X),
-            dense_rate=0.0131,
-            tables_rate=0.0602,
-            eps=0.00018,
-            init_scale=0.107,
-            end_factor=0.164,
-            dense_warmup_steps=31,
-            tables_warmup_steps=38.5,
-        ),
-        "adam_adagrad_16x": _search(
-            16,
-            replace(SYNTHETIC_16X, dense="adam", dense_rate=0.008),
-            dense_rate=0.0138,
-            tables_rate=0.56,
-            eps=0.00139,
-            init_scale=0.124,
-            end_factor=0.1,
-            dense_warmup_steps=5.7,
-            tables_warmup_steps=26.7,
-        ),
-        "adam_cowclip_16x": _search(16, replace(SYNTHETIC_16X, dense="adam", dense_rate=0.013, **COWCLIP_16X)),
-        "lamb_adam_16x": _search(
-            16,
-            replace(SYNTHETIC_16X, **ROW_ADAM_16X),
-            dense_rate=0.0344,
-            tables_rate=0.0566,
-            eps=4.26e-05,
-            init_scale=0.141,
-            end_factor=0.1,
-            dense_warmup_steps=11.3,
-            tables_warmup_steps=40,
-        ),
-        "lamb_adagrad_16x": _search(
-            16,
-            SYNTHETIC_16X,
-            dense_rate=0.0379,
-            tables_rate=0.48,
-            eps=0.00139,
-            init_scale=0.107,
-            end_factor=0.0574,
-            dense_warmup_steps=5.7,
-            tables_warmup_steps=26.7,
-        ),
-        "lamb_lamb_16x": _search(
-            16,
-            replace(SYNTHETIC_16X, tables="lamb", tables_rate=0.05, eps=1e-6),
-            dense_rate=0.0328,
-            tables_rate=0.0371,
-            init_scale=0.213,
-            end_factor=0.0341,
-            dense_warmup_steps=10.3,
-            tables_warmup_steps=31,
-        ),
-        "growth_16x": Arm(factor=16, settings=SYNTHETIC_BASE.settings, growth=BatchGrowthConfig(test="norm")),
-        "recipe_16x": Arm(factor=16, settings=SYNTHETIC_BASE.settings, is_recipe=True),
-        **_apply_rules(SYNTHETIC_BASE.settings, 4, ("unscaled", "sqrt")),
-        "adam_adagrad_4x": _search(4, replace(SYNTHETIC_4X, dense="adam", dense_rate=0.007)),
-        "lamb_adagrad_4x": _search(4, SYNTHETIC_4X),
-        "recipe_4x": Arm(factor=4, settings=SYNTHETIC_BASE.settings, is_recipe=True),
-    },
-    "movielens-100k": {
-        SMALL: MOVIELENS_BASE,
-        **_apply_rules(MOVIELENS_BASE.settings, 16, ("unscaled", "sqrt")),
-        "adam_adam_16x": _search(16, replace(MOVIELENS_16X, tables="adam", tables_rate=0.006, eps=6e-5)),
-        "adam_adagrad_16x": _search(16, MOVIELENS_16X),
-        "lamb_adagrad_16x": _search(16, replace(MOVIELENS_16X, dense="lamb", dense_rate=0.01)),
-    },
-}

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.large_batch_arms import SMALL, Arm, Log, configure
+from benchmarks.large_batch_arms import Arm, Log, configure
 from benchmarks.large_batch_intervals import ArmScores, Interval, mean_auc, mean_gap
 from benchmarks.large_batch_runs import Runs
+from benchmarks.large_batch_settings import SMALL
 from benchmarks.large_batch_tuning import Point, on_the_edge, search
 
 if TYPE_CHECKING:

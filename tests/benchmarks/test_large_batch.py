@@ -15,8 +15,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.large_batch import main
-from benchmarks.large_batch_arms import ARMS, LOGS, configure
+from benchmarks.large_batch_arms import configure
 from benchmarks.large_batch_intervals import ArmScores, mean_auc, mean_gap
+from benchmarks.large_batch_settings import ARMS, LOGS
 from benchmarks.large_batch_tuning import on_the_edge, search
 
 
