@@ -167,6 +167,7 @@ def test_the_table_tells_every_number_before_and_after() -> None:
         ({"step": StepConfig(global_batch_size=16_384)}, ["122 updates are few: below about 1,500"]),
         ({"scale_from": 64, "rule": "linear"}, ["linear scaling is known to diverge"]),
         ({"scale_from": 64, "rule": "none"}, ["rates of the small batch learn too little"]),
+        ({"scale_from": 64, "rule": "adascale"}, ["schedules advance by the measured gain"]),
         ({"scale_from": 64, "rule": "sde"}, ["a moment that forgets so much faster"]),
         ({"scale_from": 64, "epochs": 2, "match": "updates"}, ["32 epochs show every row the same samples"]),
         (
