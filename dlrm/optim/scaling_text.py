@@ -71,8 +71,8 @@ def find_doubts(config: TrainingConfig, train_rows: int) -> list[str]:
         doubts.append("rates of the small batch learn too little in fewer steps; --rule auto or sqrt is a better start")
     if config.rule == "adascale" and ratio > 1:
         doubts.append(
-            f"schedules advance by the measured gain, which may be far below k = {ratio:g}: then the run ends before they "
-            "do; adascale_progress in metrics.jsonl says how far they came"
+            f"schedules advance by the measured gain, which may be far below k = {ratio:g}: then the run ends before "
+            "they do; adascale_progress in metrics.jsonl says how far they came"
         )
     if config.rule == "sde" and ratio > 10:
         doubts.append("a moment that forgets so much faster hardly averages: at k = 10, a beta of .9 is 0")
