@@ -35,7 +35,18 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("train synthetic", "plan synthetic", "prepare", "init", "report", "export", "doctor"):
+    for command in (
+        "train synthetic",
+        "plan synthetic",
+        "study batch-size synthetic",
+        "study learning-rate synthetic",
+        "study curvature",
+        "prepare",
+        "init",
+        "report",
+        "export",
+        "doctor",
+    ):
         with pytest.raises(SystemExit):
             main([*command.split(), "--help"])
     known = set(re.findall(r"--[a-z][a-z.-]+", capsys.readouterr().out)) | {"--help", "--version"}

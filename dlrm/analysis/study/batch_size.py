@@ -175,7 +175,7 @@ class Trainers:
             stop_at=goal,
             test_best=False,
         )
-        run = self.runner.run(name, replace(config, evaluation=evaluation, time_limit_seconds=None))
+        run = self.runner.run(name, replace(config, evaluation=evaluation))
         if run.diverged:
             raise DivergedError(run.diverged)
         records = [(record["samples"], record[evaluation.metric]) for record in run.records("valid")]

@@ -21,7 +21,7 @@ KINDS: dict[str, Command] = {
 
 
 def run_study(argv: list[str]) -> int:
-    """Run the study that `argv` names: a kind, a recipe or a configuration file, then flags.
+    """Run the study that `argv` names: a kind, a recipe, configuration file or run, then flags.
 
     Raises:
         ValueError: there is no such kind.
@@ -38,12 +38,12 @@ def _usage() -> str:
     width = max(map(len, KINDS))
     return "\n".join(
         [
-            "usage: recforge study KIND RECIPE|CONFIG.toml [--output FOLDER] ...",
+            "usage: recforge study KIND RECIPE|CONFIG.toml|RUN ... [--output FOLDER] ...",
             "",
             "kinds:",
             *(f"  {name:{width}}  {kind.help}" for name, kind in KINDS.items()),
             "",
-            "`recforge study KIND RECIPE --help` lists every flag. A study that was stopped goes on when the same",
-            "command is repeated with its --output.",
+            "`recforge study KIND RECIPE --help` (of curvature, without RECIPE) lists every flag.",
+            "A study that was stopped goes on when the same command is repeated with its --output.",
         ]
     )

@@ -14,7 +14,7 @@ from dlrm.recipes import Recipe, find_recipe, list_recipes
 Config = TypeVar("Config", bound=RunConfig)
 
 # What has no say in the result of a trial; all else must stay as it is when a study goes on.
-PLACES = ("output", "data", "max_restarts", "time_limit_seconds", "log_every_samples", "checkpoint")
+PLACES = ("output", "data", "max_restarts", "log_every_samples", "checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,5 +70,10 @@ def read_flags(kind: str, config: type[Config], argv: list[str], *, description:
     read = parse(config, argv[1:], program=program, description=description, default=start)
     if read.ranks not in (None, 1):
         raise ValueError(f"--ranks: expected 1 in a study, whose trials train in one process, got {read.ranks}")
+    if read.time_limit_seconds is not None:
+        raise ValueError(
+            f"--time-limit-seconds: expected none in a study, whose trials are compared by samples, got "
+            f"{read.time_limit_seconds:g}; --epochs limits them"
+        )
     folder = read.output or Path("studies") / f"{kind}-{Path(argv[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Asked(kind=kind, recipe_name=argv[0], recipe=recipe, config=read, folder=folder)

@@ -64,7 +64,7 @@ class PolicyTrainer:
             policy.configure(self.run, factor),
             seed=wanted.seed,
             log_every_samples=max(1, round(self.samples / LOGGED)),
-            evaluation=replace(self.run.evaluation, every_samples=self.every_samples, stop_at=None),
+            evaluation=replace(self.run.evaluation, every_samples=self.every_samples, stop_at=None, patience=None),
         )
         watch: list[WeightPath] = []
         run = self.runner.run(wanted.name, config, self._watch(watch) if wanted.is_reported else None)
