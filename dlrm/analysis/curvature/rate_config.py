@@ -21,9 +21,9 @@ class CurvatureRateConfig:
     """Eigenvalues below this share of the largest count as noise; the smallest above decides the momentum."""
     smoothing: float = 0.5
     """How much of the eigenvalues so far stays when new ones come, in their logarithms."""
-    share: float = 0.5
-    """Of the rate that would be best of a quadratic. At 1, it is on the edge of diverging whenever the largest
-    eigenvalue is larger than measured."""
+    share: float = 0.1
+    """Of the rate that would be best of a quadratic. At 1 it is on the edge of diverging, and noise in the gradients
+    drives it over; large rates also flatten the loss where they lead, which raises them further."""
     least_rate: float = 1e-4
     """Rates below are raised to this, before the schedule."""
     most_rate: float = 10.0
