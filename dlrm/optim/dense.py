@@ -8,13 +8,17 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from dlrm.optim.config import AS_DENSE, OPTIONS, DenseOptimizerConfig, HeadConfig
+from dlrm.optim.config import AS_DENSE, OPTIONS, DenseOptimizerConfig, HeadConfig, is_given
+from dlrm.optim.factored import Factored
 from dlrm.optim.groups import group_parameters
 from dlrm.optim.hybrid import HybridOptimizer
 from dlrm.optim.lamb import Lamb
+from dlrm.optim.lars import Lars
 
 _KINDS: dict[str, type[Optimizer]] = {
     "lamb": Lamb,
+    "lars": Lars,
+    "factored": Factored,
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -51,5 +55,7 @@ def build_dense_optimizer(config: DenseOptimizerConfig, model: nn.Module, head: 
 
 
 def _make(config: DenseOptimizerConfig, groups: list[dict[str, Any]]) -> Optimizer:
-    options = {name: value for name in OPTIONS if (value := getattr(config, name)) is not None}
+    options = {name: value for name in OPTIONS if is_given(value := getattr(config, name))}
+    if (moment_type := options.pop("moment_type", None)) is not None:
+        options["moment_dtype"] = {"fp32": torch.float32, "bf16": torch.bfloat16}[moment_type]
     return _KINDS[config.name](groups, lr=config.learning_rate, **options)  # type: ignore[call-arg]

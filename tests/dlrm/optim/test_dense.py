@@ -14,14 +14,30 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from dlrm.config import TrainingConfig
 from dlrm.optim.config import DenseOptimizerConfig, HeadConfig
 from dlrm.optim.dense import build_dense_optimizer
+from dlrm.optim.factored import Factored
 from dlrm.optim.hybrid import HybridOptimizer
 from dlrm.optim.lamb import Lamb
+from dlrm.optim.lars import Lars
 
 CASES: dict[str, tuple[dict[str, Any], Callable[[list[dict[str, Any]]], Optimizer]]] = {
     "lamb": ({"weight_decay": 0.1, "max_grad_norm": 0.5}, lambda groups: Lamb(groups, 0.02, max_grad_norm=0.5)),
     "lamb options": (
         {"betas": (0.8, 0.99), "eps": 1e-3},
         lambda groups: Lamb(groups, 0.02, betas=(0.8, 0.99), eps=1e-3),
+    ),
+    "lamb in 16 bits": (
+        {"moment_type": "bf16", "norm_bounds": (0.1, 2.0), "trust_clip": True},
+        lambda groups: Lamb(groups, 0.02, moment_dtype=torch.bfloat16, norm_bounds=(0.1, 2.0), trust_clip=True),
+    ),
+    "lars": ({"weight_decay": 0.1}, lambda groups: Lars(groups, 0.02)),
+    "lars options": (
+        {"momentum": 0.0, "trust_coefficient": 0.1, "eps": 0.1},
+        lambda groups: Lars(groups, 0.02, momentum=0.0, trust_coefficient=0.1, eps=0.1),
+    ),
+    "lars of LAMB's paper": ({"variant": "paper_lamb"}, lambda groups: Lars(groups, 0.02, variant="paper_lamb")),
+    "factored": (
+        {"momentum": 0.8, "moment_type": "fp32", "weight_decay": 0.1},
+        lambda groups: Factored(groups, 0.02, momentum=0.8, moment_dtype=torch.float32),
     ),
     "sgd": ({}, lambda groups: SGD(groups, 0.02)),
     "sgd with momentum": ({"momentum": 0.9, "weight_decay": 0.1}, lambda groups: SGD(groups, 0.02, momentum=0.9)),
@@ -130,7 +146,7 @@ def test_nonsense_about_the_head_names_its_flag(options: dict[str, Any], flag: s
 @pytest.mark.parametrize(
     ("options", "flag"),
     [
-        ({"name": "lion"}, "--dense.name: expected one of lamb, sgd"),
+        ({"name": "lion"}, "--dense.name: expected one of lamb, lars, factored, sgd"),
         ({"learning_rate": 0.0}, "--dense.learning-rate"),
         ({"learning_rate": float("nan")}, "--dense.learning-rate"),
         ({"weight_decay": -1.0}, "--dense.weight-decay"),
@@ -142,6 +158,13 @@ def test_nonsense_about_the_head_names_its_flag(options: dict[str, Any], flag: s
         ({"name": "adam", "max_grad_norm": 1.0}, "--dense.max-grad-norm: expected no value"),
         ({"name": "adagrad", "betas": (0.9, 0.9)}, "--dense.betas: expected no value"),
         ({"name": "sgd", "eps": 1e-8}, "--dense.eps: expected no value"),
+        ({"norm_bounds": (2.0, 1.0)}, "--dense.norm-bounds: expected two numbers, 0 <= least <= most"),
+        ({"moment_type": "fp8"}, "--dense.moment-type: expected fp32 or bf16, got fp8"),
+        ({"name": "adam", "trust_clip": True}, "--dense.trust-clip: expected no value with --dense.name adam"),
+        ({"name": "adam", "moment_type": "bf16"}, "--dense.moment-type: expected no value"),
+        ({"name": "lars", "trust_coefficient": 0.0}, "--dense.trust-coefficient: expected a number > 0"),
+        ({"name": "lars", "variant": "mine"}, "--dense.variant: expected original or paper_lamb"),
+        ({"variant": "original"}, "--dense.variant: expected no value with --dense.name lamb"),
     ],
 )
 def test_nonsense_names_its_flag(options: dict[str, Any], flag: str) -> None:
