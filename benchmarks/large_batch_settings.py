@@ -71,7 +71,14 @@ SYNTHETIC_16X = Settings(
     tables_warmup_steps=10,
 )
 SYNTHETIC_4X = replace(
-    SYNTHETIC_16X, tables_rate=0.7, eps=5e-3, init_scale=0.1, dense_warmup_steps=12, tables_warmup_steps=60
+    SYNTHETIC_16X,
+    dense="adam",
+    dense_rate=0.007,
+    tables_rate=0.7,
+    eps=5e-3,
+    init_scale=0.1,
+    dense_warmup_steps=12,
+    tables_warmup_steps=60,
 )
 ROW_ADAM_16X: dict[str, Any] = {"tables": "adam", "tables_rate": 0.1, "eps": 1e-4}
 COWCLIP_16X: dict[str, Any] = {"tables": "cowclip", "tables_rate": 0.06, "eps": 1e-4, "clip": 1e-3, "l2": 1e-6}
@@ -119,7 +126,16 @@ ARMS: dict[LogName, dict[str, Arm]] = {
             tables_warmup_steps=38.5,
         ),
         "adam_adagrad_16x": ADAM_ADAGRAD_16X,
-        "adam_cowclip_16x": searched(16, replace(SYNTHETIC_16X, dense="adam", dense_rate=0.013, **COWCLIP_16X)),
+        "adam_cowclip_16x": searched(
+            16,
+            replace(SYNTHETIC_16X, dense="adam", dense_rate=0.013, **COWCLIP_16X),
+            dense_rate=0.0136,
+            eps=5.17e-5,
+            end_factor=0.127,
+            dense_warmup_steps=11.5,
+            clip=2.47e-4,
+            l2=1.5e-6,
+        ),
         "lamb_adam_16x": searched(
             16,
             replace(SYNTHETIC_16X, **ROW_ADAM_16X),
@@ -161,8 +177,16 @@ ARMS: dict[LogName, dict[str, Arm]] = {
         "growth_16x": Arm(factor=16, settings=SYNTHETIC_BASE.settings, growth=BatchGrowthConfig(test="norm")),
         "recipe_16x": Arm(factor=16, settings=SYNTHETIC_BASE.settings, is_recipe=True),
         **apply_rules(SYNTHETIC_BASE.settings, 4, ("unscaled", "sqrt")),
-        "adam_adagrad_4x": searched(4, replace(SYNTHETIC_4X, dense="adam", dense_rate=0.007)),
-        "lamb_adagrad_4x": searched(4, SYNTHETIC_4X),
+        "adam_adagrad_4x": searched(
+            4,
+            SYNTHETIC_4X,
+            dense_rate=0.012,
+            tables_rate=0.392,
+            eps=3.48e-3,
+            init_scale=0.0826,
+            dense_warmup_steps=6.84,
+            tables_warmup_steps=160,
+        ),
         "recipe_4x": Arm(factor=4, settings=SYNTHETIC_BASE.settings, is_recipe=True),
     },
     "movielens-100k": {

@@ -102,7 +102,7 @@ def test_it_goes_on_where_it_stopped(
         main()
         return dict(json.loads(capsys.readouterr().out.splitlines()[-1]))
 
-    arms = ("--arms", "unscaled_16x", "lamb_adagrad_16x", "lamb_adagrad_4x", "--seeds", "1")
+    arms = ("--arms", "unscaled_16x", "lamb_adagrad_16x", "adam_adagrad_4x", "--seeds", "1")
     measured = run(*arms)
     log = tmp_path / "synthetic-small" / "runs.jsonl"
     lines = log.read_text().splitlines()
