@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlrm.analysis import report
 from dlrm.analysis.html_page import render_page, write_page
-from dlrm.analysis.quantities import format_count, format_duration, format_number, format_setting, format_share
-from dlrm.analysis.report import split_at_flags
 
 PAGE = "report.html"
 METRICS = {"auc": "AUC", "logloss": "log loss", "normalized_entropy": "normalised entropy"}
@@ -24,15 +23,7 @@ def format_significant(number: float | None, digits: int = 3) -> str:
     return text.rstrip("0").rstrip(".")
 
 
-FILTERS: dict[str, Callable[..., Any]] = {
-    "count": format_count,
-    "duration": format_duration,
-    "number": format_number,
-    "setting": format_setting,
-    "share": format_share,
-    "significant": format_significant,
-    "split_at_flags": split_at_flags,
-}
+FILTERS: dict[str, Callable[..., Any]] = {**report.FILTERS, "significant": format_significant}
 
 
 def write_study_page(

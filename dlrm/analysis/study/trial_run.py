@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -88,6 +89,7 @@ class TrialRunner:
         """
         folder = self.folder / RUNS / name
         folder.mkdir(parents=True, exist_ok=True)
+        gc.collect()  # tables of the trial before, before there are new ones
         config = replace(config, guards=GuardConfig(chance_evaluations=0, constant_prediction=False))
         with _quiet(folder / LOG):
             trainer = self._build(config, folder)
