@@ -88,7 +88,7 @@ class SlqLrLearner(Attachment):
         if not self._is_due:
             return
         pooled, self._pooled, self._is_due = self._pooled, None, False
-        task = _DenseLoss(self.dense)
+        task = DenseLoss(self.dense)
         objective = Objective(task, _parts(moment, pooled), ranks=self.ranks)
         at = objective.weights()
         start = random_start(len(at), self.measurements, at)
@@ -137,14 +137,21 @@ class SlqLrLearner(Attachment):
             self._pooled = output.values().detach().clone()
 
 
-class _DenseLoss(nn.Module):
-    """The loss of a dense part as it is now: a copy in float64, which has second derivatives, and without dropout."""
+class DenseLoss(nn.Module):
+    """The loss of a dense part as it is now: a copy in float64, which has second derivatives, in evaluation mode.
+
+    There is no dropout in it, and what normalises does so by its running statistics.
+
+    Args:
+        dense: maps numbers and pooled rows to logits.
+    """
 
     def __init__(self, dense: nn.Module) -> None:
         super().__init__()
         self.dense = copy.deepcopy(dense).double().eval()  # a copy is not compiled, even if the original is
 
     def forward(self, part: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Map numbers, pooled rows and labels to the mean cross-entropy."""
         numbers, pooled, labels = part
         logits = self.dense(numbers, pooled)
         return nn.functional.binary_cross_entropy_with_logits(logits, labels)
