@@ -313,3 +313,89 @@ def test_sparse_gradients_are_refused() -> None:
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match="sparse"):
         Lamb(table.parameters()).step()
+
+
+def test_the_ratio_is_of_the_bounded_norm() -> None:
+    weight, gradient = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
+    norm = float(weight.norm())
+    for bounds, expected in [
+        ((0.0, norm / 2), norm / 2),
+        ((2 * norm, 9 * norm), 2 * norm),
+        ((norm / 2, 9 * norm), norm),
+    ]:
+        change = one_step(weight, gradient, lr=0.1, norm_bounds=bounds)
+        assert float(change.norm()) == pytest.approx(0.1 * expected, rel=1e-12)
+    with pytest.raises(ValueError, match="norm_bounds of 0 <= least <= most"):
+        Lamb([torch.nn.Parameter(weight)], norm_bounds=(2.0, 1.0))
+
+
+def loss_after_training(make: Callable[[Any], torch.optim.Optimizer], scale: float, steps: int = 60) -> float:
+    """Of four layers without biases, scaled in turns by a number and its inverse, which leaves the function alone."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(128, 20, generator=generator)
+    y = x[:, :4].sum(dim=1, keepdim=True).sin()
+    weights = []
+    for i, (rows, columns) in enumerate([(32, 20), (32, 32), (32, 32), (1, 32)]):
+        drawn = torch.randn(rows, columns, generator=generator) * (2 / columns) ** 0.5
+        weights.append(torch.nn.Parameter(drawn * (scale if i % 2 else 1 / scale)))
+    optimizer = make(weights)
+    for _ in range(steps + 1):
+        hidden = x
+        for weight in weights[:-1]:
+            hidden = (hidden @ weight.T).relu()
+        loss = ((hidden @ weights[-1].T - y) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return float(loss.detach())
+
+
+def test_one_rate_serves_hidden_layers_of_any_scale() -> None:
+    """Adam's, which is as good where layers are of one scale, leaves nothing of the function where they are not."""
+    scales = (0.1, 1.0, 10.0)
+    lamb = [loss_after_training(lambda p: Lamb(p, 0.02, weight_decay=0.0, eps=1e-12), scale) for scale in scales]
+    adam = [loss_after_training(lambda p: torch.optim.Adam(p, 0.02), scale) for scale in scales]
+    assert max(lamb) < 0.02
+    assert adam[1] < 0.02
+    assert min(adam[0], adam[2]) > 0.3
+
+
+def train_a_little(moment_dtype: torch.dtype | None) -> tuple[Lamb, list[torch.nn.Parameter]]:
+    weights, gradients = problem()
+    params = [torch.nn.Parameter(w.clone()) for w in weights]
+    optimizer = Lamb(params, lr=0.01, moment_dtype=moment_dtype)
+    steps_of(optimizer, params, gradients[:5])
+    return optimizer, params
+
+
+def test_a_first_moment_in_16_bits_takes_a_quarter_less_and_leads_nearly_the_same_way() -> None:
+    narrow, ours = train_a_little(torch.bfloat16)
+    _, theirs = train_a_little(None)
+    tensors = [t for state in narrow.state.values() for name, t in state.items() if name != "step"]
+    assert sum(t.numel() * t.itemsize for t in tensors) == 6 * sum(param.numel() for param in ours)
+    weights, _ = problem()
+    for param, expected, start in zip(ours, theirs, weights, strict=True):
+        way, apart = (expected.detach() - start).norm(), (param.detach() - expected.detach()).norm()
+        assert float(apart) < 0.02 * float(way)
+
+
+def test_a_first_moment_in_16_bits_is_saved_and_loaded() -> None:
+    optimizer, params = train_a_little(torch.bfloat16)
+    others = [torch.nn.Parameter(param.detach().clone()) for param in params]
+    resumed = Lamb(others, lr=0.5, moment_dtype=torch.bfloat16)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert {resumed.state[other]["exp_avg"].dtype for other in others} == {torch.bfloat16}
+    for which, held in ((optimizer, params), (resumed, others)):
+        steps_of(which, held, problem()[1][5:9])
+    assert all(map(torch.equal, params, others))
+
+
+def test_a_state_of_before_the_newer_options_is_loaded() -> None:
+    optimizer, params = train_a_little(None)
+    state = copy.deepcopy(optimizer.state_dict())
+    for name in ("norm_bounds", "sharded"):
+        del state["param_groups"][0][name]
+    resumed = Lamb([torch.nn.Parameter(param.detach().clone()) for param in params], lr=0.5)
+    resumed.load_state_dict(state)
+    assert resumed.param_groups[0]["norm_bounds"] is None
+    assert resumed.param_groups[0]["sharded"] is False
