@@ -18,7 +18,7 @@ from dlrm.analysis.study.critical_batch import (
     range_over_subsets,
 )
 from dlrm.analysis.study.page import METRICS, format_significant, write_study_page
-from dlrm.analysis.study.space import Space
+from dlrm.analysis.study.space import Space, read_setting
 from dlrm.analysis.study.steps_to_result import BatchResult, Protocol
 from dlrm.analysis.study.study_folder import StudyFolder
 from dlrm.config import RunConfig
@@ -158,8 +158,6 @@ def fit_power(results: Sequence[BatchResult], name: str) -> float | None:
 
 def list_flags(parameters: dict[str, float], run: RunConfig) -> list[tuple[str, str]]:
     """Return hyperparameters as flags of `recforge train`, with their values."""
-    from dlrm.analysis.study.space import read_setting
-
     flags = []
     for name, value in parameters.items():
         for path in name.split("+"):
@@ -171,7 +169,9 @@ def list_flags(parameters: dict[str, float], run: RunConfig) -> list[tuple[str, 
 def list_warnings(results: Sequence[BatchResult], study: StudyFolder) -> list[str]:
     """Say what should not be overlooked."""
     warnings = [f"Batch {r.batch_size:,} has no part in the fit: {r.rejected}." for r in results if r.rejected]
-    warnings += [f"Batch {r.batch_size:,}: {r.diverged} of {r.trials} trials diverged." for r in results if r.diverged]
+    diverged = [f"{r.diverged} of {r.trials} at batch {r.batch_size:,}" for r in results if r.diverged]
+    if diverged:
+        warnings.append(f"Trials that diverged: {', '.join(diverged)}.")
     warnings += [
         f"Batch {r.batch_size:,}: {sum(s is None for s in r.repeated)} of {len(r.repeated)} repeats did not come to "
         "the goal; the mean is that of the others."
