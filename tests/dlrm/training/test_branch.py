@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +23,7 @@ from dlrm.optim.lr_schedules import Schedule
 from dlrm.training.run_log import read_records
 from dlrm.training.trainer import Trainer
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 Train = Callable[..., Trainer]
 TRUNK = TrainingConfig(
     epochs=0.5,
@@ -132,3 +136,28 @@ def test_what_cannot_be_a_branch_is_named(
         train("data", branch, other)
     with pytest.raises(ValueError, match="--branch-from: expected a run beside --branch-at 5, got none"):
         parse(RunConfig, ["--branch-at", "5"], program="recforge train synthetic")
+
+
+@pytest.mark.long
+def test_over_two_ranks_a_branch_measures_what_a_run_of_its_own_does(tmp_path: Path, click_log: Dataset) -> None:
+    flags = {
+        "data": click_log.folder, "ranks": 2, "step.global-batch-size": 500, "evaluation.every-samples": 3000,
+        "checkpoint.every-samples": 3000, "checkpoint.keep-last": 5, "guards.chance-evaluations": 0,
+    }  # fmt: skip
+    trunk = {"dense-schedule.shape": "rsqrt(4000, warmup=1000)"}
+    cooled = {
+        "dense-schedule.shape": "rsqrt(4000, warmup=1000, until=9000, cooldown=3000)", "epochs": 0.75,
+        "plateau.policy": "reduce", "plateau.patience": 1,
+    }  # fmt: skip
+    branch = cooled | {"branch-from": tmp_path / "trunk", "branch-at": 6500}
+    for name, own in (("trunk", trunk), ("branch", branch), ("whole", cooled)):
+        told = [text for flag, value in (flags | own).items() for text in (f"--{flag}", str(value))]
+        command = [sys.executable, "-m", "dlrm", "train", "synthetic", "--output", str(tmp_path / name), *told]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True, timeout=250)
+    measured = [
+        [(r["samples"], r["auc"], r["logloss"]) for r in read_records(tmp_path / name) if r["kind"] == "valid"]
+        for name in ("branch", "whole")
+    ]
+    assert measured[0] == measured[1]
+    assert [samples for samples, *_ in measured[0]] == [3000, 6000, 9000]
