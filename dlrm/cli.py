@@ -157,10 +157,16 @@ def _write_out(argv: Sequence[str], short: Mapping[str, str]) -> list[str]:
 
 
 def _unbox(complaint: str) -> str:
-    """Return what tyro says in a box, drawn with lines or with dashes, as one line without the title."""
+    """Return what tyro says in a box, drawn with lines or with dashes, as one line without the title.
+
+    A configuration that several groups of flags fill names them all, `--a.name / --b.name`; tyro knows which it was.
+    """
     _, *lines = complaint.strip().splitlines()
     words = " ".join(re.sub("[\u2500-\u257f]|-{4,}", " ", " ".join(lines)).split())
-    return re.sub(r"^Error parsing [\w.-]+: ", "", words)
+    if (parsing := re.match(r"Error parsing ([\w.-]+): ", words)) is None:
+        return words
+    all_of_them = r"--[\w-]+\.([\w-]+)(?: / --[\w-]+\.\1)+"
+    return re.sub(all_of_them, rf"--{parsing[1]}.\1", words[parsing.end() :])
 
 
 def _complain(message: str, status: int) -> int:

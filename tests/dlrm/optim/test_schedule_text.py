@@ -119,8 +119,9 @@ def test_the_page_on_schedules_tells_of_every_formula_and_rule() -> None:
 def test_the_flag_is_named_when_the_configuration_is_made() -> None:
     with pytest.raises(ValueError, match=r"--dense-schedule.shape / --tables-schedule.shape: expected one of .* cosin"):
         Schedule(shape="cosin(3)")
-    with pytest.raises(ValueError, match=r"--tables-schedule.shape: cosine\(samples\): expected .* got 0"):
-        parse(RunConfig, ["--tables-schedule.shape", "cosine(0)"], program="recforge train synthetic")
+    for schedule in ("tables-schedule", "head-schedule"):
+        with pytest.raises(ValueError, match=rf"^--{schedule}\.shape: cosine\(samples\): expected .* got 0"):
+            parse(RunConfig, [f"--{schedule}.shape", "cosine(0)"], program="recforge train synthetic")
 
 
 def test_a_shape_multiplies_the_trapezoid() -> None:
