@@ -185,6 +185,22 @@ def _first_not_before(bags: Ints, first: int, last: int, bag: int) -> int:
 
 
 @compiled
+def _find_first_cells(lanes: Longs, bags: Ints, first_cell: Longs, num_cells: Longs, first_bag: int) -> Longs:
+    # [lanes]: of each, the first cell that is not of a bag before
+    found = np.empty(lanes.shape[0], np.int64)
+    for lane in range(lanes.shape[0]):
+        cut = lanes[lane, 1]
+        found[lane] = _first_not_before(bags, first_cell[cut], first_cell[cut] + num_cells[cut], first_bag)
+    return found
+
+
+@compiled
+def _share_of(mean: bool, offsets: Longs, cell: int) -> np.float32:
+    # what each id of a cell counts
+    return np.float32(1) / np.float32(offsets[cell + 1] - offsets[cell]) if mean else np.float32(1)
+
+
+@compiled
 def place_vectors(
     vectors: Floats,  # flat
     starts: Longs,  # [lanes]: where each lane's first vector begins
@@ -202,10 +218,7 @@ def place_vectors(
     out: Floats,  # flat, written
 ) -> None:
     """Writes what the bags ``first_bag`` to ``last_bag`` pool to: the sum of their cells' vectors, or the mean."""
-    cursors = np.empty(lanes.shape[0], np.int64)
-    for lane in range(lanes.shape[0]):
-        cut = lanes[lane, 1]
-        cursors[lane] = _first_not_before(bags, first_cell[cut], first_cell[cut] + num_cells[cut], first_bag)
+    cursors = _find_first_cells(lanes, bags, first_cell, num_cells, first_bag)
     for block in range(first_bag, last_bag, _BLOCK):
         end = min(block + _BLOCK, last_bag)
         for feature in range(segments.shape[0]):
@@ -223,10 +236,7 @@ def place_vectors(
                 vector = vectors[begin : begin + width]
                 place = segments[feature, 3] + bag * segments[feature, 4] + column
                 pooled = out[place : place + width]
-                share = np.float32(1)
-                if means[feature]:
-                    at = segments[feature, 1] + bag
-                    share = np.float32(1) / np.float32(offsets[at + 1] - offsets[at])
+                share = _share_of(means[feature], offsets, segments[feature, 1] + bag)
                 if fills[feature]:
                     for d in range(width):
                         pooled[d] = share * vector[d]
@@ -253,10 +263,7 @@ def gather_gradients(
     vectors: Floats,  # flat, written
 ) -> None:
     """Writes the gradients of the cells of the bags ``first_bag`` to ``last_bag``."""
-    cursors = np.empty(lanes.shape[0], np.int64)
-    for lane in range(lanes.shape[0]):
-        cut = lanes[lane, 1]
-        cursors[lane] = _first_not_before(bags, first_cell[cut], first_cell[cut] + num_cells[cut], first_bag)
+    cursors = _find_first_cells(lanes, bags, first_cell, num_cells, first_bag)
     for block in range(first_bag, last_bag, _BLOCK):
         end = min(block + _BLOCK, last_bag)
         for lane in range(lanes.shape[0]):
@@ -269,10 +276,7 @@ def gather_gradients(
                 vector = vectors[begin : begin + width]
                 place = segments[feature, 3] + bag * segments[feature, 4] + column
                 pooled = gradient[place : place + width]
-                share = np.float32(1)
-                if means[feature]:
-                    at = segments[feature, 1] + bag
-                    share = np.float32(1) / np.float32(offsets[at + 1] - offsets[at])
+                share = _share_of(means[feature], offsets, segments[feature, 1] + bag)
                 for d in range(width):
                     vector[d] = share * pooled[d]
                 cell += 1
