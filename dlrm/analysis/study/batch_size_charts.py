@@ -66,7 +66,8 @@ def draw_parameters(dimension: Dimension, results: Sequence[BatchResult], record
         )
     )
     layout = _lay_out_batches([r.batch_size for r in results])
-    layout["yaxis"] |= {"type": "log"} if dimension.log else {"rangemode": "tozero"}
+    values = [record["parameters"][dimension.name] for record in tried]
+    layout["yaxis"] |= _log_axis(values) if dimension.log else {"rangemode": "tozero"}
     spoken = ", ".join(f"{value:.3g} at {batch:,}" for batch, value in best)
     return Chart(
         name="parameter-" + re.sub(r"[\W_]+", "-", dimension.name),
@@ -102,7 +103,7 @@ def _draw(
     """
     batches = [result.batch_size for result, _, _ in points]
     layout = _lay_out_batches(batches)
-    layout["yaxis"] |= {"type": "log", "dtick": "D2" if _decades([v for _, v, _ in points]) < 2 else 1}
+    layout["yaxis"] |= _log_axis([value for _, value, _ in points])
     traces: list[Any] = []
     if law is not None and fit is not None:
         low, high = min(batches) / 1.5, max(batches) * 1.5
@@ -169,5 +170,7 @@ def _lay_out_batches(batches: Sequence[int]) -> dict[str, Any]:
     return layout
 
 
-def _decades(values: Sequence[float]) -> float:
-    return float(np.log10(max(values) / min(values))) if values else 0.0
+def _log_axis(values: Sequence[float]) -> dict[str, Any]:
+    """Return an axis of logarithms, with ticks between the powers of ten where there are few of those."""
+    decades = float(np.log10(max(values) / min(values))) if values else 0.0
+    return {"type": "log", "dtick": "D2" if decades < 1.5 else 1}

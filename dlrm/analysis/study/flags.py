@@ -68,12 +68,24 @@ def read_flags(kind: str, config: type[Config], argv: list[str], *, description:
     start = config(**{field.name: getattr(recipe.config, field.name) for field in fields(RunConfig)})
     program = f"recforge study {kind} {argv[0]}"
     read = parse(config, argv[1:], program=program, description=description, default=start)
-    if read.ranks not in (None, 1):
-        raise ValueError(f"--ranks: expected 1 in a study, whose trials train in one process, got {read.ranks}")
-    if read.time_limit_seconds is not None:
-        raise ValueError(
-            f"--time-limit-seconds: expected none in a study, whose trials are compared by samples, got "
-            f"{read.time_limit_seconds:g}; --epochs limits them"
-        )
+    _check(read)
     folder = read.output or Path("studies") / f"{kind}-{Path(argv[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Asked(kind=kind, recipe_name=argv[0], recipe=recipe, config=read, folder=folder)
+
+
+def _check(run: RunConfig) -> None:
+    """Check that nothing is asked for that a study's trials would not heed."""
+    if run.ranks not in (None, 1):
+        raise ValueError(f"--ranks: expected 1 in a study, whose trials train in one process, got {run.ranks}")
+    if run.time_limit_seconds is not None:
+        raise ValueError(
+            "--time-limit-seconds: expected none in a study, whose trials are compared by samples, got "
+            f"{run.time_limit_seconds:g}; --epochs limits them"
+        )
+    if run.scale_from is not None:
+        raise ValueError(
+            f"--scale-from: expected none in a study, got {run.scale_from}; `recforge train` prints the scaled numbers, "
+            "which can be given as flags"
+        )
+    if run.branch_from is not None:
+        raise ValueError(f"--branch-from: expected none in a study, whose trials begin anew, got {run.branch_from}")

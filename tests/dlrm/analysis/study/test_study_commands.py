@@ -164,6 +164,8 @@ def test_a_learning_rate_study_ranks_the_planted_policy_first_after_a_kill(
         (["batchsize", "synthetic"], "recforge study: expected one of batch-size, learning-rate, .*, got 'batchsize'"),
         (["batch-size", "synthetic", "--ranks", "2"], "--ranks: expected 1 in a study"),
         (["learning-rate", "synthetic", "--time-limit-seconds", "9"], "--time-limit-seconds: expected none in a study"),
+        (["learning-rate", "synthetic", "--scale-from", "256"], "--scale-from: expected none in a study"),
+        (["batch-size", "synthetic", "--branch-from", "x"], "--branch-from: expected none in a study"),
         (["batch-size", "synthetic", "--trials", "0"], "--trials: expected at least 1, got 0"),
         (["batch-size", "nothing"], "expected a recipe"),
         (["learning-rate", "synthetic", "--factors", "-1"], "--factors: expected different numbers above 0"),
