@@ -77,14 +77,19 @@ def _open_terrain(config: CurvatureConfig, opened: Sequence[tuple[Restored, dict
         read_tables,
     )
     from dlrm.analysis.curvature.trials import LINE_SPLITS, Terrain
-    from dlrm.data.dataset import Dataset
+    from dlrm.data.dataset import DESCRIPTION, Dataset
     from dlrm.training.train_step import choose_device
 
     described = [run for _, run in opened]
     tables = {name: table["features"] for name, table in read_tables(described[0]).items()}
     if config.second is not None:
         check_same_architecture(described[0], described[1], (config.run, config.second))
-    dataset = Dataset(config.data or Path(described[0].get("dataset") or ""))
+    folder = config.data or Path(described[0].get("dataset") or "")
+    if not (folder / DESCRIPTION).is_file():
+        raise ValueError(
+            f"--data: expected the prepared dataset of {config.run}, found none in {folder}; say where it is"
+        )
+    dataset = Dataset(folder)
     for run, (restored, _) in zip(config.runs, opened, strict=True):
         if restored.state["progress"]["dataset"] != dataset.fingerprint:
             raise ValueError(f"--data: expected the data that {run} was trained on, got others in {dataset.folder}")

@@ -23,7 +23,7 @@ class Finding:
     """One run's.
 
     Attributes:
-        label: `run 1` or `run 2`.
+        label: `run 1` or `run 2`, or `this run` where there is one alone.
         batch_size: it was trained with; None if its configuration does not say.
         loss: on the sample.
         num_weights: of the Hessian.
@@ -92,7 +92,7 @@ def read_finding(number: int, config: CurvatureConfig, run: Mapping[str, Any], r
     probes = [_read_probe(records[name_probe(number, probe)]) for probe in range(config.probes)]
     threshold = -NEGATIVE * abs(largest[0])
     return Finding(
-        label=f"run {number}",
+        label=f"run {number}" if config.second is not None else "this run",
         batch_size=run.get("step", {}).get("global_batch_size"),
         loss=extremes["loss"],
         num_weights=extremes["num_weights"],

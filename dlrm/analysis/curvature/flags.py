@@ -34,7 +34,8 @@ class CurvatureConfig:
     samples: int = 4096
     """Samples of the train split that the loss is the mean of; and of the valid split, on the line."""
     steps: int = 80
-    """Products with the Hessian for the extreme eigenvalues, at most; half as many per probe of the density."""
+    """Products with the Hessian for the extreme eigenvalues, at most; half as many per probe of the density. As many
+    vectors are in memory, of 8 bytes per weight."""
     probes: int = 4
     """Random vectors that the density and the trace are estimated from; 0 leaves them out."""
     sharpness: tuple[float, ...] = (1e-3, 5e-4)

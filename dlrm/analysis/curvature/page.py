@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrm.analysis.curvature import pictures, verdict
-from dlrm.analysis.curvature.findings import Finding, Line, Records, read_finding, read_line
+from dlrm.analysis.curvature.findings import NEGATIVE, Finding, Line, Records, read_finding, read_line
 from dlrm.analysis.curvature.flags import CurvatureConfig
 from dlrm.analysis.quantities import format_count, format_share
 from dlrm.analysis.study.page import format_significant, write_study_page
@@ -88,7 +88,10 @@ def _rows(findings: Sequence[Finding], line: Line | None, config: CurvatureConfi
         ("largest eigenvalue", [give_or_take(finding.largest) for finding in findings]),
         ("smallest eigenvalue", [give_or_take(finding.smallest) for finding in findings]),
         ("trace", [give_or_take(finding.trace) for finding in findings]),
-        ("share of negative eigenvalues", [format_share(finding.share_negative) for finding in findings]),
+        (
+            f"share of eigenvalues below {-NEGATIVE:g} of the largest",
+            [format_share(finding.share_negative) for finding in findings],
+        ),
     ]
     if line is not None:
         rows[2:2] = [

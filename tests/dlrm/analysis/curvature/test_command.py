@@ -100,6 +100,8 @@ def test_data_of_another_log_are_refused(runs: tuple[Path, Path], make_dataset, 
     config = CurvatureConfig(run=runs[0], data=other.folder, output=tmp_path / "study", **SMALL)
     with pytest.raises(ValueError, match=r"--data: expected the data that .*small was trained on, got others"):
         study_curvature(config, quiet=True)
+    with pytest.raises(ValueError, match=r"--data: expected the prepared dataset of .*small, found none in .*gone"):
+        study_curvature(replace(config, data=tmp_path / "gone"), quiet=True)
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
