@@ -106,7 +106,22 @@ ADAM_ADAGRAD_16X = searched(
     dense_warmup_steps=5.7,
     tables_warmup_steps=26.7,
 )
-BEST_16X = ADAM_ADAGRAD_16X.settings
+
+LAMB_ADAGRAD_16X = searched(
+    16,
+    SYNTHETIC_16X,
+    dense_rate=0.0379,
+    tables_rate=0.48,
+    eps=0.00139,
+    init_scale=0.107,
+    end_factor=0.0574,
+    dense_warmup_steps=5.7,
+    tables_warmup_steps=26.7,
+)
+# A search with one seed found warm-ups that are too short for others: AUC of the validation rows with seeds 0, 1, 2 is
+# .8200, .8123, .8199 as found, and .8199, .8204, .8201 with more than twice as many steps; with 100, .8119 and .8195.
+STEADY_STEPS = 60
+BEST_16X = replace(ADAM_ADAGRAD_16X.settings, tables_warmup_steps=STEADY_STEPS)
 
 ARMS: dict[LogName, dict[str, Arm]] = {
     "synthetic": {
@@ -126,6 +141,7 @@ ARMS: dict[LogName, dict[str, Arm]] = {
             tables_warmup_steps=38.5,
         ),
         "adam_adagrad_16x": ADAM_ADAGRAD_16X,
+        "adam_adagrad_steady_16x": Arm(factor=16, settings=BEST_16X),
         "adam_cowclip_16x": searched(
             16,
             replace(SYNTHETIC_16X, dense="adam", dense_rate=0.013, **COWCLIP_16X),
@@ -147,16 +163,9 @@ ARMS: dict[LogName, dict[str, Arm]] = {
             dense_warmup_steps=11.3,
             tables_warmup_steps=40,
         ),
-        "lamb_adagrad_16x": searched(
-            16,
-            SYNTHETIC_16X,
-            dense_rate=0.0379,
-            tables_rate=0.48,
-            eps=0.00139,
-            init_scale=0.107,
-            end_factor=0.0574,
-            dense_warmup_steps=5.7,
-            tables_warmup_steps=26.7,
+        "lamb_adagrad_16x": LAMB_ADAGRAD_16X,
+        "lamb_adagrad_steady_16x": Arm(
+            factor=16, settings=replace(LAMB_ADAGRAD_16X.settings, tables_warmup_steps=STEADY_STEPS)
         ),
         "lamb_lamb_16x": searched(
             16,
