@@ -117,9 +117,9 @@ def train(rank, count, data, output, sharding, config=CONFIG):
     seen = []
     step = trainer.step.__class__.__call__
 
-    def record(self, batch, *arguments):
+    def record(self, batch, *arguments, **options):
         seen.append(batch.rows.tolist())
-        return step(self, batch, *arguments)
+        return step(self, batch, *arguments, **options)
 
     trainer.step.__class__ = type("Recorded", (trainer.step.__class__,), {"__call__": record})
     summary = trainer.fit()
