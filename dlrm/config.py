@@ -226,13 +226,18 @@ class TrainingConfig:
         self.head.resolve(self.dense)
         if self.scale_from is not None:
             _at_least(1, self.scale_from, "--scale-from")
-        elif (self.rule is not None and not self.growth.is_on) or self.match != "epochs":
-            given = f"--rule {self.rule}" if self.rule is not None else f"--match {self.match}"
+        elif self._rule_needs_base() or self.match != "epochs":
+            given = f"--match {self.match}" if self.match != "epochs" else f"--rule {self.rule}"
             raise ValueError(f"--scale-from: expected beside {given} the batch size that the numbers are for, got none")
         if self.branch_at is not None and self.branch_from is None:
             raise ValueError(f"--branch-from: expected a run beside --branch-at {self.branch_at}, got none")
         _at_least(0, self.seed, "--seed")
         _at_least(1, self.log_every_samples, "--log-every-samples")
+
+    def _rule_needs_base(self) -> bool:
+        """Whether there is a rule that nothing would follow: only rates of a batch that changes do without a base."""
+        changes = self.growth.is_on or bool(self.staged_batches)
+        return self.rule == "adascale" or (self.rule is not None and not changes)
 
     def _check_stages(self) -> None:
         sizes = self.staged_batches

@@ -12,6 +12,7 @@ from typing import Literal
 RuleName = Literal["none", "linear", "sqrt", "power", "sde", "legw", "adascale", "cowclip", "auto"]
 LINEAR_UP_TO = 8.0  # from where on linear scaling of SGD tends to diverge; published limits are 8 to 16
 LAMB_WARMUP = 0.2  # share of the run that the longest warm-up in LAMB's paper takes
+ADAGRAD = "Adagrad: unchanged, as its sums of squares shrink with the noise"
 RATE_ONLY = {"none": 0.0, "linear": 1.0, "sqrt": 0.5, "legw": 0.5, "adascale": 0.0}
 
 
@@ -166,6 +167,8 @@ def _scale_dense(k: float, group: ScaledGroup) -> Multipliers:
         )
     if group.optimizer == "lamb":
         return _scale_lamb(k)
+    if group.optimizer == "adagrad":
+        return Multipliers(reason=ADAGRAD)
     return Multipliers(learning_rate=math.sqrt(k), reason=f"{group.optimizer}: sqrt(k)")
 
 
@@ -181,7 +184,13 @@ def _scale_table(k: float, group: ScaledGroup) -> Multipliers:
     A row that occurs at most once in a batch has a gradient which is k times smaller in a batch k times as large, as it
     is that of the mean. SGD wants the rate times k for that; what divides by the gradient's size takes as many steps as
     long as before, if eps is k times smaller too. A row of every batch is like a dense weight.
+
+    Where noise decides, Adagrad keeps its rate for both: k times fewer squares, each k times smaller, have a root of
+    their sum that is k times smaller, which makes up for the k times fewer steps. MLPerf's Adagrad keeps its rate from
+    batches of 32 K to 160 K.
     """
+    if group.optimizer in ("adagrad", "rowwise_adagrad"):
+        return Multipliers(eps=1.0 / k, reason=f"{ADAGRAD}; eps goes with the gradient")
     rare = group.name == "tables" if group.is_rare is None else group.is_rare
     kind = "rare rows" if rare else "rows of most batches"
     if group.optimizer == "sgd":

@@ -201,6 +201,14 @@ def test_half_said_things_are_errors_of_one_line(flags: list[str], complaint: st
     assert "\n" not in str(caught.value)
 
 
+def test_a_batch_that_changes_during_the_run_takes_a_rule_without_a_base() -> None:
+    config = parse(RunConfig, ["--rule", "sqrt", "--growth.stages", "100000=8192"], program="recforge train synthetic")
+    assert scale_config(config) == (config, ())
+    adascale = ["--rule", "adascale", "--growth.stages", "100000=8192"]
+    with pytest.raises(ValueError, match="--scale-from: expected beside --rule adascale"):
+        parse(RunConfig, adascale, program="recforge train synthetic")
+
+
 @pytest.mark.parametrize("given", [["--global-batch-size", "512"], ["--global_batch_size=512"]])
 def test_the_batch_size_has_a_short_flag(given: list[str]) -> None:
     config = parse(RunConfig, given, program="recforge train synthetic", short=command.SHORT)
@@ -216,6 +224,7 @@ def test_training_prints_the_table_and_the_doubts_and_keeps_the_scaled_numbers(
         data=click_log.folder,
         output=tmp_path / "run",
         scale_from=512,
+        tables=TablesConfig(optimizer="adam", learning_rate=0.002),
         step=StepConfig(global_batch_size=2048, threads=1),
         time_limit_seconds=0.01,
     )

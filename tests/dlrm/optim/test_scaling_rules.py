@@ -106,14 +106,16 @@ def test_sde_rules_compose_and_keep_the_time_of_moments(k: float, m: float) -> N
         ("dense", "adam", None, 4, 1),
         ("dense", "lamb", None, 4, 1),
         ("dense", "sgd", None, 8 * math.sqrt(2), 1),
-        ("head", "adagrad", None, 4, 1),
+        ("head", "adagrad", None, 1, 1),
+        ("head", "factored", None, 4, 1),
         ("tables", "sgd", None, 16, 1),
         ("tables", "sgd", False, 8 * math.sqrt(2), 1),
         ("tables", "rowwise_adagrad", None, 1, 1 / 16),
         ("tables", "adam", True, 1, 1 / 16),
         ("tables", "adam", False, 4, 1 / 16),
-        ("small_tables", "rowwise_adagrad", None, 4, 1 / 16),
-        ("small_tables", "rowwise_adagrad", True, 1, 1 / 16),
+        ("small_tables", "rowwise_adagrad", None, 1, 1 / 16),
+        ("small_tables", "cowclip", None, 4, 1 / 16),
+        ("small_tables", "cowclip", True, 1, 1 / 16),
     ],
 )
 def test_auto_tells_rare_rows_from_dense_weights(
@@ -138,6 +140,20 @@ def test_rare_rows_move_per_epoch_as_with_the_small_batch(optimizer: str) -> Non
         ends.append(weight)
     assert ends[0] == pytest.approx(ends[1], rel=1e-9)
     assert ends[0] != pytest.approx(0.3, rel=1e-3)
+
+
+def test_adagrad_keeps_its_pace_per_epoch_where_noise_decides() -> None:
+    """A weight with a small true gradient under much noise, under batches 64 times apart, for as many samples."""
+    ends = []
+    for batch_size in (4, 256):
+        m = ScalingRule(name="auto").multipliers(batch_size / 4, ScaledGroup(name="dense", optimizer="adagrad"))
+        rng = np.random.default_rng(0)
+        noise = rng.normal(size=(400, 2**16 // batch_size)) / math.sqrt(batch_size)  # of 400 such weights
+        gradients = 0.01 + noise
+        steps = 0.1 * m.learning_rate * gradients / np.sqrt(np.cumsum(gradients**2, axis=1))
+        ends.append(float(steps.sum(axis=1).mean()))
+    assert ends[0] == pytest.approx(ends[1], rel=0.15)
+    assert ends[0] > 0.1
 
 
 def test_a_table_is_rare_below_one_occurrence_per_batch() -> None:
