@@ -22,6 +22,7 @@ from dlrm.this_machine import count_cores
 if TYPE_CHECKING:
     from dlrm.data.dataset import Dataset
     from dlrm.distributed.process_group import Group
+    from dlrm.distributed.ranks import Ranks
     from dlrm.training.trainer import Trainer
     from embeddings.shards import ShardingPlan
 
@@ -91,7 +92,8 @@ def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | Non
             _tell_doubts(config, dataset)
         config = _rate_tables(config, dataset, place)
         with watch.stage(BUILDING):
-            trainer = _build_trainer(name, config, output, dataset, group)
+            plan = _plan(config, dataset, group, device.type)
+            trainer = build_trainer(name, config, output, dataset, plan=plan, ranks=group.ranks)
         watch.follow(trainer.stopwatch, lambda: trainer.progress.samples)
         return trainer.fit()
 
@@ -124,14 +126,36 @@ def _rate_tables(config: RunConfig, dataset: Dataset, place: Place) -> RunConfig
     return rated
 
 
-def _build_trainer(name: str, config: RunConfig, output: Path, dataset: Dataset, group: Group) -> Trainer:
+def build_trainer(
+    name: str,
+    config: RunConfig,
+    output: Path,
+    dataset: Dataset,
+    *,
+    plan: ShardingPlan | None = None,
+    ranks: Ranks | None = None,
+) -> Trainer:
+    """Build the model of a recipe on its device, and its trainer.
+
+    Args:
+        name: of the recipe.
+        config: of the run, with its numbers already scaled.
+        output: the run's folder.
+        dataset: prepared.
+        plan: where tables lie; of one process, none is needed.
+        ranks: who else trains; None is nobody.
+
+    Raises:
+        ValueError: see `Trainer`.
+    """
     from dlrm.checkpoints.run_state import seed_generators
+    from dlrm.distributed.ranks import ALONE
     from dlrm.model import build_dlrm
     from dlrm.training.train_step import choose_device, compile_dense, set_matmul_precision
     from dlrm.training.trainer import Trainer
 
+    ranks = ranks or ALONE
     device = choose_device(config.step.device)
-    plan = _plan(config, dataset, group, device.type)
     seed_generators(config.seed)
     model = build_dlrm(
         dataset.info,
@@ -143,12 +167,12 @@ def _build_trainer(name: str, config: RunConfig, output: Path, dataset: Dataset,
         plan=plan,
         exchange=config.parallel.exchange,
     )
-    for note in model.tables.notes if group.ranks.is_first else ():
+    for note in model.tables.notes if ranks.is_first else ():
         print(f"recforge: {note}", file=sys.stderr)
     set_matmul_precision(config.step.precision)
     if config.step.compile:
         compile_dense(model, device, cuda_graphs=config.step.cuda_graphs)
-    return Trainer(model, dataset, config, output, recipe=name, ranks=group.ranks)
+    return Trainer(model, dataset, config, output, recipe=name, ranks=ranks)
 
 
 def _provide(recipe: Recipe, config: RunConfig, group: Group) -> Dataset:

@@ -84,8 +84,8 @@ def _check(run: RunConfig) -> None:
         )
     if run.scale_from is not None:
         raise ValueError(
-            f"--scale-from: expected none in a study, got {run.scale_from}; `recforge train` prints the scaled numbers, "
-            "which can be given as flags"
+            f"--scale-from: expected none in a study, got {run.scale_from}; give the numbers that `recforge train` "
+            "prints with it"
         )
     if run.branch_from is not None:
         raise ValueError(f"--branch-from: expected none in a study, whose trials begin anew, got {run.branch_from}")

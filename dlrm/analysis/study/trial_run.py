@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dlrm.config import GuardConfig, RunConfig
 from dlrm.recipes import Recipe
 from dlrm.this_machine import count_cores
+from dlrm.training.command import build_trainer
 from dlrm.training.run_log import read_records
 
 if TYPE_CHECKING:
@@ -61,7 +62,10 @@ class TrialRunner:
         import torch
 
         from dlrm.data.provide import provide_dataset
+        from dlrm.training.train_step import check_compile, choose_device
 
+        if run.step.compile:
+            check_compile(choose_device(run.step.device), cuda_graphs=run.step.cuda_graphs)
         torch.set_num_threads(run.step.threads or count_cores())
         self.name, self.folder = name, folder
         self.dataset: Dataset = provide_dataset(recipe.source, run.data)
@@ -92,28 +96,12 @@ class TrialRunner:
         gc.collect()  # tables of the trial before, before there are new ones
         config = replace(config, guards=GuardConfig(chance_evaluations=0, constant_prediction=False))
         with _quiet(folder / LOG):
-            trainer = self._build(config, folder)
+            trainer = build_trainer(self.name, config, folder, self.dataset)
             if watch is not None:
                 trainer.attachments.members += tuple(watch(trainer))
             summary, diverged = _fit(trainer)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return TrialRun(folder=folder, summary=summary, diverged=diverged, trainer=trainer)
-
-    def _build(self, config: RunConfig, folder: Path) -> Trainer:
-        from dlrm.checkpoints.run_state import seed_generators
-        from dlrm.model import build_dlrm
-        from dlrm.training.train_step import choose_device, compile_dense, set_matmul_precision
-        from dlrm.training.trainer import Trainer
-
-        device = choose_device(config.step.device)
-        seed_generators(config.seed)
-        model = build_dlrm(
-            self.dataset.info, config.model, config.tables, config.small_tables, seed=config.seed, device=str(device)
-        )
-        set_matmul_precision(config.step.precision)
-        if config.step.compile:
-            compile_dense(model, device, cuda_graphs=config.step.cuda_graphs)
-        return Trainer(model, self.dataset, config, folder, recipe=self.name)
 
 
 def _fit(trainer: Trainer) -> tuple[dict[str, Any] | None, str]:
