@@ -46,6 +46,7 @@ PAIRS = {
     "adam_vs_rowwise_adagrad": ("adam", "rowwise_adagrad"),
     "row_lamb_vs_rowwise_adagrad": ("row_lamb", "rowwise_adagrad"),
     "partial_row_lamb_vs_rowwise_adagrad": ("partial_row_lamb", "rowwise_adagrad"),
+    "lazy_cowclip_vs_adam": ("lazy_cowclip", "adam"),
     "bf16_vs_rowwise_adagrad": ("rowwise_adagrad_bf16", "rowwise_adagrad"),
     "fp16_vs_rowwise_adagrad": ("rowwise_adagrad_fp16", "rowwise_adagrad"),
 }
@@ -184,7 +185,7 @@ def _build(name: str, batches: Batches) -> Turn:
 
 
 def _describe(name: str, shape: Shape) -> list[TableConfig]:
-    from embeddings import RowAdagrad, RowAdam, RowLamb, RowSGD, RowWiseAdagrad, TableConfig
+    from embeddings import RowAdagrad, RowAdam, RowCowClip, RowLamb, RowSGD, RowWiseAdagrad, TableConfig
 
     optimizers: dict[str, Any] = {
         "sgd": RowSGD(learning_rate=LEARNING_RATE),
@@ -193,6 +194,7 @@ def _describe(name: str, shape: Shape) -> list[TableConfig]:
         "adam": RowAdam(learning_rate=LEARNING_RATE),
         "row_lamb": RowLamb(learning_rate=LEARNING_RATE),
         "partial_row_lamb": RowLamb(learning_rate=LEARNING_RATE, partial=True),
+        "lazy_cowclip": RowCowClip(learning_rate=LEARNING_RATE, l2=1e-5, l2_mode="lazy"),
     }
     row_type: Any = name.rpartition("_")[2] if name.endswith(("_bf16", "_fp16")) else "fp32"
     optimizer = optimizers[name.removeprefix("fbgemm_").removesuffix(f"_{row_type}")]

@@ -18,6 +18,7 @@ RATIOS = {
     "adam_vs_rowwise_adagrad",
     "row_lamb_vs_rowwise_adagrad",
     "partial_row_lamb_vs_rowwise_adagrad",
+    "lazy_cowclip_vs_adam",
     "bf16_vs_rowwise_adagrad",
     "fp16_vs_rowwise_adagrad",
 }
