@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -34,6 +35,7 @@ class Recipe:
 # Of tables under row-wise Adagrad; found in the comparison that docs/large_batch.md tells of.
 ROW_RATE = 0.56
 ROW_EPS_SAMPLES = 5.7  # eps times the batch size
+ROW_LENGTH = 0.2  # with which a row starts, root of the mean square
 DENSE_WARMUP_STEPS, TABLES_WARMUP_STEPS = 6, 60
 
 
@@ -42,9 +44,9 @@ def large_batch(config: RunConfig, global_batch_size: int) -> RunConfig:
 
     Rates follow the rule `auto`: that of the dense part grows with the root of the batch size, that of rows stays, and
     their eps falls with the batch size, as the gradients of rare rows do. Rows are updated by row-wise Adagrad, at a
-    rate and an eps of its own where they were not before. Both rates are warmed up for so many steps, rather than
-    samples, as keep the few steps there are from being spent on recovering from the first. What each of these is worth
-    is told in docs/large_batch.md.
+    rate and an eps of its own where they were not before, and start long enough not to need many steps to grow. Both
+    rates are warmed up for so many steps, rather than samples, as keep the few steps there are from being spent on
+    recovering from the first. What each of these is worth is told in docs/large_batch.md.
 
     Args:
         config: at its batch size, with nothing left to scale.
@@ -63,6 +65,9 @@ def large_batch(config: RunConfig, global_batch_size: int) -> RunConfig:
     if tables.optimizer != "rowwise_adagrad":
         kept = {name: getattr(tables, name) for name in ("pooling", "init_scale", "kernel", "row_type", "memory")}
         tables = TablesConfig(learning_rate=ROW_RATE, eps=ROW_EPS_SAMPLES / global_batch_size, **kept)
+    # Uniform numbers within plus and minus s have the mean square s * s / 3.
+    least = ROW_LENGTH * math.sqrt(3 / config.model.dim)
+    tables = replace(tables, init_scale=max(tables.init_scale or 0.0, least))
     return replace(
         scaled,
         scale_from=None,

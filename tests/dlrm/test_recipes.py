@@ -17,7 +17,7 @@ from dlrm.config import ModelConfig, RunConfig, StepConfig, TablesConfig
 from dlrm.data.synthetic import SyntheticConfig, generate
 from dlrm.optim.config import DenseOptimizerConfig
 from dlrm.optim.lr_schedules import Schedule
-from dlrm.recipes import DENSE_WARMUP_STEPS, ROW_EPS_SAMPLES, ROW_RATE, TABLES_WARMUP_STEPS, large_batch
+from dlrm.recipes import DENSE_WARMUP_STEPS, ROW_EPS_SAMPLES, ROW_LENGTH, ROW_RATE, TABLES_WARMUP_STEPS, large_batch
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ SMALL = RunConfig(
     model=ModelConfig(dim=4),
     dense=DenseOptimizerConfig(name="adam", learning_rate=0.003),
     dense_schedule=Schedule(warmup_samples=10_000, decay_samples=990_000, end_factor=0.1),
-    tables=TablesConfig(learning_rate=0.9, eps=0.016, init_scale=0.1, row_type="bf16"),
+    tables=TablesConfig(learning_rate=0.9, eps=0.016, init_scale=0.2, row_type="bf16"),
     tables_schedule=Schedule(warmup_samples=400_000, decay_samples=600_000),
     step=StepConfig(global_batch_size=256, threads=1),
 )
@@ -82,7 +82,10 @@ def test_large_batch_gives_rows_an_optimizer_whose_rate_and_eps_are_known() -> N
     adam = replace(SMALL, tables=TablesConfig(optimizer="adam", learning_rate=0.02, init_scale=0.1, row_type="bf16"))
     tables = large_batch(adam, 8192).tables
     assert (tables.optimizer, tables.learning_rate, tables.eps) == ("rowwise_adagrad", ROW_RATE, ROW_EPS_SAMPLES / 8192)
-    assert (tables.init_scale, tables.row_type) == (0.1, "bf16")
+    assert tables.row_type == "bf16"
+    # uniform in +-s, 4 numbers: E ||row|| ** 2 = 4 * s ** 2 / 3
+    assert 4 * tables.init_scale**2 / 3 == pytest.approx(ROW_LENGTH**2)
+    assert tables.init_scale > 0.1
 
 
 def test_large_batch_warms_up_for_half_of_a_short_schedule_at_most() -> None:
