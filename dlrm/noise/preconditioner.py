@@ -26,7 +26,8 @@ class Preconditioner:
     def is_ready(self) -> bool:
         """Whether every parameter has a second moment: after the first step of an adaptive optimizer."""
         states = [self._optimizer.state.get(p, {}) for group in self._optimizer.param_groups for p in group["params"]]
-        return all(AVERAGE in state or SUM in state for state in states)
+        # torch's Adagrad has its sums, of nothing, before the first step.
+        return all((AVERAGE in state or SUM in state) and float(state["step"]) > 0 for state in states)
 
     @torch.no_grad()
     def __call__(self, parameter: nn.Parameter) -> Tensor:
