@@ -22,7 +22,7 @@ from dlrm.training.attachments import Moment
 from dlrm.training.batch_growth import StagedGrowth, TestedGrowth
 from dlrm.training.batch_growth_config import BatchGrowthConfig, parse_stages
 from dlrm.training.batch_sizes import BatchSizes
-from dlrm.training.batch_tests import split_variance
+from dlrm.training.batch_tests import Moments, propose_size, split_variance
 from dlrm.training.run_log import read_records
 from dlrm.training.trainer import Trainer
 
@@ -117,6 +117,30 @@ def test_variance_is_split_along_and_across_the_mean() -> None:
     assert along == pytest.approx(products.var(ddof=1))
     residues = gradients - np.outer(products, mean) / (mean @ mean)
     assert across == pytest.approx((residues**2).sum() / 49)
+
+
+def test_adagrad_norm_with_the_norm_test_needs_one_over_k_steps() -> None:
+    """The mean squared gradient norm over K steps falls as 1/K on a smooth function that is not convex (AdAdaGrad)."""
+    random, config = np.random.default_rng(3), BatchGrowthConfig(test="norm", norm_tolerance=0.5)
+    w, accumulated, size, noise = np.linspace(-3.0, 3.0, DIM) + 0.1, 0.01**2, 4, 0.5
+    moments, norms, sizes = Moments(), [], []
+    for _ in range(2000):
+        gradient = 2 * w / (1 + w**2) ** 2  # of the sum of w^2 / (1 + w^2)
+        mean = gradient + noise * random.normal(size=DIM) / np.sqrt(size)
+        around = noise**2 * random.chisquare((size - 1) * DIM)  # sum of |g_i - g|^2
+        squares = around + size * (mean @ mean)
+        moments.add(Measured({"dense": GradientSums(size, size * (size - 1.0), squares, size**2 * (mean @ mean))}), 0.8)
+        accumulated += mean @ mean
+        w = w - mean / np.sqrt(accumulated)
+        norms.append(gradient @ gradient)
+        sizes.append(size)
+        size = max(size, min(2 * size, int(propose_size(moments, config) or 0), 1 << 40))
+    assert sizes == sorted(sizes)
+    means = np.cumsum(norms) / np.arange(1, len(norms) + 1)
+    steps = np.geomspace(50, len(norms) - 1, 20).astype(int)
+    slope = np.polyfit(np.log(steps + 1), np.log(means[steps]), 1)[0]
+    assert slope <= -0.8
+    assert sizes[-1] > 100 * sizes[0]
 
 
 def config_of(growth: BatchGrowthConfig, **changes: Any) -> TrainingConfig:
