@@ -97,6 +97,8 @@ def describe_advice(results: Sequence[PolicyResult], policies: Mapping[str, Poli
     ]
     reset = "" if policies[best.policy].keeps_schedules else ", with no other schedule"
     sentences = [f"Train with {' '.join(flags)}{reset}."]
+    if best.deviation is None:
+        return sentences
     tied = [r for r in results if r.value is not None and not can_be_told_apart(best, r)]
     steady = [(gap, r.policy) for r in tied if (gap := r.mean("gap")) is not None]
     if len(steady) > 1 and (least := min(steady))[1] != best.policy:
