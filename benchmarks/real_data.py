@@ -131,7 +131,7 @@ def _fit_logistic_regression(dataset: Dataset, inverse_penalty: float) -> float:
 
 def _to_matrix(dataset: Dataset, split: str) -> Any:
     import numpy as np
-    from scipy import sparse  # type: ignore[import-untyped]
+    from scipy import sparse
 
     from dlrm.data.dataset import Bags
 

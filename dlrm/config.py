@@ -272,6 +272,8 @@ class RunConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.small_tables.resolve(self.tables)
+        if self.small_tables_schedule != Schedule() and not self.small_tables.below_rows:
+            raise ValueError("--small-tables-schedule: expected --small-tables.below-rows beside it, got none")
         if self.ranks is not None:
             _at_least(1, self.ranks, "--ranks")
         _at_least(0, self.max_restarts, "--max-restarts")

@@ -11,6 +11,7 @@ import pytest
 from dlrm.config import RunConfig, SmallTablesConfig, TablesConfig
 from dlrm.data.dataset import DatasetInfo, FeatureInfo
 from dlrm.descriptions import describe_row_optimizer, describe_tables
+from dlrm.optim.lr_schedules import Schedule
 from embeddings import RowAdagrad, RowAdam, RowCowClip, RowLamb, RowSGD, RowWiseAdagrad
 
 
@@ -126,3 +127,10 @@ def test_configuration_needs_no_torch():
     code = "import sys; import dlrm.config, dlrm.tables_config, dlrm.descriptions; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
     assert asdict(RunConfig())["small_tables"]["below_rows"] == 0
+
+
+def test_a_schedule_of_small_tables_wants_some() -> None:
+    schedule = Schedule(decay_samples=9)
+    assert RunConfig(small_tables_schedule=schedule, small_tables=SmallTablesConfig(below_rows=9))
+    with pytest.raises(ValueError, match="--small-tables-schedule: expected --small-tables.below-rows beside it"):
+        RunConfig(small_tables_schedule=schedule)
