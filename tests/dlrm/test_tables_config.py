@@ -132,5 +132,5 @@ def test_configuration_needs_no_torch():
 def test_a_schedule_of_small_tables_wants_some() -> None:
     schedule = Schedule(decay_samples=9)
     assert RunConfig(small_tables_schedule=schedule, small_tables=SmallTablesConfig(below_rows=9))
-    with pytest.raises(ValueError, match="--small-tables-schedule: expected --small-tables.below-rows beside it"):
+    with pytest.raises(ValueError, match=r"expected --small-tables\.below-rows beside it"):
         RunConfig(small_tables_schedule=schedule)
