@@ -113,7 +113,7 @@ RECIPES: dict[str, Recipe] = {
             RunConfig(
                 shuffle=False,
                 model=ModelConfig(dim=8, bottom=(32,), top=(64, 32)),
-                tables=TablesConfig(learning_rate=0.56, eps=0.022, init_scale=0.124),
+                tables=TablesConfig(learning_rate=0.56, eps=0.0139, init_scale=0.0826),
                 tables_schedule=Schedule(decay_samples=1_500_000, end_factor=0.1),
                 dense=DenseOptimizerConfig(name="adam", learning_rate=0.00344),
                 dense_schedule=Schedule(decay_samples=1_500_000, end_factor=0.1),
