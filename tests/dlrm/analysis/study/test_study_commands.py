@@ -96,22 +96,22 @@ def without_times(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_a_batch_size_study_killed_twice_ends_as_one_left_alone(
     tmp_path: Path, click_log: Dataset, commands: subprocess.Popen[str]
 ) -> None:
-    argv = ["batch-size", "synthetic", "--data", str(click_log.folder), "--batches", "1024", "4096", "--trials", "2"]
+    argv = ["batch-size", "synthetic", "--data", str(click_log.folder), "--batches", "1024", "4096", "--trials", "1"]
     argv += ["--repeats", "1", "--evaluations", "4", "--space", "dense.learning_rate=1e-3:0.1"]
     whole = Study(tmp_path / "whole", argv, commands)
     whole.finish()
     killed = Study(tmp_path / "killed", argv, commands)
-    killed.kill_when(lambda: len(killed.trials()) >= 2)
+    killed.kill_when(lambda: len(killed.trials()) >= 1)
     before = killed.trials()
     # In the middle of a run, which goes on from its last checkpoint.
     killed.kill_when(lambda: any((killed.folder / "runs" / "4096").glob("*/metrics.jsonl")))
-    assert 2 <= len(before) < len(killed.trials()) < len(whole.trials())
+    assert 1 <= len(before) < len(killed.trials()) < len(whole.trials())
     killed.finish()
     assert killed.trials()[: len(before)] == before
     assert without_times(killed.trials()) == without_times(whole.trials())
     names = [trial["trial"] for trial in whole.trials()]
     assert len(names) == len(set(names))
-    assert {"goal", "1024/0", "1024/repeat-0", "4096/0", "4096/repeat-0"} <= set(names)
+    assert {"goal", "1024/0", "4096/0"} <= set(names)
     results = [json.loads((study.folder / "result.json").read_text()) for study in (killed, whole)]
     assert results[0] == results[1]
     assert results[0]["goal"] == whole.trials()[0]["goal"]
@@ -126,30 +126,27 @@ def test_a_learning_rate_study_ranks_the_planted_policy_first_after_a_kill(
     tmp_path: Path, click_log: Dataset, commands: subprocess.Popen[str]
 ) -> None:
     dead = "dead=--dense.learning-rate 1e-9 --tables.learning-rate 1e-9"
-    argv = ["learning-rate", "synthetic", "--data", str(click_log.folder), "--policies", "range-test", "--seeds", "2"]
-    argv += ["--own", dead, "alive=--dense.learning-rate 0.02", "--factors", "1", "--evaluations", "4"]
-    argv += ["--step.global-batch-size", "512", "--epochs", "2"]
+    argv = ["learning-rate", "synthetic", "--data", str(click_log.folder), "--policies", "range-test", "--seeds", "1"]
+    argv += ["--own", dead, "alive=--dense.learning-rate 0.02", "--factors", "1", "--evaluations", "3"]
+    argv += ["--step.global-batch-size", "256"]
     study = Study(tmp_path / "study", argv, commands)
-    study.kill_when(lambda: len(study.trials()) >= 3)
+    study.kill_when(lambda: len(study.trials()) >= 2)
     before = study.trials()
     study.finish()
     trials = study.trials()
     assert trials[: len(before)] == before
-    assert [trial["trial"] for trial in trials] == [
-        "range-test/explore",
-        *(f"{policy}/seed-{seed}" for policy in ("range-test", "dead", "alive") for seed in (1, 2)),
-    ]
+    names = [trial["trial"] for trial in trials]
+    assert names == ["range-test/explore", "range-test/seed-1", "dead/seed-1", "alive/seed-1"]
     result = json.loads((study.folder / "result.json").read_text())
-    ranking = [policy["policy"] for policy in result["policies"]]
-    assert ranking[-1] == "dead"
-    best = result["policies"][0]
-    assert best["value"] > result["policies"][-1]["value"] + 0.05
+    best, *_, last = result["policies"]
+    assert last["policy"] == "dead"
+    assert best["value"] > last["value"] + 0.02
     by_name = {trial["trial"]: trial for trial in trials}
     explored = by_name["range-test/explore"]
     assert by_name["range-test/seed-1"]["factor"] == explored["suggested"] < explored["largest"]
     rates = by_name["alive/seed-1"]["rates"]
-    assert rates[-1][1] == 24_000
-    assert rates[-1][0] == pytest.approx(24_000 / 512, rel=0.05)
+    assert rates[-1][1] == 12_000
+    assert rates[-1][0] == pytest.approx(12_000 / 256, rel=0.05)
     assert {rate[2] for rate in rates} == {0.02}
     assert 0.5 < by_name["alive/seed-1"]["confidence"] < 1
     assert (study.folder / "runs" / "alive" / "seed-1" / "path.npy").is_file()
