@@ -68,7 +68,6 @@ class Settings:
         end_factor: what both rates have fallen to, linearly, at the end of the run.
         dense_warmup_steps: in which the dense part's rate rises from 0.
         tables_warmup_steps: in which that of the rows does.
-        betas: of both optimizers' moments; None is 0.9 and 0.999 where they have any.
         clip: of cowclip.
         l2: of cowclip.
     """
@@ -82,7 +81,6 @@ class Settings:
     end_factor: float
     dense_warmup_steps: float
     tables_warmup_steps: float
-    betas: tuple[float, float] | None = None
     clip: float | None = None
     l2: float | None = None
 
@@ -144,13 +142,12 @@ def _configure(log: Log, settings: Settings, batch_size: int, rows: int) -> RunC
             optimizer=settings.tables,
             learning_rate=settings.tables_rate,
             eps=settings.eps,
-            betas=settings.betas,
             clip=settings.clip,
             l2=settings.l2,
             init_scale=settings.init_scale,
         ),
         tables_schedule=schedule(settings.tables_warmup_steps),
-        dense=DenseOptimizerConfig(name=settings.dense, learning_rate=settings.dense_rate, betas=settings.betas),
+        dense=DenseOptimizerConfig(name=settings.dense, learning_rate=settings.dense_rate),
         dense_schedule=schedule(settings.dense_warmup_steps),
         step=StepConfig(global_batch_size=batch_size, device="cpu"),
         evaluation=EvaluationConfig(test_best=False),
@@ -168,12 +165,9 @@ def apply_rules(base: Settings, factor: int, names: Sequence[str], *, kind: str 
     # What is a number of samples stays one.
     base = replace(base, **{name: steps / factor for name, steps in as_many_steps.items()})
     by_root = {"dense_rate": base.dense_rate * root, "tables_rate": base.tables_rate * root}
-    first, second = (1 - min(1.0, factor * (1 - beta)) for beta in (0.9, 0.999))
     changes: dict[str, dict[str, Any]] = {
         "unscaled": {},
         "sqrt": by_root,
-        "legw": by_root | as_many_steps,
-        "sde": by_root | {"eps": base.eps / root, "betas": (first, second)},
         "rare": {"dense_rate": base.dense_rate * root, "eps": base.eps / factor} | as_many_steps,
     }
     return {f"{name}{kind}_{factor}x": Arm(factor=factor, settings=replace(base, **changes[name])) for name in names}

@@ -37,7 +37,7 @@ SYNTHETIC_SMALL = Settings(
     dense_warmup_steps=40,
     tables_warmup_steps=40,
 )
-# Two were tuned; the validation rows chose the one with row-wise Adagrad, and the other is there to be scaled by rules.
+# Two were tuned; the validation rows chose that with row-wise Adagrad (.8242, .8232). The other is there to be scaled.
 SYNTHETIC_ADAM = searched(
     1,
     SYNTHETIC_SMALL,
@@ -139,9 +139,8 @@ BEST_16X = replace(ADAM_ADAGRAD_16X.settings, tables_warmup_steps=STEADY_STEPS)
 ARMS: dict[LogName, dict[str, Arm]] = {
     "synthetic": {
         SMALL: SYNTHETIC_BASE,
-        "small_batch_adam": SYNTHETIC_ADAM,
-        **apply_rules(SYNTHETIC_BASE.settings, 16, ("unscaled", "sqrt", "legw", "rare")),
-        **apply_rules(SYNTHETIC_ADAM.settings, 16, ("unscaled", "sqrt", "sde"), kind="_adam"),
+        **apply_rules(SYNTHETIC_BASE.settings, 16, ("unscaled", "sqrt", "rare")),
+        **apply_rules(SYNTHETIC_ADAM.settings, 16, ("sqrt",), kind="_adam"),
         "adam_adam_16x": searched(
             16,
             replace(SYNTHETIC_16X, dense="adam", dense_rate=0.008, **ROW_ADAM_16X),
@@ -192,13 +191,10 @@ ARMS: dict[LogName, dict[str, Arm]] = {
         ),
         "without_tables_warmup_16x": Arm(factor=16, settings=replace(BEST_16X, tables_warmup_steps=0)),
         "without_eps_rule_16x": Arm(factor=16, settings=replace(BEST_16X, eps=SYNTHETIC_BASE.settings.eps)),
-        "without_dense_rule_16x": Arm(
-            factor=16, settings=replace(BEST_16X, dense_rate=SYNTHETIC_BASE.settings.dense_rate)
-        ),
         "short_rows_16x": Arm(factor=16, settings=replace(BEST_16X, init_scale=0.03)),
         "growth_16x": Arm(factor=16, settings=SYNTHETIC_BASE.settings, growth=BatchGrowthConfig(test="norm")),
         "recipe_16x": Arm(factor=16, settings=SYNTHETIC_BASE.settings, is_recipe=True),
-        **apply_rules(SYNTHETIC_BASE.settings, 4, ("unscaled", "sqrt")),
+        **apply_rules(SYNTHETIC_BASE.settings, 4, ("unscaled",)),
         "adam_adagrad_4x": searched(
             4,
             SYNTHETIC_4X,
