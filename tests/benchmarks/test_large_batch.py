@@ -89,7 +89,8 @@ def test_every_arm_is_a_configuration_within_its_space(log: str) -> None:
     for name, arm in ARMS[log].items():  # type: ignore[index]
         config = configure(LOGS[log], arm, rows=100_000, seed=0, threads=1)  # type: ignore[index]
         factor = 1 if name.startswith("small_batch") else int(name.split("_")[-1].removesuffix("x"))
-        assert config.step.global_batch_size == factor * LOGS[log].batch_size  # type: ignore[index]
+        largest = config.growth.max_batch_size or config.step.global_batch_size
+        assert largest == factor * LOGS[log].batch_size  # type: ignore[index]
         for setting, (least, most) in arm.space.items():
             assert least <= getattr(arm.settings, setting) <= most, (name, setting)
 
