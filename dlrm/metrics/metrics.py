@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm.diverged import DivergedError
 from dlrm.metrics.auc import RankSum, largest_segments, rank_sums
 from dlrm.metrics.calibration import CalibrationBin, CalibrationCurve
 from dlrm.metrics.score_keys import CHUNK_ROWS, MAX_SEGMENT, KeyFile, TieGroups, pack_keys, tie_groups
@@ -118,13 +119,15 @@ class BinaryMetrics:
             segments: [batch] ids in [0, 2**31), for a collector with segments.
 
         Raises:
-            ValueError: For other shapes, NaN logits, other labels or segments; nothing of the batch is kept.
+            DivergedError: For NaN logits; nothing of the batch is kept.
+            ValueError: For other shapes, other labels or segments; nothing of the batch is kept.
             OSError: If the disk is full.
         """
         if (segments is not None) != (self._segments is not None):
             raise ValueError("expected segments in every batch of a BinaryMetrics(segments=True), and in no batch else")
         scores, clicks = _vector(logits, "logits"), _vector(labels, "labels", len(logits))
-        _check(~np.isnan(scores), scores, "logits", "a number (the model has diverged: lower --dense.learning-rate)")
+        expected = "a number (the model has diverged: lower --dense.learning-rate)"
+        _check(~np.isnan(scores), scores, "logits", expected, DivergedError)
         _check((clicks == 0) | (clicks == 1), clicks, "labels", "0 or 1")
         keys = pack_keys(scores, clicks)
         if segments is not None and self._segments is not None:
@@ -246,10 +249,12 @@ def _vector(values: Tensor | NDArray[Any], name: str, length: int | None = None)
     return values
 
 
-def _check(holds: NDArray[np.bool_], values: NDArray[Any], name: str, expected: str) -> None:
+def _check(
+    holds: NDArray[np.bool_], values: NDArray[Any], name: str, expected: str, error: type[ValueError] = ValueError
+) -> None:
     if not holds.all():
         row = int(np.argmin(holds))
-        raise ValueError(f"{name}: expected {expected}, got {values[row]} at row {row} of this batch")
+        raise error(f"{name}: expected {expected}, got {values[row]} at row {row} of this batch")
 
 
 def is_at_chance(auc: float | None, positives: int, samples: int) -> bool:

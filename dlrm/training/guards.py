@@ -16,6 +16,7 @@ from dlrm.batch import Batch
 from dlrm.config import GuardConfig
 from dlrm.data.dataset import Dataset
 from dlrm.distributed.ranks import Ranks
+from dlrm.diverged import DivergedError
 from dlrm.metrics.metrics import MetricValues
 from dlrm.this_machine import memory_bytes
 from embeddings import IdOutOfRangeError, TableConfig
@@ -26,7 +27,7 @@ from embeddings.tables import OtherRanksIdError
 IN_THE_DATA = "the data"
 
 
-class NonFiniteLossError(ValueError):
+class NonFiniteLossError(DivergedError):
     """The loss is NaN or infinite; `part` names where the first such number came from, `kept` what is saved."""
 
     def __init__(self, *, loss: float, samples: int, part: str, kept: str = "") -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dlrm.diverged import DivergedError
+
 Product = Callable[[Tensor], Tensor]
 """Multiplies a symmetric matrix by a vector [n]."""
 
@@ -56,7 +58,8 @@ def lanczos(
         until: asked after every step whether what is known by now is enough.
 
     Raises:
-        ValueError: fewer than one step, a start of zeros, or a product that is not finite.
+        DivergedError: a product is not finite.
+        ValueError: fewer than one step, or a start of zeros.
     """
     norm = float(start.norm())
     if steps < 1 or not norm > 0:
@@ -74,7 +77,7 @@ def lanczos(
             following -= known.T @ (known @ following)
         beside.append(float(following.norm()))
         if not (math.isfinite(diagonal[-1]) and math.isfinite(beside[-1])):
-            raise ValueError(f"lanczos: expected products of finite numbers, got others in step {step + 1}")
+            raise DivergedError(f"lanczos: expected products of finite numbers, got others in step {step + 1}")
         is_exhausted = beside[-1] <= 1e2 * torch.finfo(start.dtype).eps * max(map(abs, [*diagonal, *beside]))
         if is_exhausted or step + 1 == steps or (until is not None and until(_ritz(diagonal, beside))):
             break

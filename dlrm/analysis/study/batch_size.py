@@ -10,9 +10,10 @@ import tyro
 
 from dlrm.analysis.study.flags import Asked, read_flags
 from dlrm.analysis.study.space import Dimension, Space, apply_parameters, parse_space, read_setting
-from dlrm.analysis.study.steps_to_result import BatchResult, DivergedError, Protocol, Request, steps_to_result
+from dlrm.analysis.study.steps_to_result import BatchResult, Protocol, Request, steps_to_result
 from dlrm.analysis.study.study_folder import StudyFolder
 from dlrm.config import EvaluationConfig, RunConfig
+from dlrm.diverged import DivergedError
 from dlrm.training.run_log import write_json
 
 if TYPE_CHECKING:
@@ -140,6 +141,8 @@ class Trainers:
         def train() -> dict[str, float]:
             config = replace(self.run, epochs=self.most_samples / 2 / self.runner.epoch_samples)
             values = [value for _, value in self._train("goal", config, None)]
+            if not values:
+                raise ValueError(f"--goal: expected a number, as no evaluation gave the {self.run.evaluation.metric}")
             return {"goal": (max if self.run.evaluation.metric == "auc" else min)(values)}
 
         try:
@@ -153,7 +156,7 @@ class Trainers:
         """Train a run up to a goal, and return its evaluations.
 
         Raises:
-            DivergedError: its hyperparameters are not accepted, or its loss was not finite.
+            DivergedError: its hyperparameters are not accepted, or its loss or weights were not finite.
         """
         try:
             config = apply_parameters(self.run, request.parameters)

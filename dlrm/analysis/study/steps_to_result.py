@@ -16,16 +16,13 @@ from typing import Any
 from dlrm.analysis.study.search import propose, spread_first
 from dlrm.analysis.study.space import Space, extend, find_edges
 from dlrm.analysis.study.study_folder import Record, StudyFolder
+from dlrm.diverged import DivergedError
 
 # What a trial costs that has not come to the goal, on top of how much it lacks; and one that diverged.
 UNREACHED, DIVERGED = 1e3, 1e6
 
 Evaluations = Iterable[tuple[float, float]]
 """(samples seen, metric) again and again, as a run goes on; who takes them may stop at any time."""
-
-
-class DivergedError(ValueError):
-    """A trial came to nothing: its loss was not finite, or its hyperparameters are not accepted."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrm.config import GuardConfig, RunConfig
+from dlrm.diverged import DivergedError
 from dlrm.recipes import Recipe
 from dlrm.this_machine import count_cores
 from dlrm.training.command import build_trainer
@@ -81,7 +82,8 @@ class TrialRunner:
     def run(self, name: str, config: RunConfig, watch: Watch | None = None) -> TrialRun:
         """Train a configuration; a run that was killed goes on from its last checkpoint.
 
-        Guards are off, as a trial that learns nothing is a result too; a loss that is not finite ends it.
+        Guards are off, as a trial that learns nothing is a result too; a loss that is not finite ends it, and so do
+        weights that an evaluation finds to be none.
 
         Args:
             name: of the trial; its folder has the same.
@@ -105,11 +107,9 @@ class TrialRunner:
 
 
 def _fit(trainer: Trainer) -> tuple[dict[str, Any] | None, str]:
-    from dlrm.training.guards import NonFiniteLossError
-
     try:
         return trainer.fit(), ""
-    except NonFiniteLossError as error:
+    except DivergedError as error:
         return None, str(error)
 
 

@@ -12,13 +12,13 @@ import pytest
 from dlrm.analysis.study.critical_batch import explained_share, fit_critical_batch
 from dlrm.analysis.study.space import Dimension
 from dlrm.analysis.study.steps_to_result import (
-    DivergedError,
     Protocol,
     Request,
     find_crossing,
     steps_to_result,
 )
 from dlrm.analysis.study.study_folder import StudyFolder
+from dlrm.diverged import DivergedError
 
 DIM = 100
 CURVATURE = np.geomspace(1, 0.02, DIM)
