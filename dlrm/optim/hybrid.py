@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
@@ -13,10 +14,11 @@ class HybridOptimizer(Optimizer):
     """Optimizers of different kinds, each with some of a model's parameters, behind the interface of one.
 
     Its param groups are those of its members, one after the other, and its state is theirs: a learning rate that is
-    set here is set there, and a saved state looks like that of any optimizer with as many groups.
+    set here is set there, and a saved state looks like that of any optimizer with as many groups. A member holds the
+    state of its own parameters only, since some read or cast all that they hold when it is loaded or copied.
 
     Args:
-        members: with different parameters. From now on they share one state, and are saved as part of this one only.
+        members: with different parameters. From now on they step, and are saved, as part of this one only.
 
     Raises:
         ValueError: There are none, or two have a parameter in common.
@@ -47,6 +49,7 @@ class HybridOptimizer(Optimizer):
                 loss = closure()
         for member in self.members:
             member.step()
+            self.state.update(member.state)  # the entries that the step has made; the others are the same objects
         return loss
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,5 +61,8 @@ class HybridOptimizer(Optimizer):
         start = 0
         for member in self.members:
             end = start + len(member.param_groups)
-            member.__setstate__({"state": self.state, "param_groups": self.param_groups[start:end]})
+            groups = self.param_groups[start:end]
+            own = [param for group in groups for param in group["params"] if param in self.state]
+            of_member = defaultdict(dict, {param: self.state[param] for param in own})
+            member.__setstate__({"state": of_member, "param_groups": groups})
             start = end
