@@ -117,7 +117,8 @@ def _scale_small_tables(config: Any, group: ScaledGroup, m: Multipliers, tables:
     """Scale what small tables are told or take from the others, and write down where they differ from those now."""
     scaled = _scale_optimizer(config.small_tables.resolve(config.tables), group, m)
     given = [option for option in NUMBERS if getattr(config.small_tables, option) is not None]
-    differing = [option for option in NUMBERS if getattr(scaled, option) != getattr(tables, option)]
+    otherwise = config.small_tables.resolve(tables)
+    differing = [option for option in NUMBERS if getattr(scaled, option) != getattr(otherwise, option)]
     return replace(config.small_tables, **{option: getattr(scaled, option) for option in {*given, *differing}})
 
 
