@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from dlrm.analysis.study.flags import Asked, read_flags
+from dlrm.analysis.study.held_settings import set_batch_size
 from dlrm.analysis.study.space import Dimension, Space, apply_parameters, parse_space, read_setting
 from dlrm.analysis.study.steps_to_result import BatchResult, Protocol, Request, steps_to_result
 from dlrm.analysis.study.study_folder import StudyFolder
@@ -21,9 +23,9 @@ if TYPE_CHECKING:
 
 KIND, RESULT = "batch-size", "result.json"
 LEAST_BATCH = 16
-DESCRIPTION = """Find the fewest steps and samples to a goal for each batch size, with learning rates, warm-up and decay
-tuned anew for each, and from these the critical batch. A trial is a run of at most --epochs, which ends as soon as the
-valid split's --evaluation.metric comes to --goal. The same command with the same --output goes on where it was
+DESCRIPTION = """Find the fewest steps and samples to a goal for each batch size, with learning rates, warm-ups and
+decay tuned anew for each, and from these the critical batch. A trial is a run of at most --epochs, which ends as soon
+as the valid split's --evaluation.metric comes to --goal. The same command with the same --output goes on where it was
 stopped."""
 
 
@@ -32,7 +34,8 @@ class BatchSizeSettings:
     """What is tried."""
 
     batches: tuple[int, ...] = ()
-    """Batch sizes; none means powers of two times the recipe's, from a quarter of it to 16 times it."""
+    """Batch sizes; none means powers of two times the recipe's, from a quarter of it to 16 times it, as far as an epoch
+    has rows."""
     goal: float | None = None
     """Of --evaluation.metric on the valid split; none means what the recipe itself reaches after half of --epochs."""
     trials: int = 12
@@ -41,7 +44,7 @@ class BatchSizeSettings:
     """Of each batch size's best trial, with other seeds; their mean is reported, their deviation is the spread."""
     space: tuple[str, ...] = ()
     """Ranges as SETTING=LOW:HIGH, by their logarithm, or SETTING=LOW:HIGH:linear; settings joined by + are set alike.
-    None means both learning rates up to 16 times lower and higher, warm-up and decay."""
+    None means both learning rates up to 16 times lower and higher, both warm-ups, and decay."""
     abort_factor: float = 2.0
     """A trial stops after so many times the samples of the best one of its batch size."""
     evaluations: int = 30
@@ -87,8 +90,8 @@ def study_batch_size(asked: Asked[BatchSizeConfig]) -> str:
     from dlrm.analysis.study.trial_run import TrialRunner
 
     settings, run = asked.config.study, asked.run
-    batches = sorted(settings.batches) or default_batches(run.step.global_batch_size)
     runner = TrialRunner(asked.recipe_name, asked.recipe, run, asked.folder)
+    batches = choose_batches(settings.batches, run.step.global_batch_size, runner.epoch_samples)
     total = len(batches) * (settings.trials + settings.repeats) + (settings.goal is None)
     described = asked.settings() | {"data": runner.dataset.fingerprint}
     with StudyFolder(asked.folder, kind=KIND, settings=described, total=total) as study:
@@ -159,14 +162,13 @@ class Trainers:
             DivergedError: its hyperparameters are not accepted, or its loss or weights were not finite.
         """
         try:
-            config = apply_parameters(self.run, request.parameters)
+            config = apply_parameters(set_batch_size(self.run, request.batch_size), request.parameters)
         except ValueError as error:
             raise DivergedError(str(error)) from error
         config = replace(
             config,
             seed=request.seed,
             epochs=request.most_samples / self.runner.epoch_samples,
-            step=replace(config.step, global_batch_size=request.batch_size),
         )
         return self._train(request.name, config, goal)
 
@@ -185,20 +187,36 @@ class Trainers:
         return [(float(samples), float(value)) for samples, value in records if value is not None]
 
 
+def choose_batches(asked: Sequence[int], batch_size: int, most: int) -> list[int]:
+    """Return the batch sizes to study in rising order: those asked for, or the default ones that an epoch has rows for.
+
+    Raises:
+        ValueError: there are fewer rows in an epoch than in a batch.
+    """
+    chosen = sorted(asked) or [size for size in default_batches(batch_size) if size <= most]
+    if not chosen or chosen[-1] > most:
+        got = chosen[-1] if chosen else batch_size
+        raise ValueError(f"--batches: expected at most the {most} rows of an epoch in a batch, got {got}")
+    return chosen
+
+
 def default_batches(batch_size: int) -> list[int]:
     """Return sizes from a quarter of one to 16 times it."""
     return [size for size in (batch_size * 2**k // 4 for k in range(7)) if size >= min(LEAST_BATCH, batch_size)]
 
 
 def default_space(run: RunConfig, most_samples: float) -> Space:
-    """Return what is tuned where nothing else is asked for: both learning rates, warm-up and decay."""
+    """Return what is tuned where nothing else is asked for: both learning rates, both warm-ups, and decay."""
     rates = {
         "dense.learning_rate": run.dense.learning_rate,
         "tables.learning_rate": run.tables.learning_rate,
     }
     return (
         *(Dimension(name=name, low=rate / 16, high=16 * rate) for name, rate in rates.items()),
-        Dimension(name="dense_schedule.warmup_samples", low=0, high=most_samples / 4, log=False, ends=("low",)),
+        *(
+            Dimension(name=f"{group}.warmup_samples", low=0, high=most_samples / 4, log=False, ends=("low",))
+            for group in ("dense_schedule", "tables_schedule")
+        ),
         # A decay four times as long as the run is as good as none.
         Dimension(
             name="dense_schedule.decay_samples+tables_schedule.decay_samples",
@@ -224,9 +242,19 @@ def check_space(run: RunConfig, space: Space) -> None:
 
 
 def first_parameters(run: RunConfig, space: Space) -> dict[str, float]:
-    """Return the recipe's own values of what is tuned; the middle of a range where it has none."""
-    values = {dimension.name: read_setting(run, dimension.name.split("+")[0]) for dimension in space}
-    return {d.name: d.at(0.5) if (value := values[d.name]) is None else d.clip(value) for d in space}
+    """Return the recipe's own values of what is tuned; the middle of a range where it has none.
+
+    A decay over 0 samples is none at all, to which the longest one comes nearest.
+    """
+    return {dimension.name: _first_value(run, dimension) for dimension in space}
+
+
+def _first_value(run: RunConfig, dimension: Dimension) -> float:
+    path = dimension.name.split("+")[0]
+    value = read_setting(run, path)
+    if value is None:
+        return dimension.at(0.5)
+    return dimension.high if path.endswith(".decay_samples") and value == 0 else dimension.clip(value)
 
 
 def describe(results: list[BatchResult], protocol: Protocol, run: RunConfig) -> dict[str, object]:

@@ -168,7 +168,8 @@ class _Tuning:
 
     def tune(self, space: Space, hints: Sequence[Mapping[str, float]]) -> BatchResult:
         protocol = self.protocol
-        self._search(space, protocol.trials, [*hints, *spread_first(space, _mix(protocol.seed, self.batch_size))])
+        spread = spread_first(space, _mix(protocol.seed, self.batch_size))
+        self._search(space, protocol.trials, [*_fit_hints(space, hints), *spread])
         best = self._best()
         edges = {} if best is None else find_edges(space, best["parameters"])
         extended = bool(edges)
@@ -188,7 +189,7 @@ class _Tuning:
         protocol = self.protocol
         for number in range(len(self.tried), len(self.tried) + trials):
             if number < len(given):
-                parameters = {dimension.name: dimension.clip(given[number][dimension.name]) for dimension in space}
+                parameters = dict(given[number])
             else:
                 tried = [(record["parameters"], self._cost(record)) for record in self.tried]
                 parameters = propose(space, tried, _mix(protocol.seed, self.batch_size, number))
@@ -275,6 +276,16 @@ class _Tuning:
             repeated=repeated,
             rejected=rejected,
         )
+
+
+def _fit_hints(space: Space, hints: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Return hints as far as the space allows, each once."""
+    fitting: list[dict[str, float]] = []
+    for hint in hints:
+        clipped = {dimension.name: dimension.clip(hint[dimension.name]) for dimension in space}
+        if clipped not in fitting:
+            fitting.append(clipped)
+    return fitting
 
 
 def _name(edges: Mapping[str, str]) -> str:

@@ -6,7 +6,14 @@ from itertools import pairwise
 
 import pytest
 
-from dlrm.analysis.study.batch_size import check_space, default_batches, default_space, first_parameters
+from dlrm.analysis.study.batch_size import (
+    check_space,
+    choose_batches,
+    default_batches,
+    default_space,
+    first_parameters,
+)
+from dlrm.analysis.study.held_settings import list_held, set_batch_size
 from dlrm.analysis.study.search import FIRST, propose, spread_first
 from dlrm.analysis.study.space import (
     Dimension,
@@ -16,7 +23,7 @@ from dlrm.analysis.study.space import (
     parse_space,
     read_setting,
 )
-from dlrm.config import RunConfig
+from dlrm.config import RunConfig, SmallTablesConfig, StepConfig, TablesConfig
 from dlrm.optim.config import DenseOptimizerConfig
 from dlrm.recipes import RECIPES
 
@@ -94,6 +101,42 @@ def test_every_recipe_can_be_tuned_as_it_is(name: str) -> None:
     assert first["dense.learning_rate"] == run.dense.learning_rate
     assert find_edges(space[:2], first) == {}
     assert default_batches(run.step.global_batch_size)[2] == run.step.global_batch_size
+
+
+def test_a_recipe_that_never_decays_is_tried_so_first() -> None:
+    run = RECIPES["criteo-kaggle"].config
+    assert (run.dense_schedule.decay_samples, run.tables_schedule.decay_samples) == (0, 0)
+    space = default_space(run, 1e6)
+    assert {"dense_schedule.warmup_samples", "tables_schedule.warmup_samples"} <= {d.name for d in space}
+    first = first_parameters(run, space)
+    decay = "dense_schedule.decay_samples+tables_schedule.decay_samples"
+    assert first[decay] == 4e6
+    assert decay not in find_edges(space, first)
+    assert first_parameters(RECIPES["synthetic"].config, space)[decay] == 1_450_000
+
+
+def test_what_is_held_goes_with_the_batch_where_its_meaning_does() -> None:
+    run = RunConfig(step=StepConfig(global_batch_size=1000), tables=TablesConfig(eps=1e-2))
+    larger = set_batch_size(run, 4000)
+    assert larger.tables.eps == pytest.approx(2.5e-3)
+    assert set_batch_size(run, 250).tables.eps == pytest.approx(4e-2)
+    assert set_batch_size(run, 1000) == run
+    assert set_batch_size(larger, 1000).tables.eps == pytest.approx(1e-2)
+    assert larger.dense == run.dense
+    assert (larger.tables.learning_rate, larger.scale_from, larger.rule) == (run.tables.learning_rate, None, None)
+    assert dict(list_held(run, 4000)) == {"tables.eps": larger.tables.eps}
+    small = SmallTablesConfig(below_rows=100, optimizer="cowclip", learning_rate=0.1, l2=1e-4)
+    held = dict(list_held(RunConfig(step=run.step, small_tables=small), 4000))
+    # 1e-8 is what their optimizers take where nothing is given.
+    assert held == pytest.approx({"tables.eps": 2.5e-9, "small_tables.eps": 2.5e-9, "small_tables.l2": 4e-4})
+
+
+def test_no_batch_is_larger_than_an_epoch() -> None:
+    assert choose_batches((2000, 500), 256, 2000) == [500, 2000]
+    assert choose_batches((), 256, 2000) == [64, 128, 256, 512, 1024]
+    for asked, size in (((500, 2001), 2001), ((), 9000)):
+        with pytest.raises(ValueError, match=f"--batches: expected at most the 2000 rows of an epoch.* got {size}"):
+            choose_batches(asked, size, 2000)
 
 
 def test_a_range_that_a_recipe_does_not_accept_is_named_at_once() -> None:

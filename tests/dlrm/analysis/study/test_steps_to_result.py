@@ -133,6 +133,22 @@ def test_hyperparameters_are_tuned_anew_with_one_budget(tmp_path: Path) -> None:
     assert [study.records[f"64/repeat-{n}"]["seed"] for n in range(2)] == [1, 2]
 
 
+def test_what_is_best_already_is_not_tried_twice() -> None:
+    asked: list[tuple[int, float]] = []
+
+    def train(request: Request) -> Iterator[tuple[float, float]]:
+        rate = request.parameters["rate"]
+        asked.append((request.batch_size, rate))
+        yield from ((step * request.batch_size, step / (1 + abs(rate - RATE.high))) for step in range(1, 100))
+
+    # Beyond the range, and so the same as the best one of the batch size before only once both are clipped.
+    protocol = Protocol(goal=20.0, trials=6, repeats=0, first={"rate": 9.0})
+    results = steps_to_result(train, [8, 16], (RATE,), protocol)
+    assert results[0].parameters == {"rate": RATE.high}
+    assert [rate for _, rate in asked].count(RATE.high) == 2
+    assert len(set(asked)) == len(asked) == 12
+
+
 @pytest.mark.parametrize("kept", [1, 6, 10, 15])
 def test_what_was_stopped_proposes_what_it_would_have(kept: int, tmp_path: Path) -> None:
     protocol = Protocol(goal=0.3, higher_is_better=False, trials=9, repeats=1, most_samples=1e5)
