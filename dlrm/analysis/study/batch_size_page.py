@@ -17,12 +17,15 @@ from dlrm.analysis.study.critical_batch import (
     fit_critical_batch,
     range_over_subsets,
 )
+from dlrm.analysis.study.held_settings import list_held
 from dlrm.analysis.study.page import METRICS, format_significant, write_study_page
 from dlrm.analysis.study.space import Space, read_setting
 from dlrm.analysis.study.steps_to_result import BatchResult, Protocol
 from dlrm.analysis.study.study_folder import StudyFolder
 from dlrm.config import RunConfig
 
+# Below, a fit says nothing: a line goes through any two points.
+LEAST_SIZES = 3
 TEMPLATE = Path(__file__).parent / "page" / "batch_size.html"
 
 
@@ -36,7 +39,7 @@ class Findings:
         why_none: why not.
         span: least and greatest critical batch over fits that leave out one batch size; None where unknown.
         explained: R^2 of the fitted steps, over logarithms.
-        most_useful: largest batch up to which each one saves steps; None where nothing is believed.
+        most_useful: largest batch up to which each one saves steps; None where fewer than two are believed.
     """
 
     believed: tuple[BatchResult, ...]
@@ -46,13 +49,29 @@ class Findings:
     explained: float | None
     most_useful: int | None
 
+    @property
+    def outside(self) -> str:
+        """Whether the critical batch lies `above` or `below` what was measured; "" if neither."""
+        if self.fit is None:
+            return ""
+        if self.fit.critical_batch > self.believed[-1].batch_size:
+            return "above"
+        return "below" if self.fit.critical_batch < self.believed[0].batch_size else ""
+
+    @property
+    def bound(self) -> int:
+        """The measured batch that a critical batch `outside` lies beyond."""
+        return self.believed[-1 if self.outside == "above" else 0].batch_size
+
 
 def find_out(results: Sequence[BatchResult]) -> Findings:
-    """Fit the critical batch to what is believed."""
+    """Fit the critical batch to what is believed, the results in the order of batches."""
     believed = tuple(result for result in results if not result.rejected and result.samples is not None)
     batches, samples = [r.batch_size for r in believed], [r.samples or 0.0 for r in believed]
     fit, why_none = None, ""
     try:
+        if len(believed) < LEAST_SIZES:
+            raise ValueError(f"expected at least {LEAST_SIZES} batch sizes that are believed, got {len(believed)}")
         fit = fit_critical_batch(batches, samples, relative=True)
     except ValueError as error:
         why_none = str(error)
@@ -62,7 +81,7 @@ def find_out(results: Sequence[BatchResult]) -> Findings:
         why_none=why_none,
         span=None if fit is None else range_over_subsets(batches, samples, relative=True),
         explained=None if fit is None else explained_share(fit, batches, samples),
-        most_useful=find_most_useful(batches, [r.steps or 0.0 for r in believed]) if believed else None,
+        most_useful=find_most_useful(batches, [r.steps or 0.0 for r in believed]) if len(believed) > 1 else None,
     )
 
 
@@ -80,7 +99,7 @@ def write_batch_size_page(
         title=f"{name}: which batch size?",
         verdict=verdict,
         advice=advice,
-        warnings=list_warnings(results, study),
+        warnings=list_warnings(results, found, study),
         figures=_list_figures(found, goal),
         goal=goal,
         protocol=protocol,
@@ -102,12 +121,17 @@ def describe_verdict(found: Findings) -> str:
     if not found.believed:
         return "No batch size came to the goal in a way that can be believed; the table below says why not."
     if found.fit is None:
-        return (
-            f"No critical batch could be fitted ({found.why_none.removeprefix('critical batch: ')}). Of the batches "
-            f"tried, {found.most_useful:,} is the largest that still saved steps."
-        )
+        words = f"No critical batch could be fitted ({found.why_none.removeprefix('critical batch: ')})."
+        if found.most_useful is None:
+            return words
+        return f"{words} Of the batches tried, {found.most_useful:,} is the largest that still saved steps."
     fit = found.fit
     span = "" if found.span is None else f" ({_round(found.span[0])} to {_round(found.span[1])}, leaving one size out)"
+    if found.outside:
+        return (
+            f"The critical batch lies {found.outside} what was measured: the law, carried on beyond {found.bound:,}, "
+            f"has it at about {_round(fit.critical_batch)} samples{span}, which nothing here has tested."
+        )
     return (
         f"The critical batch is about {_round(fit.critical_batch)} samples{span}: there a run takes twice the samples "
         f"of the smallest batch and twice the steps of the largest. Up to {_round(fit.perfect_up_to)}, twice the batch "
@@ -117,27 +141,22 @@ def describe_verdict(found: Findings) -> str:
 
 def describe_advice(found: Findings, run: RunConfig) -> list[str]:
     """Say what to do, one sentence each."""
-    if not found.believed or found.most_useful is None:
+    if not found.believed:
         return ["Lower --goal, raise --epochs or --trials, or give other ranges with --space."]
     sentences = []
-    if (fit := found.fit) is not None:
-        critical = fit.critical_batch
-        best = min(found.believed, key=lambda result: abs(np.log(result.batch_size / critical)))
-        settings = " ".join(f"{flag} {value}" for flag, value in list_flags(best.parameters, run))
+    if found.outside:
+        kind = "larger" if found.outside == "above" else "smaller"
+        sentences.append(f"To measure the critical batch, add {kind} sizes to --batches.")
+    elif found.fit is not None:
+        sentences += _advise_by_law(found, found.fit, run)
+    if found.most_useful is not None:
         sentences.append(
-            f"Where time counts as much as compute, train with --step.global-batch-size {best.batch_size} {settings}: "
-            f"{fit.samples(best.batch_size) / fit.least_samples:.1f} times the least samples, "
-            f"{fit.steps(best.batch_size) / fit.least_steps:.1f} times the least steps."
+            f"Larger than {found.most_useful:,} is of no use: the next batch tried took no fewer steps."
+            if found.most_useful < found.believed[-1].batch_size
+            else f"Even {found.most_useful:,}, the largest batch that is believed, still saved steps."
         )
-        sentences.append(
-            "Where only compute counts, take the largest batch that fills the machine and is not above "
-            f"{_round(fit.perfect_up_to)}."
-        )
-    sentences.append(
-        f"Larger than {found.most_useful:,} is of no use: the next batch tried took no fewer steps."
-        if found.most_useful < found.believed[-1].batch_size
-        else f"Even {found.most_useful:,}, the largest batch that is believed, still saved steps."
-    )
+    if len(found.believed) < LEAST_SIZES:
+        sentences.append(f"For a critical batch, have at least {LEAST_SIZES} sizes in --batches that can be believed.")
     sentences += [
         f"Between the smallest and the largest batch, the best {name} went with the batch to the power {power:.2f} "
         "(linear scaling is 1, the square-root rule .5)."
@@ -145,6 +164,19 @@ def describe_advice(found: Findings, run: RunConfig) -> list[str]:
         if (power := fit_power(found.believed, name)) is not None
     ]
     return sentences
+
+
+def _advise_by_law(found: Findings, fit: CriticalBatch, run: RunConfig) -> list[str]:
+    best = min(found.believed, key=lambda result: abs(np.log(result.batch_size / fit.critical_batch)))
+    given = dict(list_held(run, best.batch_size)) | best.parameters
+    settings = " ".join(f"{flag} {value}" for flag, value in list_flags(given, run))
+    return [
+        f"Where time counts as much as compute, train with --step.global-batch-size {best.batch_size} {settings}: "
+        f"{fit.samples(best.batch_size) / fit.least_samples:.1f} times the least samples, "
+        f"{fit.steps(best.batch_size) / fit.least_steps:.1f} times the least steps.",
+        "Where only compute counts, take the largest batch that fills the machine and is not above "
+        f"{_round(fit.perfect_up_to)}.",
+    ]
 
 
 def fit_power(results: Sequence[BatchResult], name: str) -> float | None:
@@ -166,9 +198,20 @@ def list_flags(parameters: dict[str, float], run: RunConfig) -> list[tuple[str, 
     return flags
 
 
-def list_warnings(results: Sequence[BatchResult], study: StudyFolder) -> list[str]:
+def list_warnings(results: Sequence[BatchResult], found: Findings, study: StudyFolder) -> list[str]:
     """Say what should not be overlooked."""
-    warnings = [f"Batch {r.batch_size:,} has no part in the fit: {r.rejected}." for r in results if r.rejected]
+    warnings = []
+    if len(found.believed) < LEAST_SIZES:
+        warnings.append(
+            f"Batch sizes that are believed: {len(found.believed)}. The law has two numbers, so that it goes through "
+            f"any two points; below {LEAST_SIZES} it is not fitted."
+        )
+    if found.outside:
+        warnings.append(
+            f"The critical batch lies {found.outside} the measured batches, {found.believed[0].batch_size:,} to "
+            f"{found.believed[-1].batch_size:,}: it is what the law says, not what was seen."
+        )
+    warnings += [f"Batch {r.batch_size:,} has no part in the fit: {r.rejected}." for r in results if r.rejected]
     diverged = [f"{r.diverged} of {r.trials} at batch {r.batch_size:,}" for r in results if r.diverged]
     if diverged:
         warnings.append(f"Trials that diverged: {', '.join(diverged)}.")
@@ -193,13 +236,14 @@ def list_warnings(results: Sequence[BatchResult], study: StudyFolder) -> list[st
 
 def _list_figures(found: Findings, goal: str) -> list[dict[str, str]]:
     fit = found.fit
+    critical = "-" if fit is None else _round(fit.critical_batch)
     metric, _, where = goal.partition(" on ")
     return [
         {"label": "Goal", "value": metric, "note": f"on {where}"},
         {
             "label": "Critical batch",
-            "value": "-" if fit is None else _round(fit.critical_batch),
-            "note": "twice the least samples, twice the least steps",
+            "value": f"{found.outside} {found.bound:,}" if found.outside else critical,
+            "note": f"{critical}, were the law to hold there" if found.outside else "twice the least samples and steps",
         },
         {
             "label": "Least samples",

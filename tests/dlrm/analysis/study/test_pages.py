@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from dlrm.analysis.study.batch_size_page import describe_advice, describe_verdict, find_out
+from dlrm.analysis.study.batch_size_page import describe_advice, describe_verdict, find_out, list_warnings
 from dlrm.analysis.study.page import format_significant
 from dlrm.analysis.study.steps_to_result import BatchResult
+from dlrm.analysis.study.study_folder import StudyFolder
 from dlrm.recipes import RECIPES
 
 RUN = RECIPES["synthetic"].config
@@ -109,11 +110,49 @@ def test_words_for_a_law_that_cannot_be_fitted() -> None:
     ]
 
 
+def test_two_sizes_give_no_critical_batch_and_one_saves_no_steps(tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path, kind="batch-size", settings={}, quiet=True)
+    two = [believed(64, 1000, 0.1), believed(128, 1500, 0.1)]
+    found = find_out(two)
+    assert (found.fit, found.explained, found.span) == (None, None, None)
+    assert describe_verdict(found) == (
+        "No critical batch could be fitted (expected at least 3 batch sizes that are believed, got 2). Of the batches "
+        "tried, 128 is the largest that still saved steps."
+    )
+    assert any("it goes through any two points" in warning for warning in list_warnings(two, found, study))
+    assert not any("time counts" in sentence for sentence in describe_advice(found, RUN))
+    one = find_out(two[:1])
+    words = " ".join([describe_verdict(one), *describe_advice(one, RUN)])
+    assert "saved steps" not in words
+    assert "got 1)" in words
+    assert "have at least 3 sizes in --batches" in words
+
+
+@pytest.mark.parametrize(
+    ("batches", "side", "kind"), [((64, 128, 256), "above", "larger"), ((2048, 4096, 8192), "below", "smaller")]
+)
+def test_a_critical_batch_that_was_not_measured_is_no_advice(
+    batches: tuple[int, ...], side: str, kind: str, tmp_path: Path
+) -> None:
+    results = [believed(batch, 1e5 * (1 + batch / 1000), 0.01) for batch in batches]
+    found = find_out(results)
+    assert found.fit is not None
+    assert found.fit.critical_batch == pytest.approx(1000)
+    assert describe_verdict(found).startswith(f"The critical batch lies {side} what was measured")
+    advice = " ".join(describe_advice(found, RUN))
+    assert "time counts" not in advice
+    assert "compute counts" not in advice
+    assert f"add {kind} sizes to --batches" in advice
+    study = StudyFolder(tmp_path, kind="batch-size", settings={}, quiet=True)
+    assert any(f"lies {side} the measured batches" in warning for warning in list_warnings(results, found, study))
+
+
 def test_how_rates_went_with_the_batch_is_said() -> None:
     results = [believed(2**k, 1e5 * (1 + 2**k / 1000), 0.01 * 2 ** (k / 2)) for k in range(5, 12)]
     advice = " ".join(describe_advice(find_out(results), RUN))
     assert "the best dense.learning_rate went with the batch to the power 0.50" in advice
-    assert f"--step.global-batch-size 1024 --dense.learning-rate {0.01 * 2**5:.3g}" in advice
+    # The recipe's eps, which is not tuned, is that of 2,048 samples.
+    assert f"--step.global-batch-size 1024 --tables.eps 0.02 --dense.learning-rate {0.01 * 2**5:.3g}" in advice
 
 
 def test_a_learning_rate_page_ranks_the_planted_policy_first(learning_rate_study: Any) -> None:
