@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 
 from dlrm.optim.lamb_operations import Layer
@@ -52,7 +53,8 @@ class KernelMoves:
     """
 
     def __init__(self, layers: Sequence[Layer], divisor: Tensor | None) -> None:
-        sizes = tuple([layer.weight.numel() for layer in layers])
+        self._weights = [layer.weight for layer in layers]
+        sizes = tuple([weight.numel() for weight in self._weights])
         # One tensor for all directions, which is given back at once.
         self._directions = torch.empty(sum(sizes))
         self._starts, self._pieces = _cut(sizes)
@@ -78,6 +80,7 @@ class KernelMoves:
     def finish(self, ratios: Tensor) -> None:
         """Move every weight by its direction times its ratio and its group's rate; ratios are [layers]."""
         self._run(partial(move_weights, self._settings[self._places, RATE] * ratios.numpy()))
+        increment_version(self._weights)  # else a backward pass would not notice that what it has kept is changed
 
     def _run(self, kernel: Any) -> None:
         pieces = self._pieces
@@ -92,7 +95,11 @@ class KernelMoves:
 
 
 def suit_kernels(layers: Sequence[Layer]) -> bool:
-    """Say whether all of the layers' tensors are contiguous float32 on the CPU; first moments may be bfloat16."""
+    """Say whether all of the layers' tensors are contiguous float32 on the CPU; first moments may be bfloat16.
+
+    Weights and gradients may not be negated lazily, as the imaginary part of a conjugate is, whose memory holds the
+    other sign. Moments never are: an optimizer makes its own.
+    """
     float32, narrow = torch.float32, (torch.float32, torch.bfloat16)
     for _, weight, gradient, mean, square, *_ in layers:
         if not (
@@ -106,6 +113,7 @@ def suit_kernels(layers: Sequence[Layer]) -> bool:
             and mean.is_contiguous()
             and square.is_contiguous()
             and type(weight) in _PLAIN
+            and not (weight.is_neg() or gradient.is_neg())
         ):
             return False
     return True
@@ -241,10 +249,13 @@ def widen(narrow: Any, wide: Any) -> None:
 
 @compiled
 def shorten(wide: Any, narrow: Any) -> None:
-    """Write the bits of float32 numbers as those of the nearest bfloat16 ones, of two the even one."""
+    """Write the bits of float32 numbers as those of the nearest bfloat16 ones, of two the even one; NaN stays NaN."""
     for d in range(narrow.size):
-        odd = (wide[d] >> np.uint32(16)) & np.uint32(1)
-        narrow[d] = np.uint16((wide[d] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+        high = wide[d] >> np.uint32(16)
+        nearest = (wide[d] + np.uint32(0x7FFF) + (high & np.uint32(1))) >> np.uint32(16)
+        is_nan = (wide[d] & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+        # Rounding would carry a NaN's bits into the exponent or the sign, or leave those of an infinity.
+        narrow[d] = np.uint16(high | np.uint32(0x40)) if is_nan else np.uint16(nearest)
 
 
 @compiled

@@ -87,6 +87,18 @@ def test_moments_in_16_bits_are_the_nearest_ones() -> None:
     assert np.array_equal(back, wide.bfloat16().float().numpy().view(np.uint32))
 
 
+def test_what_is_no_number_is_none_in_16_bits() -> None:
+    """Of either sign, whatever the other bits: the lowest ones, the highest ones, all of them, any."""
+    drawn = np.random.default_rng(0).integers(1, 1 << 23, 10_000)
+    payloads = np.concatenate([drawn, [1, 0x7FFF, 0x8000, 0xFFFF, 0x400000, 0x7F8000, 0x7FFFFF]]).astype(np.uint32)
+    for sign in (0x7F800000, 0xFF800000):
+        narrow = np.empty(len(payloads), np.uint16)
+        lamb_kernels.shorten(payloads | np.uint32(sign), narrow)
+        back = torch.from_numpy(narrow.view(np.int16)).view(torch.bfloat16)
+        assert back.isnan().all()
+        assert (back.signbit() == (sign == 0xFF800000)).all()
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 40), min_size=0, max_size=3).map(tuple), min_size=2, max_size=6),
@@ -142,6 +154,34 @@ def test_what_does_not_lie_in_a_row_is_left_to_operations(which: str, monkeypatc
     optimizers[1].fused = False
     optimizers[1].step()
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_what_is_negated_lazily_is_left_to_operations() -> None:
+    """In its memory the sign is the other one, as in the imaginary part of a conjugate."""
+    plain, lazy = (torch.nn.Parameter(torch.arange(1.0, 7.0).reshape(2, 3)) for _ in range(2))
+    gradient = torch._neg_view(torch.randn(2, 3))
+    assert gradient.is_neg()
+    assert gradient.is_contiguous()
+    plain.grad, lazy.grad = gradient.resolve_neg(), gradient
+    for weight in (plain, lazy):
+        Lamb([weight], lr=0.1).step()
+    torch.testing.assert_close(lazy, plain, rtol=1e-6, atol=1e-7)
+    lazy.data, lazy.grad = torch._neg_view(-lazy.data), plain.grad
+    with pytest.raises(RuntimeError, match="negation"):  # by torch, whose operations refuse it
+        Lamb([lazy], lr=0.1).step()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_between_forward_and_backward_is_noticed(fused: bool) -> None:
+    """As with torch's optimizers; else the gradient would be that of other weights."""
+    weights = [torch.nn.Parameter(torch.ones(3, 3)) for _ in range(2)]
+    optimizer = Lamb(weights, fused=fused)
+    for place, weight in enumerate(weights):
+        loss = (weight * weight).sum()
+        weight.grad, weights[1 - place].grad = torch.ones(3, 3), None
+        optimizer.step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
 
 
 def test_other_types_are_left_to_operations(monkeypatch: pytest.MonkeyPatch) -> None:
