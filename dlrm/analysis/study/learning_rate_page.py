@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,14 +88,11 @@ def describe_advice(results: Sequence[PolicyResult], policies: Mapping[str, Poli
     if best.value is None:
         return ["Lower the learning rates, or give smaller --factors."]
     factor = best.runs[0]["factor"]
-    config = policies[best.policy].configure(run, factor)
-    flags = [
-        f"--dense.learning-rate {config.dense.learning_rate:.4g}",
-        f"--tables.learning-rate {config.tables.learning_rate:.4g}",
-        *map(shlex.quote, policies[best.policy].flags),
-    ]
-    reset = "" if policies[best.policy].keeps_schedules else ", with no other schedule"
-    sentences = [f"Train with {' '.join(flags)}{reset}."]
+    policy = policies[best.policy]
+    reset = "" if policy.keeps_schedules else ", with no other schedule"
+    sentences = [f"Train with {' '.join(policy.list_flags(run, factor))}{reset}."]
+    if policy.moves_only_tables:
+        sentences.append(f"{policy.name} finds the dense part's rate by itself: its factor moved the tables' alone.")
     if best.deviation is None:
         return sentences
     tied = [r for r in results if r.value is not None and not can_be_told_apart(best, r)]

@@ -5,11 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dlrm.cli import parse
 from dlrm.config import RunConfig
+from dlrm.optim.config import OPTIONS, DenseOptimizerConfig, DenseOptimizerName, is_given
 from dlrm.optim.lr_schedules import Schedule
 
+# What has a learning rate, of its own or not, and what a rate's schedule is called.
+GROUPS = ("dense", "head", "tables", "small_tables")
+SCHEDULES = tuple(f"{group}_schedule" for group in GROUPS)
 FORMULA, STATE, EXPLORATION, OWN = "formula", "state", "exploration", "as given"
 
 
@@ -24,6 +29,8 @@ class Policy:
         flags: of `recforge train`.
         keeps_schedules: whether the recipe's own schedules stay in place.
         explores: whether a range test finds its rates.
+        optimizer: of the dense part, told nothing but the recipe's rate and decay; None keeps the recipe's.
+        moves_only_tables: whether a factor has no say in the dense part's rate, which the policy finds by itself.
     """
 
     name: str
@@ -32,26 +39,48 @@ class Policy:
     flags: tuple[str, ...] = ()
     keeps_schedules: bool = False
     explores: bool = False
+    optimizer: DenseOptimizerName | None = None
+    moves_only_tables: bool = False
 
     def configure(self, run: RunConfig, factor: float = 1.0) -> RunConfig:
         """Return a run under this policy.
 
         Args:
             run: whose schedules it replaces.
-            factor: multiplies both learning rates.
+            factor: multiplies the learning rates of the dense part and of tables, also those of the head and of small
+                tables where they have their own.
 
         Raises:
             ValueError: a flag does not exist, or its value is not accepted.
         """
         if not self.keeps_schedules:
-            run = replace(run, dense_schedule=Schedule(), tables_schedule=Schedule())
+            run = without_schedules(run)
+        if self.optimizer is not None:
+            kept = {name: getattr(run.dense, name) for name in ("learning_rate", "weight_decay")}
+            run = replace(run, dense=DenseOptimizerConfig(name=self.optimizer, **kept))
         if self.flags:
-            run = parse(RunConfig, self.flags, program=f"policy {self.name}", default=run)
-        return replace(
-            run,
-            dense=replace(run.dense, learning_rate=factor * run.dense.learning_rate),
-            tables=replace(run.tables, learning_rate=factor * run.tables.learning_rate),
-        )
+            try:
+                run = parse(RunConfig, self.flags, program="recforge train", default=run)
+            except ValueError as error:
+                raise ValueError(f"policy {self.name}: {error}") from None
+        return replace(run, **{group: _multiply_rate(getattr(run, group), factor) for group in GROUPS})
+
+    def list_flags(self, run: RunConfig, factor: float) -> list[str]:
+        """Return flags of `recforge train` that make a run what `configure` does; schedules that it resets are not."""
+        config = self.configure(run, factor)
+        rates = [(group, getattr(config, group).learning_rate) for group in GROUPS]
+        flags = [f"--{group.replace('_', '-')}.learning-rate {rate:.4g}" for group, rate in rates if rate is not None]
+        if self.optimizer is not None:
+            given = [option for option in OPTIONS if is_given(getattr(run.dense, option))]
+            flags += [_take_back(option, getattr(run.dense, option)) for option in given]
+            flags.append(f"--dense.name {self.optimizer}")
+        return [*map(shlex.quote, self.flags), *flags]  # in this order, as the policy's flags may give a rate too
+
+
+def without_schedules(run: RunConfig) -> RunConfig:
+    """Return a run all of whose rates stay as they are."""
+    constant: dict[str, Any] = dict.fromkeys(SCHEDULES, Schedule())
+    return replace(run, **constant)
 
 
 def list_policies(samples: float) -> dict[str, Policy]:
@@ -101,8 +130,10 @@ def list_policies(samples: float) -> dict[str, Policy]:
             words="rate and momentum of a dense SGD from the Hessian's eigenvalues; tables as with poly",
             flags=(
                 *("--tables-schedule.shape", f"warmup({warmup}) * poly({rest}, start={warmup}, power=2)"),
-                *("--dense.name", "sgd", "--curvature-rate.every-samples", str(max(1, whole // 20))),
+                *("--curvature-rate.every-samples", str(max(1, whole // 20))),
             ),
+            optimizer="sgd",
+            moves_only_tables=True,
         ),
     ]
     return {policy.name: policy for policy in policies}
@@ -136,6 +167,16 @@ def choose_policies(names: Sequence[str], own: Sequence[str], samples: float) ->
     if len({policy.name for policy in chosen}) < len(chosen) or not chosen:
         raise ValueError(f"--policies: expected different names, got {', '.join(p.name for p in chosen) or 'none'}")
     return chosen
+
+
+def _multiply_rate(group: Any, factor: float) -> Any:
+    return group if group.learning_rate is None else replace(group, learning_rate=factor * group.learning_rate)
+
+
+def _take_back(option: str, value: Any) -> str:
+    """Return the flag that takes an option back."""
+    name = option.replace("_", "-")
+    return f"--dense.no-{name}" if isinstance(value, bool) else f"--dense.{name} None"
 
 
 def _formula(name: str, words: str, shape: str) -> Policy:

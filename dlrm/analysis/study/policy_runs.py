@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dlrm.analysis.study.compare_policies import PolicyRun
-from dlrm.analysis.study.policies import Policy
+from dlrm.analysis.study.policies import Policy, without_schedules
 from dlrm.analysis.study.range_test import range_test, rising_shape
 from dlrm.analysis.study.study_folder import Record, StudyFolder
 from dlrm.analysis.study.trial_run import TrialRun, TrialRunner
@@ -85,7 +85,7 @@ class PolicyTrainer:
         low, high = self.span
         shape = Schedule(shape=rising_shape(low, high, self.range_samples))
         config = replace(
-            self.run,
+            without_schedules(self.run),
             dense_schedule=shape,
             tables_schedule=shape,
             epochs=self.range_samples / self.runner.epoch_samples,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,19 @@ import numpy as np
 import pytest
 
 from dlrm.analysis.study.compare_policies import (
+    PolicyResult,
     PolicyRun,
     can_be_told_apart,
     common_goal,
     compare_policies,
 )
-from dlrm.analysis.study.policies import choose_policies, list_policies
+from dlrm.analysis.study.learning_rate_page import describe_advice
+from dlrm.analysis.study.policies import choose_policies, list_policies, without_schedules
 from dlrm.analysis.study.range_test import range_test, rising_shape
 from dlrm.analysis.study.study_folder import StudyFolder
+from dlrm.cli import parse
+from dlrm.config import RunConfig, SmallTablesConfig, TablesConfig
+from dlrm.optim.config import DenseOptimizerConfig, HeadConfig
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.recipes import RECIPES
 
@@ -151,6 +157,36 @@ def test_every_policy_is_flags_that_exist() -> None:
             assert config.plateau.policy == "reduce"
         if policy.name == "lanczos":
             assert config.curvature_rate.every_samples == 50_000
+            assert config.dense == DenseOptimizerConfig(name="sgd", learning_rate=2 * run.dense.learning_rate)
+
+
+def test_a_policy_takes_the_place_of_all_that_a_recipe_has() -> None:
+    shape = Schedule(shape="warmup(7)")
+    run = RunConfig(
+        dense=DenseOptimizerConfig(betas=(0.8, 0.9), eps=1e-3, trust_clip=True, weight_decay=0.1, learning_rate=0.5),
+        head=HeadConfig(learning_rate=0.25),
+        tables=TablesConfig(learning_rate=0.5),
+        small_tables=SmallTablesConfig(below_rows=9, learning_rate=0.75),
+        dense_schedule=shape,
+        head_schedule=shape,
+        tables_schedule=shape,
+        small_tables_schedule=shape,
+    )
+    policies = list_policies(1e6)
+    lanczos = policies["lanczos"].configure(run, 3.0)
+    assert lanczos.dense == DenseOptimizerConfig(name="sgd", learning_rate=1.5, weight_decay=0.1)
+    assert (lanczos.head.learning_rate, lanczos.small_tables.learning_rate) == (0.75, 2.25)
+    assert (lanczos.head_schedule, lanczos.small_tables_schedule) == (Schedule(), Schedule())
+    kept = policies["recipe"].configure(run, 2.0)
+    assert (kept.head_schedule, kept.small_tables_schedule) == (shape, shape)
+    # Told as flags, it is the same but for the schedules, which the page says are to be left out.
+    without = without_schedules(run)
+    flags = shlex.split(" ".join(policies["lanczos"].list_flags(run, 3.0)))
+    assert parse(RunConfig, flags, program="train", default=without) == lanczos
+    best = PolicyResult(policy="lanczos", factor=3.0, runs=({"factor": 3.0},), tried=(), value=0.7, deviation=None)
+    advice = " ".join(describe_advice([best], policies, run))
+    assert "its factor moved the tables' alone" in advice
+    assert "--small-tables.learning-rate 2.25" in advice
 
 
 def test_own_policies_are_flags_of_train() -> None:
@@ -158,6 +194,9 @@ def test_own_policies_are_flags_of_train() -> None:
     config = own.configure(RECIPES["synthetic"].config, 3.0)
     assert config.dense.learning_rate == pytest.approx(3e-4)
     assert config.dense_schedule == Schedule(shape="warmup(7) * 0.5")
+    told = shlex.split(" ".join(own.list_flags(RECIPES["synthetic"].config, 3.0)))
+    run = parse(RunConfig, told, program="train", default=without_schedules(RECIPES["synthetic"].config))
+    assert run.dense.learning_rate == pytest.approx(3e-4), "the rate with its factor, not the one in the flags"
 
 
 @pytest.mark.parametrize(
@@ -176,5 +215,5 @@ def test_policies_that_do_not_exist_are_named(names: list[str], own: list[str], 
 
 def test_an_own_policy_with_a_wrong_flag_is_named() -> None:
     (own,) = choose_policies([], ["bad=--dense.rate 1"], 1e6)
-    with pytest.raises(ValueError, match=r"dense\.rate"):
+    with pytest.raises(ValueError, match=r"^policy bad: .*dense\.rate.*run recforge train --help"):
         own.configure(RECIPES["synthetic"].config)
