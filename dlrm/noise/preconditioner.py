@@ -9,6 +9,9 @@ from torch.optim import Optimizer
 # State -> exponential average of squares (with a bias to correct), or their sum.
 AVERAGE, SUM = "exp_avg_sq", "sum"
 
+HAVE_SECOND_MOMENTS = ("lamb", "adam", "adamw", "adagrad")
+"""Dense optimizers with a number per weight to divide by; factored has one per row and column."""
+
 
 class Preconditioner:
     """Gives 1 / (sqrt(v) + eps) of each parameter, with the second moment v of the steps so far.

@@ -17,6 +17,11 @@ class AdaScale(Attachment):
     Johnson et al. 2020, arXiv:2007.05105: a step of gain g does what g steps of the base batch would, so that schedules
     come forward by g base batches, fewer samples than the step takes. Tables keep their rate.
 
+    The gain is how many times smaller the large batch's squared gradient is expected to be. An optimizer that divides
+    by the gradient's size (its root mean square, as Adam's, or its norm, as LARS's) so takes a step that is longer
+    by the root of the gain for the same true gradient, and its rate needs the other root only. (Vectors, by whose norm
+    lars does not divide, get the same rate.)
+
     Args:
         watch: of the gradients, called before this.
         base: batch size that rates and schedules were chosen for.

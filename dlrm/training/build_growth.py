@@ -9,7 +9,7 @@ from torch import nn
 
 from dlrm.noise.frequency_bands import count_bands, measure_frequencies
 from dlrm.noise.gradient_meter import GradientMeter
-from dlrm.noise.preconditioner import Preconditioner
+from dlrm.noise.preconditioner import HAVE_SECOND_MOMENTS, Preconditioner
 from dlrm.training.batch_growth import BatchGrowth, GrowthInsteadOfDecay, Rescale, StagedGrowth, TestedGrowth
 from dlrm.training.batch_growth_config import parse_stages
 from dlrm.training.batch_schedules import NoiseScaleSchedule
@@ -28,7 +28,7 @@ def watch_noise(run: RunParts) -> NoiseWatch:
     """Make what measures a run's gradients.
 
     Raises:
-        ValueError: a test of gradients that are preconditioned was asked for.
+        ValueError: a test of gradients that are preconditioned was asked for, or an optimizer preconditions none.
     """
     config, tables = run.config, find_tables(run.model)
     products = config.growth.test in ("inner_product", "augmented")
@@ -37,6 +37,11 @@ def watch_noise(run: RunParts) -> NoiseWatch:
             f"--growth.test {config.growth.test}: expected gradients as they are, got --noise-scale.preconditioned; "
             "take --growth.test norm with it"
         )
+    if config.noise_scale.preconditioned:
+        for flag, optimizer in (("--dense.name", config.dense), ("--head.name", config.head.resolve(config.dense))):
+            if optimizer.name not in HAVE_SECOND_MOMENTS:
+                expected = ", ".join(HAVE_SECOND_MOMENTS)
+                raise ValueError(f"--noise-scale.preconditioned: expected {flag} {expected}, got {optimizer.name}")
     bands = count_bands(run.dataset, [table for held in tables for table in held.table_configs])
     return NoiseWatch(
         GradientMeter(run.model, run.ranks, bands=bands),
@@ -93,11 +98,14 @@ def find_multiple(model: nn.Module, ranks: int) -> int:
 
 
 def rescale_tables(run: RunParts) -> Rescale:
-    """Return what brings the states of a run's tables to another batch size, by how often the data name each row."""
+    """Return what brings a run's tables to another batch size: states by how often the data name each row, and eps."""
+    first = run.config.step.global_batch_size
 
     def rescale(before: int, after: int) -> None:
         for tables in find_tables(run.model):
-            small = [config for config in tables.table_configs if config.num_rows <= MOST_COUNTED_ROWS]
-            rescale_states(tables, before, after, measure_frequencies(run.dataset, small))
+            if before != after:
+                small = [config for config in tables.table_configs if config.num_rows <= MOST_COUNTED_ROWS]
+                rescale_states(tables, before, after, measure_frequencies(run.dataset, small))
+            tables.set_eps_factor(first / after)
 
     return rescale

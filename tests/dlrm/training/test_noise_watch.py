@@ -12,7 +12,7 @@ from dlrm.config import CheckpointConfig, EvaluationConfig, StepConfig, Training
 from dlrm.noise.config import NoiseScaleConfig
 from dlrm.noise.dense_gradients import LinearRule
 from dlrm.noise.preconditioner import Preconditioner
-from dlrm.optim.config import DenseOptimizerConfig
+from dlrm.optim.config import DenseOptimizerConfig, HeadConfig
 from dlrm.training.noise_watch import NoiseWatch
 from dlrm.training.run_log import read_records
 from dlrm.training.trainer import Trainer
@@ -98,6 +98,21 @@ def test_preconditioned_by_what_the_optimizer_divides_by(click_log, make_dlrm, t
     (watch,) = (member for member in trainer.attachments.members if isinstance(member, NoiseWatch))
     assert watch.scales["dense"].measurements == 5  # of every second step, but not the first, which knows no moments
     assert watch.scales["dense"].variance > 0
+
+
+@pytest.mark.parametrize("name", ["factored", "lars", "sgd"])
+@pytest.mark.parametrize("flag", ["dense", "head"])
+def test_refuses_to_precondition_by_what_no_optimizer_holds(click_log, make_dlrm, tmp_path, name, flag) -> None:
+    """It would wait for second moments until the run's end, and measure nothing."""
+    of_part = (
+        {"dense": DenseOptimizerConfig(name=name)}
+        if flag == "dense"
+        else {"head": HeadConfig(name=name, learning_rate=0.1)}
+    )
+    config = TrainingConfig(**(vars(config_of(every_steps=2, preconditioned=True)) | of_part))
+    message = rf"--noise-scale.preconditioned: expected --{flag}.name lamb, adam, adamw, adagrad, got {name}$"
+    with pytest.raises(ValueError, match=message):
+        Trainer(make_dlrm(click_log), click_log, config, tmp_path / "run").fit()
 
 
 def test_refuses_what_cannot_be() -> None:
