@@ -64,10 +64,10 @@ def install(records: Path, fault: str) -> None:
     faults = Faults(fault, note)
     step, save, evaluate, read = TrainStep.__call__, CheckpointStore.save, training.evaluate, Reader.batches
 
-    def noted_step(self: TrainStep, batch: Any, samples: int, *rest: Any) -> float:
+    def noted_step(self: TrainStep, batch: Any, samples: int, *rest: Any, **settings: Any) -> float:
         faults.stages = self.stopwatch.open
         faults.pass_by("step")
-        loss = step(self, batch, samples, *rest)
+        loss = step(self, batch, samples, *rest, **settings)
         note(samples=samples, size=batch.global_size or len(batch), rows=batch.rows.tolist())
         return loss
 

@@ -79,7 +79,9 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
                 elif isinstance(node, ast.ImportFrom) and node.module:
                     imported.add(node.module.split(".")[0])
     third_party = {name.replace("_", "-") for name in imported - set(sys.stdlib_module_names) - set(PACKAGES)}
-    declared = {line.partition("==")[0] for line in read_pyproject()["project"]["dependencies"]}
+    project = read_pyproject()["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["study"]]
+    declared = {line.partition("==")[0] for line in lines}
     installed_by_the_doctor = {"torchrec", "fbgemm-gpu"}
     assert third_party - installed_by_the_doctor == declared - (IMPORTED_ELSEWHERE - third_party)
 

@@ -12,6 +12,7 @@ from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.config import CheckpointConfig, EvaluationConfig, GuardConfig, StepConfig, TrainingConfig
 from dlrm.data.dataset import Dataset
 from dlrm.model import DLRM
+from dlrm.training.restore import restore_run
 from dlrm.training.trainer import Trainer
 from embeddings import RowWiseAdagrad, TableConfig
 from embeddings.build import build_tables
@@ -62,7 +63,7 @@ def test_a_run_goes_on_with_a_table_of_another_length(
     second = trainer(click_log, tmp_path, replace(KEEP, epochs=0.3), more_rows=after)
     new = next(build_tables([describe(click_log, after)[0]], seed=4).rows()).weight
     old = next(first.model.tables.rows())  # type: ignore[operator, union-attr]
-    notes = second._restore()
+    notes = restore_run(second.checkpoints, second.snapshot, second.config, second.settings, second.folder)
     assert (
         sum(f"table '{name}': {rows + before} rows in the checkpoint, {rows + after} rows now" in n for n in notes) == 1
     )

@@ -277,7 +277,7 @@ def test_an_empty_split_is_one_line(tmp_path: Path, make_dlrm: Make, make_datase
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "no-such-recipe"], "expected a recipe (synthetic, criteo-kaggle"),
+        (["train", "no-such-recipe"], "expected a recipe (synthetic, large-batch, criteo-kaggle"),
         (["train", "criteo-kaggle"], "--data: expected the files of recipe 'criteo-kaggle'"),
         (
             ["train", "synthetic", "--step.global-batch-size", "0"],
