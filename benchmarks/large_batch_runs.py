@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from dlrm.diverged import DivergedError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -30,10 +32,10 @@ class Outcome:
     """What is kept of a run.
 
     Attributes:
-        valid_auc: after the last step; `FAILED` of a run that a guard stopped.
+        valid_auc: after the last step; `FAILED` of a run that has diverged.
         steps: that it took.
         test_scores: [rows of the test split]; None in a run that must not see them.
-        error: of a guard.
+        error: in words, of one that has diverged.
     """
 
     valid_auc: float
@@ -110,7 +112,7 @@ class Runs:
             try:
                 with _silent():
                     model, valid_auc, steps = _fit(config, self.dataset, Path(output))
-            except ValueError as error:  # of a guard: the loss is not finite, or nothing is learned
+            except DivergedError as error:  # anything else is a mistake of ours, and no result
                 return Outcome(FAILED, error=str(error))
         return Outcome(valid_auc, steps, score(model, self.dataset, "test") if test else None)
 
