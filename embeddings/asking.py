@@ -51,6 +51,9 @@ class Rows(Protocol):
     def set_learning_rate_factors(self, factors: Sequence[float]) -> None:
         """See ``Tables``."""
 
+    def set_eps_factor(self, factor: float) -> None:
+        """See ``Tables``."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Begun:
@@ -97,6 +100,10 @@ class AskingTables(Tables):
     def set_learning_rate_factors(self, factors: Sequence[float]) -> None:
         self.check_factors(factors)
         self._rows.set_learning_rate_factors(factors)
+
+    @override
+    def set_eps_factor(self, factor: float) -> None:
+        self._rows.set_eps_factor(factor)
 
     @override
     def rows(self) -> Iterator[TableRows]:

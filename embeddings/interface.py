@@ -73,6 +73,13 @@ class Tables(nn.Module, ABC):
         """
 
     @abstractmethod
+    def set_eps_factor(self, factor: float) -> None:
+        """Multiplies every table's own ``eps`` from the next backward on; it is not in the state dict.
+
+        ``eps`` is compared with gradients of the mean over a batch, and so has to follow them to another batch size.
+        """
+
+    @abstractmethod
     def rows(self) -> Iterator[TableRows]:
         """Gives every table's live rows and their optimizer's state, in the order of ``table_configs``."""
 

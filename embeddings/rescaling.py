@@ -24,7 +24,8 @@ from before / after, and from its square, for p = 0 to 1 for frequent rows.
 
 An optimizer that moves all rows has seen the other batches as well, so that q falls away: the first moment stays, and
 the second one of a rare row is multiplied by before / after. Decay within a gradient and CowClip's bound, which do not
-go with 1 / B, are not considered; ``eps`` goes with the learning rate.
+go with 1 / B, are not considered. ``eps`` is compared with gradients that become before / after times as large where it
+matters most, on rare rows: see ``Tables.set_eps_factor``.
 """
 
 from __future__ import annotations

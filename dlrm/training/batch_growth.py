@@ -17,16 +17,17 @@ DENSE_GROUPS = ("dense", "head")
 FAR = 1 << 62  # beyond all samples
 
 Rescale = Callable[[int, int], None]
-"""Given the batch size before and from now on, brings the tables' states to the scale of the new gradients."""
+"""Given the batch size before and from now on, brings tables to the scale of the new gradients: their states, where the
+two differ, and their eps, which no checkpoint holds, also where they do not: at the first step of a process."""
 
 
 class BatchGrowth(Attachment):
-    """What every way of growing has in common: states are rescaled and rates warmed up again where the batch changes.
+    """What every way of growing has in common: tables are rescaled and rates warmed up again where the batch changes.
 
     Args:
         sizes: of the run's batches.
         config: of the growth.
-        rescale: the tables' states; None leaves them.
+        rescale: the tables; None leaves them.
     """
 
     name = "batch_growth"
@@ -37,14 +38,17 @@ class BatchGrowth(Attachment):
         self._size: int | None = None  # of the step before
         self._changed_at: int | None = None  # samples before the last change
         self._rewarming = 1.0
+        self._is_first_step = True  # of this process
 
     def before_step(self, moment: Moment) -> None:
         """See `Attachment`."""
         before, self._size = self._size, moment.batch_size
-        if before is not None and before != moment.batch_size:
+        has_changed = before is not None and before != moment.batch_size
+        if has_changed:
             self._changed_at = moment.samples
-            if self._rescale is not None:
-                self._rescale(before, moment.batch_size)
+        if self._rescale is not None and (has_changed or self._is_first_step):
+            self._rescale(before or moment.batch_size, moment.batch_size)
+        self._is_first_step = False
         length = self.config.rewarm_samples
         middle = moment.samples + moment.global_size / 2
         is_warming = self._changed_at is not None and middle < self._changed_at + length

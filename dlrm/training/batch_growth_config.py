@@ -40,7 +40,8 @@ class BatchGrowthConfig:
     round_to: int | None = None
     """Batches are multiples of this; None means the number of ranks, times the ghost batch of a GhostBatchNorm."""
     rescale_states: bool = True
-    """When the batch changes, bring the squared gradients that the tables' optimizers hold to the new scale."""
+    """When the batch changes, bring the squared gradients that the tables' optimizers hold, and their eps, to the new
+    scale."""
 
     def __post_init__(self) -> None:
         ways = {"stages": bool(self.stages), "instead-of-decay": self.instead_of_decay, "test": self.test != "none"}

@@ -81,6 +81,12 @@ def shared_learning_rate(configs: Sequence[TableConfig], factors: Sequence[float
     return configs[0].optimizer.learning_rate * factors[0]
 
 
+def set_eps(kernel: Any, config: TableConfig, factor: float) -> None:
+    """Multiplies the ``eps`` of the table, and so of all tables, that an fbgemm module updates."""
+    if not isinstance(config.optimizer, RowSGD):
+        kernel.update_hyper_parameters({"eps": config.optimizer.eps * factor})
+
+
 def kernel_settings(config: TableConfig) -> dict[str, Any]:
     """Says a table's optimizer and row type in the words of ``SplitTableBatchedEmbeddingBagsCodegen``."""
     # Imported here: loading fbgemm takes seconds, and the CPU's own kernels do without it.

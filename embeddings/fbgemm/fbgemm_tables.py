@@ -11,7 +11,13 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from typing_extensions import override
 
-from embeddings.fbgemm.fbgemm_settings import check_build, check_supported, kernel_settings, shared_learning_rate
+from embeddings.fbgemm.fbgemm_settings import (
+    check_build,
+    check_supported,
+    kernel_settings,
+    set_eps,
+    shared_learning_rate,
+)
 from embeddings.fbgemm.late_check import LateCheck, as_jagged, read_features, take_keys
 from embeddings.initial_rows import initial_rows
 from embeddings.interface import TableRows, Tables
@@ -87,6 +93,11 @@ class FbgemmTables(Tables):
         for group in self._groups:
             configs = [self.table_configs[t] for t in group.tables]
             group.kernel.set_learning_rate(shared_learning_rate(configs, [factors[t] for t in group.tables]))
+
+    @override
+    def set_eps_factor(self, factor: float) -> None:
+        for group in self._groups:
+            set_eps(group.kernel, self.table_configs[group.tables[0]], factor)
 
     @override
     def rows(self) -> Iterator[TableRows]:

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from typing_extensions import override
 
-from embeddings.fbgemm.fbgemm_settings import check_build, check_supported, kernel_settings, shared_learning_rate
+from embeddings.fbgemm.fbgemm_settings import (
+    check_build,
+    check_supported,
+    kernel_settings,
+    set_eps,
+    shared_learning_rate,
+)
 from embeddings.fbgemm.fbgemm_tables import count_updates, set_updates
 from embeddings.fbgemm.late_check import LateCheck, as_jagged, read_features
 from embeddings.fbgemm.torchrec_plan import fit_plan, parameter_sharding
@@ -153,6 +159,12 @@ class TorchrecTables(Tables):
         for tables, kernel in self._kernels():
             configs, shared = zip(*(of[table.name] for table in tables), strict=True)
             kernel.set_learning_rate(shared_learning_rate(configs, shared))
+
+    @override
+    def set_eps_factor(self, factor: float) -> None:
+        of = {config.name: config for config in self.table_configs}
+        for tables, kernel in self._kernels():
+            set_eps(kernel, of[tables[0].name], factor)
 
     @override
     def rows(self) -> Iterator[TableRows]:

@@ -116,11 +116,12 @@ class HeldPart:
         first, second, last = [*arrays, *[_NO_STATE] * 3][:3]
         return first, second, last
 
-    def count_update(self, factor: float) -> tuple[UpdateSettings, Rounding]:
-        """Counts an update, and gives what its kernels are told; ``factor`` multiplies the learning rate."""
+    def count_update(self, factor: float, eps_factor: float) -> tuple[UpdateSettings, Rounding]:
+        """Counts an update, and gives what its kernels are told; the factors are on the learning rate and ``eps``."""
         config, updates = self.part.config, 0
         if "updates" in self.state:
             self.state["updates"] += 1
             updates = int(self.state["updates"])
         stream = random_stream(config, self._seed, updates) if config.row_type != "fp32" else 0
-        return settings_of(config, updates, factor), Rounding(stream, self.part.first_row, self.part.first_column)
+        settings = settings_of(config, updates, factor, eps_factor)
+        return settings, Rounding(stream, self.part.first_row, self.part.first_column)

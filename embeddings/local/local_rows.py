@@ -83,6 +83,7 @@ class LocalRows:
         self.parts = tuple(parts)
         self._held = [HeldPart(part, seed=seed) for part in self.parts]
         self._factors = (1.0,) * len(self.parts)
+        self._eps_factor = 1.0
         self._moved_unasked = [held.part.num_rows if held.moves_all_rows else 0 for held in self._held]
 
     def look_up(self, bags: Bags, out: Tensor) -> int:
@@ -126,7 +127,7 @@ class LocalRows:
         for part, parts in enumerate(count_parts(np.add(self._count_ids(bags), self._moved_unasked).tolist())):
             if self.parts[part].is_replicated:
                 continue
-            told = self._held[part].count_update(self._factors[part])
+            told = self._held[part].count_update(self._factors[part], self._eps_factor)
             if self._held[part].is_staged:
                 staged.append(partial(self._begin_staged, part, told, (arrays, mine[part]), source))
             elif mine[part].size or self._held[part].moves_all_rows:
@@ -160,7 +161,7 @@ class LocalRows:
         """
         self._check_replicated(part)
         held = self._held[part]
-        told = held.count_update(self._factors[part])
+        told = held.count_update(self._factors[part], self._eps_factor)
         counts = sums[:, -1].numpy()
         rows = np.arange(counts.size) if held.moves_all_rows else counts.nonzero()[0]
         measured = np.empty((rows.size, MEASURES))
@@ -178,6 +179,10 @@ class LocalRows:
     def set_learning_rate_factors(self, factors: Sequence[float]) -> None:
         """Multiplies each part's own ``learning_rate`` by its factor from the next update on."""
         self._factors = tuple(factors)
+
+    def set_eps_factor(self, factor: float) -> None:
+        """Multiplies each part's own ``eps`` from the next update on."""
+        self._eps_factor = factor
 
     def _segments_of(self, bags: Bags) -> list[NDArray[np.int64]]:
         edges = np.searchsorted(bags.segments[:, 0], np.arange(len(self.parts) + 1))

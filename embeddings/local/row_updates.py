@@ -72,13 +72,14 @@ def make_state(config: TableConfig, num_rows: int, num_columns: int) -> dict[str
     return state
 
 
-def settings_of(config: TableConfig, updates: int, factor: float) -> UpdateSettings:
+def settings_of(config: TableConfig, updates: int, factor: float, eps_factor: float) -> UpdateSettings:
     """Gives what the kernels are told about an update.
 
     Args:
         config: The table.
         updates: The table's number of updates, this one included.
         factor: Multiplies the learning rate.
+        eps_factor: Multiplies ``eps``.
     """
     optimizer = config.optimizer
     beta1, beta2 = optimizer.betas if isinstance(optimizer, RowAdam | RowLamb | RowCowClip) else (0.0, 0.0)
@@ -87,7 +88,7 @@ def settings_of(config: TableConfig, updates: int, factor: float) -> UpdateSetti
         kind=row_update(optimizer).kind,
         rate=optimizer.learning_rate * factor,
         decay=2.0 * optimizer.l2 if isinstance(optimizer, RowCowClip) else optimizer.weight_decay,
-        eps=0.0 if isinstance(optimizer, RowSGD) else optimizer.eps,
+        eps=0.0 if isinstance(optimizer, RowSGD) else optimizer.eps * eps_factor,
         dim=float(config.dim),
         beta1=beta1,
         beta2=beta2,

@@ -62,3 +62,7 @@ class WholeRows:
     def set_learning_rate_factors(self, factors: Sequence[float]) -> None:
         """See ``Tables``."""
         self._held.set_learning_rate_factors(factors)
+
+    def set_eps_factor(self, factor: float) -> None:
+        """See ``Tables``."""
+        self._held.set_eps_factor(factor)

@@ -72,6 +72,10 @@ class ReplicatedRows:
         """See ``Tables``; of these tables only."""
         self._rows.set_learning_rate_factors(factors)
 
+    def set_eps_factor(self, factor: float) -> None:
+        """See ``Tables``; of these tables only."""
+        self._rows.set_eps_factor(factor)
+
     def _split(self) -> list[Tensor]:
         dims = [part.config.dim for part in self._rows.parts]
         return [sums.view(-1, dim + 1) for sums, dim in zip(self._sums.split(self._sizes), dims, strict=True)]

@@ -165,6 +165,11 @@ class ShardedRows:
         self._rows.set_learning_rate_factors([factors[t] for t in self._tables])
         self._replicated.set_learning_rate_factors([factors[t] for t in self._lanes.replicated])
 
+    def set_eps_factor(self, factor: float) -> None:
+        """See ``Tables``."""
+        self._rows.set_eps_factor(factor)
+        self._replicated.set_eps_factor(factor)
+
     def _find_filled(self, request: Request) -> Booleans:
         """Returns [features]: whether each bag has one cell; replicated tables have none."""
         cuts = self._lanes.feature_cuts

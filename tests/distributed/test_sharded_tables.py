@@ -122,6 +122,10 @@ def factors_of(configs: list[TableConfig], step: int) -> list[float]:
     return [(1 - table % 3 / 4) / (1 + step / 10) for table in range(len(configs))]
 
 
+def eps_factor(step: int) -> float:
+    return 3.0 if step % 3 == 2 else 1.0
+
+
 def train(tables: Tables, ranks: Ranks, configs: list[TableConfig], *, weighted: bool) -> list[NDArray[np.float32]]:
     """Trains on this rank's samples, one batch ahead of itself; gives what was pooled."""
     drawn = [draw(configs, step) for step in range(STEPS)]
@@ -130,6 +134,7 @@ def train(tables: Tables, ranks: Ranks, configs: list[TableConfig], *, weighted:
     pooled = []
     for step, (first, samples) in enumerate(shares):
         tables.set_learning_rate_factors(factors_of(configs, step))
+        tables.set_eps_factor(eps_factor(step))
         out = tables(batches[step]).values()
         if step % 4 < 3 and step + 1 < STEPS:
             tables.prefetch(batches[step + 1])
@@ -194,8 +199,9 @@ class Plain:
             self.bags.append(matrix)
         return [matrix @ self.w for matrix in self.bags]
 
-    def update(self, gradients: list[NDArray[np.float64]], factor: float) -> None:
+    def update(self, gradients: list[NDArray[np.float64]], factor: float, eps_factor: float) -> None:
         rule = self.config.optimizer
+        eps = eps_factor * getattr(rule, "eps", 0)
         rows = list(range(self.config.num_rows)) if moves_all_rows(rule) else sorted(set(self.touched))
         w, rate, decay = self.w[rows], rule.learning_rate * factor, getattr(rule, "weight_decay", 0)
         g = sum(bags.T @ gradient for bags, gradient in zip(self.bags, gradients, strict=True))[rows]
@@ -205,12 +211,12 @@ class Plain:
         elif isinstance(rule, RowAdagrad | RowWiseAdagrad):
             g = g + decay * w
             root = np.sqrt(self._keep("sum_of_squares", rows, 1, 1, g**2))
-            step = g / (root + rule.eps)
+            step = g / (root + eps)
         else:
             g = self._clip(rule, g, rows) if isinstance(rule, RowCowClip) else g
             m = self._keep("first_moment", rows, rule.betas[0], 1 - rule.betas[0], g)
             v = self._keep("second_moment", rows, rule.betas[1], 1 - rule.betas[1], g**2)
-            corrected = np.sqrt(v / (1 - rule.betas[1] ** self.updates)) + rule.eps
+            corrected = np.sqrt(v / (1 - rule.betas[1] ** self.updates)) + eps
             step = m / (1 - rule.betas[0] ** self.updates) / corrected + decay * w
         if isinstance(rule, RowLamb) and rows:
             axis = 1 if rule.trust == "row" else None
@@ -245,7 +251,7 @@ def train_plain(whole: LocalTables, configs: list[TableConfig], *, weighted: boo
                 target = drawn.targets[:, column : column + table.config.dim]
                 gradients.append(2 * (pooled - target) / batch)
                 column += table.config.dim
-            table.update(gradients, factor)
+            table.update(gradients, factor, eps_factor(step))
     return tables
 
 

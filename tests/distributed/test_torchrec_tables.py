@@ -93,6 +93,7 @@ def train(
     for step, batch in enumerate(BATCHES):
         first, last = share(batch, rank, count)
         tables.set_learning_rate_factors([1 / (1 + step), 1 / (1 + step), 2 / (1 + step)])
+        tables.set_eps_factor(1e6 if step % 2 else 1.0)
         pooled = tables(batches[step]).values()
         if step + 1 < STEPS:
             tables.prefetch(batches[step + 1])

@@ -44,11 +44,13 @@ def click_log(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def make_dlrm() -> Callable[..., DLRM]:
     """Build a small DLRM for the columns of a dataset."""
 
-    def make(dataset: Dataset, *, seed: int = 0, learning_rate: float = 0.05, **settings: object) -> DLRM:
+    def make(
+        dataset: Dataset, *, seed: int = 0, learning_rate: float = 0.05, eps: float = 1e-8, **settings: object
+    ) -> DLRM:
         torch.manual_seed(seed)
+        optimizer = RowWiseAdagrad(learning_rate=learning_rate, eps=eps)
         tables = [
-            TableConfig(name=f.name, num_rows=f.num_rows, dim=4, optimizer=RowWiseAdagrad(learning_rate=learning_rate))
-            for f in dataset.info.features
+            TableConfig(name=f.name, num_rows=f.num_rows, dim=4, optimizer=optimizer) for f in dataset.info.features
         ]
         return DLRM(
             num_numeric=len(dataset.info.numeric), tables=tables, dim=4, bottom=(8,), top=(8,), seed=seed, **settings

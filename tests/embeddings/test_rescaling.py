@@ -119,6 +119,9 @@ class Shards(Tables):
     def set_learning_rate_factors(self, factors: Any) -> None:
         raise NotImplementedError
 
+    def set_eps_factor(self, factor: float) -> None:
+        raise NotImplementedError
+
     def rows(self) -> Any:
         return self.held.rows()
 

@@ -71,6 +71,30 @@ def test_twenty_steps_equal_plain_tables(
     assert_equals_plain(tables, plain)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "device"),
+    [("numba", "cpu"), ("fbgemm", "cpu"), pytest.param("fbgemm", "cuda", marks=pytest.mark.gpu)],
+)
+def test_a_factor_on_eps_is_another_eps(kernel, device, keyed_jagged):
+    def train(factor: float, **own: float) -> list[torch.Tensor]:
+        configs = [
+            TableConfig(name="a", num_rows=5, dim=4, optimizer=RowWiseAdagrad(learning_rate=0.3, **own), group="a"),
+            TableConfig(name="b", num_rows=5, dim=4, optimizer=RowAdagrad(learning_rate=0.3, **own), group="b"),
+            TableConfig(name="c", num_rows=5, dim=4, optimizer=RowSGD(learning_rate=0.3), group="c"),
+        ]
+        tables = build_tables(configs, seed=1, kernel=kernel, device=device)
+        tables.set_eps_factor(factor)
+        for _ in range(3):
+            features = keyed_jagged({"a": [[1, 1], [3]], "b": [[2], [4]], "c": [[0], []]}).to(torch.device(device))
+            tables(features).values().sin().sum().backward()
+        return [rows.weight.cpu().clone() for rows in tables.rows()]
+
+    multiplied, given, plain = train(8.0, eps=0.25), train(1.0, eps=2.0), train(1.0, eps=0.25)
+    for table in range(3):
+        assert torch.equal(multiplied[table], given[table])
+        assert torch.equal(multiplied[table], plain[table]) == (table == 2)
+
+
 @pytest.mark.parametrize("kernel", ["numba", "fbgemm"])
 def test_features_come_in_any_order_and_among_others(kernel, plain_tables, draw_bags, keyed_jagged):
     configs = CASES["several features share a table"]

@@ -63,6 +63,9 @@ class Held(Tables):
     def set_learning_rate_factors(self, factors: Sequence[float]) -> None:
         raise NotImplementedError
 
+    def set_eps_factor(self, factor: float) -> None:
+        raise NotImplementedError
+
     def rows(self) -> Iterator[TableRows]:
         yield from self.held
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from dlrm.batch import Batch
-from dlrm.config import CheckpointConfig, EvaluationConfig, StepConfig, TrainingConfig
+from dlrm.config import CheckpointConfig, EvaluationConfig, GuardConfig, StepConfig, TrainingConfig
+from dlrm.model import DLRM
 from dlrm.noise.config import NoiseScaleConfig
 from dlrm.noise.gradient_meter import Measured, ProductSums
 from dlrm.noise.noise_scale import GradientSums
@@ -25,6 +26,7 @@ from dlrm.training.batch_sizes import BatchSizes
 from dlrm.training.batch_tests import Moments, propose_size, split_variance
 from dlrm.training.run_log import read_records
 from dlrm.training.trainer import Trainer
+from embeddings.interface import Tables
 
 DIM = 10
 MEAN = np.linspace(0.1, 0.3, DIM)
@@ -147,10 +149,15 @@ def config_of(growth: BatchGrowthConfig, **changes: Any) -> TrainingConfig:
     return TrainingConfig(
         log_every_samples=1,
         dense=DenseOptimizerConfig(name="sgd", learning_rate=0.1),
-        step=StepConfig(global_batch_size=100, device="cpu", threads=1),
         evaluation=EvaluationConfig(test_best=False),
         growth=growth,
-        **({"noise_scale": NoiseScaleConfig(every_steps=2)} | changes),
+        **(
+            {
+                "step": StepConfig(global_batch_size=100, device="cpu", threads=1),
+                "noise_scale": NoiseScaleConfig(every_steps=2),
+            }
+            | changes
+        ),
     )
 
 
@@ -177,12 +184,40 @@ def test_states_of_tables_follow_the_batch_size_also_right_after_a_kill() -> Non
     config = BatchGrowthConfig(stages=("100=300", "400=600"))
     growth = StagedGrowth(sizes, config, parse_stages(config.stages), lambda *change: seen.append(change))
     growth.before_step(Moment(None, 0, 100, 100))
+    assert seen == [(100, 100)]  # which sets the tables' eps
+    seen.clear()
     again = StagedGrowth(BatchSizes(100), config, [], lambda *change: seen.append(change))
     again.load_state(growth.state())
-    assert seen == []
     for samples, size in ((100, 300), (400, 600), (1000, 600)):
         again.before_step(Moment(None, samples, size, sizes.at(samples)))
     assert seen == [(100, 300), (300, 600)]
+
+
+def test_rows_keep_their_pace_where_eps_matters(click_log, make_dlrm, tmp_path: Path) -> None:
+    """Both the state and eps are compared with gradients, which are k times smaller in a batch k times as large."""
+
+    def movement(name: str, growth: BatchGrowthConfig) -> float:
+        model, begin = make_dlrm(click_log, learning_rate=1.0, eps=0.01), {}
+        tables = next(module for module in model.modules() if isinstance(module, Tables))
+        trainer = Trainer(model, click_log, config_of(growth, **short), tmp_path / name)
+        before_step = trainer.step.attachments.before_step
+
+        def note_rows(moment: Moment) -> None:
+            before_step(moment)
+            if moment.samples >= 960 and not begin:
+                begin.update({rows.config.name: rows.weight.clone() for rows in tables.rows()})
+
+        trainer.step.attachments.before_step = note_rows
+        trainer.fit()
+        moved = torch.cat([(rows.weight - begin[rows.config.name]).norm(dim=1) for rows in tables.rows()])
+        return float(moved[moved > 0].median())
+
+    step, guards = StepConfig(global_batch_size=32, device="cpu", threads=1), GuardConfig(chance_evaluations=0)
+    short = {"epochs": 0.15, "step": step, "guards": guards}
+    small, grown = movement("small", BatchGrowthConfig()), movement("grown", BatchGrowthConfig(stages=("960=256",)))
+    left = movement("left", BatchGrowthConfig(stages=("960=256",), rescale_states=False))
+    assert small / 1.5 < grown < small * 1.5
+    assert left < small / 1.5
 
 
 def test_growth_instead_of_decay_keeps_the_rate_up(click_log, make_dlrm, tmp_path: Path) -> None:
@@ -213,12 +248,16 @@ def fail_after(samples: int) -> Any:
 def test_a_run_that_was_stopped_while_growing_goes_on_alike(click_log, make_dlrm, tmp_path: Path, monkeypatch) -> None:
     growth = BatchGrowthConfig(test="norm", norm_tolerance=0.3, first_measurements=3, max_batch_size=1200)
     config = config_of(growth, checkpoint=CheckpointConfig(every_samples=700))
-    expected = train(click_log, make_dlrm(click_log), config, tmp_path / "whole")
+
+    def model() -> DLRM:  # whose rows feel that eps is not in the checkpoint
+        return make_dlrm(click_log, learning_rate=1.0, eps=0.01)
+
+    expected = train(click_log, model(), config, tmp_path / "whole")
     with monkeypatch.context() as patched:
         patched.setattr(TestedGrowth, "after_step", fail_after(4_000))
         with pytest.raises(OSError, match="the lights went out"):
-            train(click_log, make_dlrm(click_log), config, tmp_path / "halves")
-    resumed = train(click_log, make_dlrm(click_log), config, tmp_path / "halves")
+            train(click_log, model(), config, tmp_path / "halves")
+    resumed = train(click_log, model(), config, tmp_path / "halves")
     sizes = [record["batch_size"] for record in expected]
     assert len(set(sizes)) > 2
     assert sizes == sorted(sizes)
