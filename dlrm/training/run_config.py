@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrm.config import TrainingConfig
+from dlrm.config import RunConfig, TrainingConfig
+from dlrm.optim.lr_schedules import Schedule
 from dlrm.training.run_log import finite
+from embeddings import TableConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,10 +23,8 @@ MAY_CHANGE = (
     *("log_every_samples", "evaluation", "checkpoint", "guards", "parallel"),
 )
 # What besides, in a run that branches off from another: optimizers' states and batches are taken over as they are.
-MAY_BRANCH = (
-    *("branch_from", "branch_at", "plateau"),
-    *("dense_schedule", "head_schedule", "tables_schedule", "small_tables_schedule"),
-)
+SCHEDULES = ("dense_schedule", "head_schedule", "tables_schedule", "small_tables_schedule")
+MAY_BRANCH = ("branch_from", "branch_at", "plateau", *SCHEDULES)
 
 
 def describe_run(config: TrainingConfig, model: nn.Module, recipe: str) -> dict[str, Any]:
@@ -35,8 +35,7 @@ def describe_run(config: TrainingConfig, model: nn.Module, recipe: str) -> dict[
         "parameters": {name: list(parameter.shape) for name, parameter in model.named_parameters()},
         "tables": {table.name: asdict(table) for tables in find_tables(model) for table in tables.table_configs},
     }
-    described: dict[str, Any] = {"recipe": recipe, **asdict(config), "network": network}
-    return dict(json.loads(json.dumps(finite(described), default=str)))
+    return _as_json({"recipe": recipe, **asdict(config), "network": network})
 
 
 def check_same_run(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -72,17 +71,49 @@ def check_same_path(run: Path, former: Mapping[str, Any], settings: Mapping[str,
                 f"--branch-from: expected the settings of {run} but for schedules, lengths and plateaus, got {name} = "
                 f"{now}, there {before}"
             )
+    stages, there = _staged_batches(settings), _staged_batches(former)
+    if stages != there:
+        raise ValueError(
+            f"--branch-from: expected the batch sizes of {run}, as batches are taken over, got stages(...) with "
+            f"{_describe_stages(stages)}, there {_describe_stages(there)}"
+        )
+
+
+def _staged_batches(settings: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
+    """Return the batch sizes of the schedules' stages, as `TrainingConfig.staged_batches` does."""
+    shapes = [settings.get(name, {}).get("shape", "") for name in SCHEDULES]
+    return max(Schedule(shape=shape).batch_sizes for shape in shapes)
+
+
+def _describe_stages(stages: tuple[tuple[int, int], ...]) -> str:
+    return ", ".join(f"{size} from sample {samples}" for samples, size in stages) or "none"
 
 
 def _differences(former: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return what may not change and has: dotted name -> both values, None where one has no such setting."""
-    before, now = dict(leaves(former)), dict(leaves(settings))
+    """Return what may not change and has: dotted name -> both values, None where one has no such setting.
+
+    A setting that there was not yet when the former run began had what is its default now.
+    """
+    now = dict(leaves(settings))
+    defaults = {name: value for name, value in leaves(_defaults(former)) if name in now}
+    before = {**defaults, **dict(leaves(former))}
+    for name in now.keys() & before.keys():
+        # Optimizers' own numbers were written out once; those that were taken stand in `network`.
+        if name.startswith("tables.") and None in (before[name], now[name]):
+            before[name] = now[name]
     names = sorted(now.keys() | {name for name in before if name.split(".")[0] in settings})
     return {
         name: (before.get(name), now.get(name))
         for name in names
         if name.split(".")[0] not in MAY_CHANGE and before.get(name) != now.get(name)
     }
+
+
+def _defaults(former: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what settings are where nothing is said, of those tables that a run had."""
+    table = {item.name: item.default for item in fields(TableConfig) if item.default is not MISSING}
+    tables = dict.fromkeys(former.get("network", {}).get("tables", {}), table)
+    return _as_json({**asdict(RunConfig()), "network": {"tables": tables}})
 
 
 def _without_sizes(*runs: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
@@ -99,6 +130,10 @@ def _without_sizes(*runs: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
         }
         for run, own in zip(runs, tables, strict=True)
     )
+
+
+def _as_json(described: dict[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(finite(described), default=str)))
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from dlrm.checkpoints.optimizer_state import load_optimizer
 from dlrm.checkpoints.run_state import load_model, load_random_state, take_model, take_random_state
 from dlrm.config import ResizedTables
 from dlrm.data.dataset import Dataset
@@ -59,7 +60,7 @@ class Snapshot:
         """Set the run to a state that was taken; return a line for each table that was resized.
 
         Raises:
-            ValueError: it is of other data or of another model.
+            ValueError: it is of other data, of another model or of another optimizer.
         """
         progress = dict(state["progress"])
         if progress.pop("dataset") != self.dataset.fingerprint:
@@ -68,13 +69,14 @@ class Snapshot:
                 "another --output"
             )
         resized = load_model(self.model, state, resized_tables=resized_tables)
-        self.optimizer.load_state_dict(state["dense_optimizer"])
+        load_optimizer(self.optimizer, state["dense_optimizer"])
         self.course.progress = Progress(**progress)
         if resized:  # the best one so far was of other tables
             self.course.forget_best()
         if "rank" not in state["stage_seconds"]:  # of a rank that had a part in the save
             self.stopwatch.seconds.update(state["stage_seconds"])
         load_random_state(state["random"], self.device)
-        self.sizes.load_state(state["batch_sizes"])
-        self.attachments.load_state(state["attachments"])
+        if "batch_sizes" in state:  # runs were saved without them once, of one size and with nobody attached
+            self.sizes.load_state(state["batch_sizes"])
+        self.attachments.load_state(state.get("attachments", {}))
         return list(resized)
