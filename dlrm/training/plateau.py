@@ -54,11 +54,29 @@ class FollowPlateau(Attachment):
 
     def state(self) -> dict[str, Any]:
         """See `Attachment`."""
-        return {"detector": self._detector.state()}
+        return {"settings": self._settings(), "detector": self._detector.state()} | self.factor_state()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """See `Attachment`."""
+        """See `Attachment`; begin anew if it is of another configuration, as that of a run that was branched off from.
+
+        What was measured, decided and chosen there says nothing about other shapes, factors or metrics.
+        """
+        former = {name: _as_tuple(value) for name, value in state.get("settings", {}).items()}
+        if any(former.get(name, value) != value for name, value in self._settings().items()):
+            return
         self._detector.load_state(state["detector"])
+        self.load_factor(state)
+
+    def factor_state(self) -> dict[str, Any]:
+        """Return what `load_factor` needs."""
+        raise NotImplementedError
+
+    def load_factor(self, state: Mapping[str, Any]) -> None:
+        """Go on with a factor."""
+        raise NotImplementedError
+
+    def _settings(self) -> dict[str, Any]:
+        return {**vars(self.config), "metric": self.metric}
 
 
 class ReduceOnPlateau(FollowPlateau):
@@ -76,13 +94,12 @@ class ReduceOnPlateau(FollowPlateau):
         """See `FollowPlateau`."""
         return self._factor
 
-    def state(self) -> dict[str, Any]:
-        """See `Attachment`."""
-        return super().state() | {"factor": self._factor}
+    def factor_state(self) -> dict[str, Any]:
+        """See `FollowPlateau`."""
+        return {"factor": self._factor}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """See `Attachment`."""
-        super().load_state(state)
+    def load_factor(self, state: Mapping[str, Any]) -> None:
+        """See `FollowPlateau`."""
         self._factor = float(state["factor"])
 
 
@@ -118,14 +135,17 @@ class ChangeOnPlateau(FollowPlateau):
         """See `Attachment`."""
         return super().values() | {"plateau_shape": float(self._index)}
 
-    def state(self) -> dict[str, Any]:
-        """See `Attachment`."""
-        return super().state() | {"index": self._index}
+    def factor_state(self) -> dict[str, Any]:
+        """See `FollowPlateau`."""
+        return {"index": self._index}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """See `Attachment`."""
-        super().load_state(state)
+    def load_factor(self, state: Mapping[str, Any]) -> None:
+        """See `FollowPlateau`."""
         self._index = int(state["index"])
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def follow_plateau(config: PlateauConfig, metric: str, total_samples: int) -> FollowPlateau:

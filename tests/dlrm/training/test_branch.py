@@ -20,6 +20,7 @@ from dlrm.data.dataset import Dataset
 from dlrm.model import DLRM
 from dlrm.optim.config import DenseOptimizerConfig
 from dlrm.optim.lr_schedules import Schedule
+from dlrm.optim.plateau import PlateauConfig
 from dlrm.training.run_log import read_records
 from dlrm.training.trainer import Trainer
 
@@ -136,6 +137,42 @@ def test_what_cannot_be_a_branch_is_named(
         train("data", branch, other)
     with pytest.raises(ValueError, match="--branch-from: expected a run beside --branch-at 5, got none"):
         parse(RunConfig, ["--branch-at", "5"], program="recforge train synthetic")
+
+
+def test_a_branch_with_another_plateau_begins_it_anew(train: Train, tmp_path: Path) -> None:
+    still = replace(TRUNK, epochs=0.25, dense_schedule=Schedule(shape="1e-9"), tables_schedule=Schedule(shape="1e-9"))
+    reduce = PlateauConfig(policy="reduce", patience=1, least_gain=0.5)  # which nothing gains
+    change = PlateauConfig(policy="change", patience=1, least_gain=0.5, shapes=("1", "0.7", "3"), start=2)
+    train("reduced", replace(still, plateau=reduce, epochs=0.5))
+    train("changed", replace(still, plateau=change, epochs=0.5))
+    branches = {
+        "changed": (replace(change, shapes=("0.2", "0.5"), start=1), 0.5),
+        "reduced": (replace(reduce, factor=0.3), 1.0),
+    }
+    for trunk, (plateau, factor) in branches.items():
+        for other in branches:
+            name = f"{trunk}-after-{other}"
+            train(name, replace(still, epochs=0.55, plateau=plateau, branch_from=tmp_path / other))
+            last = [record for record in read_records(tmp_path / name) if record["kind"] == "train"][-1]
+            assert last["plateau_factor"] == factor
+    train("alike", replace(still, epochs=0.55, plateau=reduce, branch_from=tmp_path / "reduced"))
+    last = [record for record in read_records(tmp_path / "alike") if record["kind"] == "train"][-1]
+    assert last["plateau_factor"] == 0.5
+
+
+def test_a_branch_has_the_batch_sizes_of_its_trunk(train: Train, tmp_path: Path) -> None:
+    def staged(rate: float, size: int) -> TrainingConfig:
+        shape = f"stages((3000, 300), (9000, {size}, 0, {rate}))"
+        return replace(TRUNK, epochs=0.4, dense_schedule=Schedule(shape=shape))
+
+    train("trunk", staged(2, 600))
+    branch = replace(staged(0.5, 600), epochs=0.5, branch_from=tmp_path / "trunk")
+    assert train("other-rates", branch).sizes.at(5000) == 600
+    for name, config in (("other-sizes", staged(2, 900)), ("none", TRUNK)):
+        with pytest.raises(
+            ValueError, match=r"--branch-from: expected the batch sizes of .*trunk, .* there 300 from s"
+        ):
+            train(name, replace(config, branch_from=tmp_path / "trunk"))
 
 
 @pytest.mark.long
