@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from dlrm.config import EvaluationConfig, ModelConfig, RunConfig, StepConfig, TablesConfig
+from dlrm.config import EvaluationConfig, ModelConfig, RunConfig, SmallTablesConfig, StepConfig, TablesConfig
 from dlrm.data.schema import DataSchema
 from dlrm.optim.config import DenseOptimizerConfig
 from dlrm.optim.lr_schedules import Schedule
@@ -37,6 +37,8 @@ ROW_RATE = 0.56
 ROW_EPS_SAMPLES = 5.7  # eps times the batch size
 ROW_LENGTH = 0.2  # with which a row starts, root of the mean square
 DENSE_WARMUP_STEPS, TABLES_WARMUP_STEPS = 6, 60
+# What tables keep when their optimizer becomes another one.
+KEPT = ("rates", "weight_decay", "pooling", "init_scale", "kernel", "row_type", "memory")
 
 
 def large_batch(config: RunConfig, global_batch_size: int) -> RunConfig:
@@ -61,10 +63,12 @@ def large_batch(config: RunConfig, global_batch_size: int) -> RunConfig:
         )
     step = replace(config.step, global_batch_size=global_batch_size)
     scaled, _ = scale_config(replace(config, step=step, scale_from=config.step.global_batch_size, rule="auto"))
-    tables = scaled.tables
+    tables, small_tables = scaled.tables, scaled.small_tables
     if tables.optimizer != "rowwise_adagrad":
-        kept = {name: getattr(tables, name) for name in ("pooling", "init_scale", "kernel", "row_type", "memory")}
+        kept = {name: getattr(tables, name) for name in KEPT}
         tables = TablesConfig(learning_rate=ROW_RATE, eps=ROW_EPS_SAMPLES / global_batch_size, **kept)
+        # Their numbers are of the optimizer that was, or were chosen beside it.
+        small_tables = SmallTablesConfig(below_rows=small_tables.below_rows)
     # Uniform numbers within plus and minus s have the mean square s * s / 3.
     least = ROW_LENGTH * math.sqrt(3 / config.model.dim)
     tables = replace(tables, init_scale=max(tables.init_scale or 0.0, least))
@@ -73,6 +77,7 @@ def large_batch(config: RunConfig, global_batch_size: int) -> RunConfig:
         scale_from=None,
         rule=config.rule,
         tables=tables,
+        small_tables=small_tables,
         dense_schedule=_warm_up(scaled.dense_schedule, DENSE_WARMUP_STEPS * global_batch_size),
         tables_schedule=_warm_up(scaled.tables_schedule, TABLES_WARMUP_STEPS * global_batch_size),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dlrm.cli import main
-from dlrm.config import ModelConfig, RunConfig, StepConfig, TablesConfig
+from dlrm.config import ModelConfig, RunConfig, SmallTablesConfig, StepConfig, TablesConfig
 from dlrm.data.synthetic import SyntheticConfig, generate
 from dlrm.optim.config import DenseOptimizerConfig
 from dlrm.optim.lr_schedules import Schedule
@@ -86,6 +86,23 @@ def test_large_batch_gives_rows_an_optimizer_whose_rate_and_eps_are_known() -> N
     # uniform in +-s, 4 numbers: E ||row|| ** 2 = 4 * s ** 2 / 3
     assert 4 * tables.init_scale**2 / 3 == pytest.approx(ROW_LENGTH**2)
     assert tables.init_scale > 0.1
+
+
+def test_large_batch_takes_no_numbers_over_from_an_optimizer_that_is_replaced() -> None:
+    tables = TablesConfig(optimizer="adam", learning_rate=0.001, weight_decay=1e-5, rates=("user=0.1",))
+    adam = replace(SMALL, tables=tables)
+    for small in (
+        SmallTablesConfig(below_rows=2048),
+        SmallTablesConfig(below_rows=2048, betas=(0.9, 0.99)),
+        SmallTablesConfig(below_rows=2048, optimizer="adam", learning_rate=0.002),
+    ):
+        large = large_batch(replace(adam, small_tables=small), 4096)
+        assert large.small_tables == SmallTablesConfig(below_rows=2048)
+        assert large.small_tables.resolve(large.tables) == large.tables
+        assert (large.tables.rates, large.tables.learning_rate) == (("user=0.1",), ROW_RATE)
+        assert large.tables.weight_decay > 0
+    kept = replace(SMALL, small_tables=SmallTablesConfig(below_rows=2048, learning_rate=0.3))
+    assert large_batch(kept, 4096).small_tables.learning_rate is not None
 
 
 def test_large_batch_warms_up_for_half_of_a_short_schedule_at_most() -> None:
