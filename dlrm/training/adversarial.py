@@ -20,7 +20,7 @@ from dlrm.training.adversarial_config import AdversarialConfig
 from dlrm.training.train_step import ClickTask
 from embeddings.interface import Tables
 
-TINY = 1e-30  # gradients of a mean over a large batch are small, and are not to be taken for 0
+TINY = torch.finfo(torch.float32).tiny  # gradients of a mean over a large batch are small, and not to be taken for 0
 
 
 class AdversarialTask(ClickTask):
@@ -33,7 +33,7 @@ class AdversarialTask(ClickTask):
         config: the move.
 
     Raises:
-        ValueError: the model is of another form.
+        ValueError: the model is of another form, or has a batch norm.
     """
 
     model: Any  # with the parts that are asked for here
@@ -45,6 +45,12 @@ class AdversarialTask(ClickTask):
             raise ValueError(
                 "--adversarial.eps: expected a model with `tables` and `dense`, as a DLRM is, got "
                 f"{type(model).__name__}"
+            )
+        norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        if norms:
+            raise ValueError(
+                "--adversarial.eps: expected a model without batch norm, whose running statistics would be those of "
+                f"moved samples too, got {type(norms[0]).__name__}; take --model.batch-norm none"
             )
         self.config = config
         self._moves: tuple[Any, Tensor] | None = None  # of the batch to come: whose they are, and what they are
@@ -80,8 +86,14 @@ class AdversarialTask(ClickTask):
         loss, _ = self.loss_of(batch, self.model.dense(batch.dense, leaf))
         gradient = torch.autograd.grad(loss, leaf)[0]
         dims = [gradient.shape[1]] if self.config.per == "sample" else list(self.model.tables.feature_dims)
-        directions = [normalize(part, dim=1, eps=TINY) for part in gradient.split(dims, dim=1)]
+        directions = [_normalise(part) for part in gradient.split(dims, dim=1)]
         return self.config.eps * torch.cat(directions, dim=1)
+
+
+def _normalise(vectors: Tensor) -> Tensor:
+    """Return vectors [B, n] with length 1, and zeros as they are; squares of small numbers do not vanish on the way."""
+    largest = vectors.abs().amax(dim=1, keepdim=True)
+    return normalize(vectors / largest.clamp_min(TINY), dim=1)
 
 
 def build_task(model: nn.Module, config: TrainingConfig) -> ClickTask:

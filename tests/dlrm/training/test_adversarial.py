@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dlrm.optim.config import DenseOptimizerConfig
 from dlrm.training.adversarial import AdversarialTask
 from dlrm.training.adversarial_config import AdversarialConfig
 from dlrm.training.batch_growth_config import BatchGrowthConfig
-from dlrm.training.train_step import TrainStep
+from dlrm.training.train_step import ClickTask, TrainStep
 from dlrm.training.trainer import Trainer
 from embeddings import RowSGD, TableConfig
 
@@ -135,15 +136,40 @@ def test_no_move_is_no_change(click_log: Dataset) -> None:
     assert task(batch)[0].item() == pytest.approx(hand.loss(batch, hand.look_up(batch)).item())
 
 
-def test_a_run_of_the_trainer_learns(click_log: Dataset, make_dlrm: Any, tmp_path: Path) -> None:
-    config = TrainingConfig(
+@pytest.mark.parametrize("size", [1.0, 1e-24, 1e-26, 1e-37])
+def test_moves_have_their_length_however_small_the_gradients_are(click_log: Dataset, size: float) -> None:
+    model, batch = make_model(click_log), read(click_log)[0]
+    hand, config = ByHand(model, "sample"), AdversarialConfig(eps=EPS)
+    task = AdversarialTask(model, config)
+    expected, pooled = hand.moves(batch), hand.look_up(batch).detach()
+    loss_of = task.loss_of
+
+    def scaled(batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
+        loss, logits = loss_of(batch, logits)
+        return loss * size, logits
+
+    task.loss_of = scaled  # type: ignore[method-assign]
+    torch.testing.assert_close(task._find_moves(batch, pooled), expected, rtol=1e-3, atol=1e-4)
+    size = 0.0
+    assert not task._find_moves(batch, pooled).any()
+
+
+def test_a_run_of_the_trainer_withstands_moves(click_log: Dataset, make_dlrm: Any, tmp_path: Path) -> None:
+    plain = TrainingConfig(
         dense=DenseOptimizerConfig(name="adam", learning_rate=0.01),
         step=StepConfig(global_batch_size=256, device="cpu", threads=1),
         evaluation=EvaluationConfig(every_samples=4000),
-        adversarial=AdversarialConfig(eps=0.05, staleness=1),
     )
-    summary = Trainer(make_dlrm(click_log, learning_rate=0.2), click_log, config, tmp_path / "run").fit()
-    assert summary["auc"] > 0.6
+    against = AdversarialConfig(eps=0.1, staleness=1)
+    valid, rises = Reader(click_log, "valid").read(0, 2000), []
+    for name, config in (("plain", plain), ("adversarial", replace(plain, adversarial=against))):
+        model = make_dlrm(click_log, learning_rate=0.2)
+        assert Trainer(model, click_log, config, tmp_path / name).fit()["auc"] > 0.57
+        model.eval()
+        both = AdversarialTask(model, AdversarialConfig(eps=0.1))(valid)[0].item()
+        clean = ClickTask(model)(valid)[0].item()
+        rises.append(2 * (both - clean))
+    assert 0 < rises[1] < 0.9 * rises[0]
 
 
 def test_refuses_what_cannot_be(click_log: Dataset, make_dlrm: Any, tmp_path: Path) -> None:
@@ -151,6 +177,10 @@ def test_refuses_what_cannot_be(click_log: Dataset, make_dlrm: Any, tmp_path: Pa
         AdversarialConfig(eps=-1.0)
     with pytest.raises(ValueError, match=r"--adversarial.eps: expected a model with `tables` and `dense`.*got Linear"):
         AdversarialTask(nn.Linear(2, 1), AdversarialConfig(eps=0.1))
+    with pytest.raises(
+        ValueError, match=r"--adversarial.eps: expected a model without batch norm, .*got GhostBatchNorm"
+    ):
+        AdversarialTask(make_dlrm(click_log, batch_norm="ghost"), AdversarialConfig(eps=0.1))
     config = TrainingConfig(
         adversarial=AdversarialConfig(eps=0.1),
         growth=BatchGrowthConfig(test="norm"),
