@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 _ONE = tyro.conf.arg(metavar="RUN")
-_OTHER = tyro.conf.arg(metavar="RUN2")
+_OTHER = tyro.conf.arg(metavar="[RUN2]")
 _LEAST = {"samples": 1, "probes": 0, "steps": 2, "subspace": 1, "points": 0, "grid": 0, "seed": 0, "threads": 1}
 
 

@@ -5,12 +5,12 @@ add a kind:
 
 1. One line in `command.KINDS`: its help and `module:function`, which takes `argv` and returns an exit status. Nothing
    that is imported before the flags are read may import torch.
-2. Flags: a frozen dataclass of its own settings, and one that inherits `RunConfig` and holds them without a prefix, so
-   that every flag of `recforge train` is there too; `flags.read_flags` makes it from `argv` and the recipe::
+2. Flags: a frozen dataclass of its own settings, and one that inherits `StudyConfig` and holds them without a prefix,
+   so that every flag of `recforge train` is there too; `flags.read_flags` makes it from `argv` and the recipe::
 
        @dataclass(frozen=True, kw_only=True)
-       class CurvatureConfig(RunConfig):
-           study: Annotated[CurvatureSettings, tyro.conf.arg(name="")] = field(default_factory=CurvatureSettings)
+       class CurvatureConfig(StudyConfig):
+           study: tyro.conf.OmitArgPrefixes[CurvatureSettings] = field(default_factory=CurvatureSettings)
 
        asked = read_flags("curvature", CurvatureConfig, argv, description="...")   # None: a usage was printed
 

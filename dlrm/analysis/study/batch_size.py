@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import tyro
 
-from dlrm.analysis.study.flags import Asked, read_flags
+from dlrm.analysis.study.flags import Asked, StudyConfig, read_flags
 from dlrm.analysis.study.held_settings import set_batch_size
 from dlrm.analysis.study.space import Dimension, Space, apply_parameters, parse_space, read_setting
 from dlrm.analysis.study.steps_to_result import BatchResult, Protocol, Request, steps_to_result
@@ -65,10 +65,10 @@ class BatchSizeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchSizeConfig(RunConfig):
+class BatchSizeConfig(StudyConfig):
     """A recipe, and how its batch size is studied."""
 
-    study: Annotated[BatchSizeSettings, tyro.conf.arg(name="")] = field(default_factory=BatchSizeSettings)
+    study: tyro.conf.OmitArgPrefixes[BatchSizeSettings] = field(default_factory=BatchSizeSettings)
 
 
 def run_batch_size(argv: list[str]) -> int:

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import tyro
+
 from dlrm.cli import parse
 from dlrm.config import RunConfig
 from dlrm.recipes import Recipe, find_recipe, list_recipes
 
-Config = TypeVar("Config", bound=RunConfig)
-
 # What has no say in the result of a trial; all else must stay as it is when a study goes on.
 PLACES = ("output", "data", "max_restarts", "log_every_samples", "checkpoint")
+
+# What is refused, and why; a configuration file may have it all the same.
+REFUSED = {
+    "ranks": "whose trials train in one process",
+    "time_limit_seconds": "whose trials are compared by samples; --epochs limits them",
+    "scale_from": "give the numbers that `recforge train` prints with it",
+    "branch_from": "whose trials begin anew",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig(RunConfig):
+    """What trials have in common, to which a study adds a field `study` with its own settings."""
+
+    output: Path | None = None
+    """The study's folder; if it holds an unfinished study of the same flags, that goes on. None makes a new one under
+    studies/."""
+    ranks: tyro.conf.Suppress[int | None] = None
+    time_limit_seconds: tyro.conf.Suppress[float | None] = None
+    scale_from: tyro.conf.Suppress[int | None] = None
+    branch_from: tyro.conf.Suppress[Path | None] = None
+
+
+Config = TypeVar("Config", bound=StudyConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +78,7 @@ def read_flags(kind: str, config: type[Config], argv: list[str], *, description:
 
     Args:
         kind: of the study.
-        config: inherits `RunConfig` and has a default for everything else.
+        config: inherits `StudyConfig` and has a default for everything else.
         argv: what follows the kind.
         description: of the study, for its `--help`.
 
@@ -61,9 +86,9 @@ def read_flags(kind: str, config: type[Config], argv: list[str], *, description:
         ValueError: there is no such recipe, a flag does not exist, or its value is not accepted.
     """
     if not argv or argv[0].startswith("-"):
-        usage = [f"usage: recforge study {kind} RECIPE|CONFIG.toml [--output FOLDER] ...", "", "recipes:"]
-        print("\n".join([*usage, *list_recipes(), "", f"`recforge study {kind} RECIPE --help` lists every flag."]))
+        _print_usage(kind, config, description, has_asked=bool(argv) and argv[0] in ("-h", "--help"))
         return None
+    _check_flags(argv[1:])
     recipe = find_recipe(argv[0])
     start = config(**{field.name: getattr(recipe.config, field.name) for field in fields(RunConfig)})
     program = f"recforge study {kind} {argv[0]}"
@@ -73,19 +98,35 @@ def read_flags(kind: str, config: type[Config], argv: list[str], *, description:
     return Asked(kind=kind, recipe_name=argv[0], recipe=recipe, config=read, folder=folder)
 
 
+def _print_usage(kind: str, config: type[Config], description: str, *, has_asked: bool) -> None:
+    """Print how a study is called; to who has asked for help, with its own flags."""
+    usage = f"recforge study {kind} RECIPE|CONFIG.toml"
+    every = f"`recforge study {kind} RECIPE --help` lists every flag, also those of `recforge train`."
+    recipes = ["recipes:", *list_recipes(), "", every]
+    if not has_asked:
+        print("\n".join([f"usage: {usage} [--output FOLDER] ...", "", *recipes]))
+        return
+    own: Any = config()
+    with contextlib.suppress(SystemExit):
+        tyro.cli(type(own.study), prog=usage, description=description, args=["--help"])
+    print("\n".join(recipes))
+
+
+def _check_flags(argv: list[str]) -> None:
+    """Check that no flag is given that is refused, and which the parser does not know therefore."""
+    for argument in argv:
+        name, _, value = argument.partition("=")
+        if (option := name.removeprefix("--").replace("-", "_")) in REFUSED and name.startswith("--"):
+            raise ValueError(_refuse(option, value or "one"))
+
+
+def _refuse(option: str, value: Any) -> str:
+    return f"--{option.replace('_', '-')}: expected none in a study, {REFUSED[option]}; got {value}"
+
+
 def _check(run: RunConfig) -> None:
-    """Check that nothing is asked for that a study's trials would not heed."""
-    if run.ranks not in (None, 1):
-        raise ValueError(f"--ranks: expected 1 in a study, whose trials train in one process, got {run.ranks}")
-    if run.time_limit_seconds is not None:
-        raise ValueError(
-            "--time-limit-seconds: expected none in a study, whose trials are compared by samples, got "
-            f"{run.time_limit_seconds:g}; --epochs limits them"
-        )
-    if run.scale_from is not None:
-        raise ValueError(
-            f"--scale-from: expected none in a study, got {run.scale_from}; give the numbers that `recforge train` "
-            "prints with it"
-        )
-    if run.branch_from is not None:
-        raise ValueError(f"--branch-from: expected none in a study, whose trials begin anew, got {run.branch_from}")
+    """Check that a configuration file asks for nothing that a study's trials would not heed."""
+    for option in REFUSED:
+        value = getattr(run, option)
+        if value is not None and (option, value) != ("ranks", 1):
+            raise ValueError(_refuse(option, value))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
 
 import tyro
 
 from dlrm.analysis.study.compare_policies import PolicyResult, common_goal, compare_policies
-from dlrm.analysis.study.flags import Asked, read_flags
+from dlrm.analysis.study.flags import Asked, StudyConfig, read_flags
 from dlrm.analysis.study.policies import DEFAULT, Policy, choose_policies
 from dlrm.analysis.study.study_folder import StudyFolder
 from dlrm.config import RunConfig
@@ -57,10 +56,10 @@ class LearningRateSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearningRateConfig(RunConfig):
+class LearningRateConfig(StudyConfig):
     """A recipe, and how its learning rate is studied."""
 
-    study: Annotated[LearningRateSettings, tyro.conf.arg(name="")] = field(default_factory=LearningRateSettings)
+    study: tyro.conf.OmitArgPrefixes[LearningRateSettings] = field(default_factory=LearningRateSettings)
 
 
 def run_learning_rate(argv: list[str]) -> int:

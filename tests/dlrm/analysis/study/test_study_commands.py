@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from dlrm.cli import main
 from dlrm.data.dataset import Dataset
+from dlrm.recipes import RECIPES
 
 # Imports once, and forks a process for every command line; says its id, and how it ended.
 COMMANDS = textwrap.dedent(
@@ -159,7 +161,7 @@ def test_a_learning_rate_study_ranks_the_planted_policy_first_after_a_kill(
     ("argv", "words"),
     [
         (["batchsize", "synthetic"], "recforge study: expected one of batch-size, learning-rate, .*, got 'batchsize'"),
-        (["batch-size", "synthetic", "--ranks", "2"], "--ranks: expected 1 in a study"),
+        (["batch-size", "synthetic", "--ranks", "2"], "--ranks: expected none in a study"),
         (["learning-rate", "synthetic", "--time-limit-seconds", "9"], "--time-limit-seconds: expected none in a study"),
         (["learning-rate", "synthetic", "--scale-from", "256"], "--scale-from: expected none in a study"),
         (["batch-size", "synthetic", "--branch-from", "x"], "--branch-from: expected none in a study"),
@@ -182,7 +184,21 @@ def test_usage_names_the_kinds(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "batch-size", "--help"]) == 0
     said = capsys.readouterr().out
     assert {"batch-size", "learning-rate"} <= set(said.split())
+    assert {"--batches", "--goal"} <= set(said.split()), "flags of its own without a recipe too"
+    assert "criteo-kaggle" in said
+    with pytest.raises(SystemExit):
+        main(["study", "curvature", "--help"])
+    assert "RUN [RUN2]" in capsys.readouterr().out
     assert "recforge study batch-size RECIPE --help" in said
+
+
+def test_what_a_configuration_has_is_refused_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = RECIPES["synthetic"]
+    monkeypatch.setitem(RECIPES, "mine", replace(recipe, config=replace(recipe.config, scale_from=256)))
+    assert main(["study", "batch-size", "mine"]) == 2
+    assert "--scale-from: expected none in a study" in capsys.readouterr().err
 
 
 def test_flags_are_read_without_torch() -> None:
@@ -190,16 +206,25 @@ def test_flags_are_read_without_torch() -> None:
         """
         import sys
         from dlrm.cli import main
-        try:
-            main(["study", sys.argv[1], "synthetic", "--help"])
-        except SystemExit as stop:
-            assert not stop.code
+        for kind in sys.argv[1:]:
+            try:
+                main(["study", kind, "synthetic", "--help"])
+            except SystemExit as stop:
+                assert not stop.code
+            print("next study")
         assert not {"torch", "optuna", "plotly"} & set(sys.modules), "imported for --help"
         """
     )
-    for kind in ("batch-size", "learning-rate"):
-        result = subprocess.run(
-            [sys.executable, "-c", program, kind], capture_output=True, text=True, timeout=60, check=False
-        )
-        assert result.returncode == 0, result.stderr
-        assert "--evaluations" in result.stdout
+    result = subprocess.run(
+        [sys.executable, "-c", program, "batch-size", "learning-rate"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    for said in result.stdout.split("next study")[:2]:
+        assert "--evaluations" in said
+        assert "study options" in said, "a group of their own"
+        assert "studies/" in said
+        assert not {"--ranks", "--scale-from", "--branch-from", "--time-limit-seconds"} & set(said.split())
