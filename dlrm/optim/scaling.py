@@ -13,6 +13,7 @@ from dlrm.config import RunConfig, TrainingConfig
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.optim.scaling_rules import Multipliers, ScaledGroup, ScalingRule
 from dlrm.optim.schedule_text import parse_formula
+from dlrm.training.batch_growth_config import parse_stages
 
 C = TypeVar("C", bound=TrainingConfig)
 
@@ -21,6 +22,13 @@ OWN_BETAS = dict.fromkeys(("lamb", "partial_lamb", "adam", "adamw", "cowclip"), 
 OWN_EPS = {"lamb": 1e-6, "partial_lamb": 1e-6, "adam": 1e-8, "adamw": 1e-8, "cowclip": 1e-8}
 OWN_TABLE_EPS = OWN_EPS | {"adagrad": 1e-8, "rowwise_adagrad": 1e-8}
 NUMBERS = ("learning_rate", "weight_decay", "l2", "eps", "betas")
+# Beside schedules, what is counted in samples.
+LENGTHS = {
+    "evaluation": ("every_samples",),
+    "checkpoint": ("every_samples",),
+    "growth": ("stages", "rewarm_samples"),
+    "plateau": ("shapes",),
+}
 SCHEDULE = tuple(option.name for option in fields(Schedule))
 
 
@@ -146,6 +154,14 @@ def _scale_lengths(config: TrainingConfig, lengths: float) -> dict[str, Any]:
         part: Any = getattr(config, name)
         if part.every_samples is not None:
             changed[name] = replace(part, every_samples=max(1, round(part.every_samples * lengths)))
+    stages = ((round(start * lengths), size) for start, size in parse_stages(config.growth.stages))
+    changed["growth"] = replace(
+        config.growth,
+        stages=tuple(f"{start}={size}" for start, size in stages),
+        rewarm_samples=round(config.growth.rewarm_samples * lengths),
+    )
+    shapes = (str(formula.stretch(lengths)) for formula in config.plateau.formulas())
+    changed["plateau"] = replace(config.plateau, shapes=tuple(shapes))
     return changed
 
 
@@ -163,8 +179,8 @@ def _list_changes(
             before, after, schedule, SCHEDULE, reason if before.match == "epochs" else "--match updates"
         )
     yield from _compare(before, after, "", ("epochs",), "--match updates")
-    for part in ("evaluation", "checkpoint"):
-        yield from _compare(before, after, part, ("every_samples",), "--match updates")
+    for part, options in LENGTHS.items():
+        yield from _compare(before, after, part, options, "--match updates")
 
 
 def _compare(

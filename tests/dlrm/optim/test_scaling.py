@@ -22,10 +22,12 @@ from dlrm.config import (
 from dlrm.data.dataset import Dataset
 from dlrm.optim.config import DenseOptimizerConfig, HeadConfig
 from dlrm.optim.lr_schedules import Schedule
+from dlrm.optim.plateau import PlateauConfig
 from dlrm.optim.scaling import scale_config
 from dlrm.optim.scaling_text import describe_changes, find_doubts
 from dlrm.recipes import RECIPES, Recipe
 from dlrm.training import command
+from dlrm.training.batch_growth_config import BatchGrowthConfig
 
 SMALL = RunConfig(
     epochs=2,
@@ -135,6 +137,22 @@ def test_matched_updates_make_all_lengths_longer() -> None:
             before, after = getattr(SMALL, name), getattr(scaled, name)
             assert after.factor(16 * samples) == pytest.approx(before.factor(samples))
     assert _scale(rule="legw", match="updates").dense_schedule == scaled.dense_schedule  # not k * k
+
+
+def test_matched_updates_move_what_depends_on_samples_elsewhere() -> None:
+    growth = BatchGrowthConfig(stages=("1_000_000=32768", "3000000=65536"), rewarm_samples=10_000)
+    plateau = PlateauConfig(policy="change", shapes=("cosine(100_000)", "1"))
+    config = replace(SMALL, match="updates", growth=growth, plateau=plateau)
+    scaled, changes = scale_config(config)
+    assert scaled.growth.stages == ("16000000=32768", "48000000=65536")
+    assert scaled.growth.rewarm_samples == 160_000
+    assert scaled.plateau == replace(plateau, shapes=("cosine(1_600_000)", "constant(1)"))
+    told = {change.flag: (change.before, change.after) for change in changes}
+    assert told["--growth.rewarm-samples"] == (10_000, 160_000)
+    assert told["--plateau.shapes"] == (plateau.shapes, scaled.plateau.shapes)
+    assert told["--growth.stages"] == (growth.stages, scaled.growth.stages)
+    kept = scale_config(replace(config, match="epochs"))[0]
+    assert (kept.growth, kept.plateau) == (growth, plateau)
 
 
 def test_a_loop_without_tables_is_scaled_too() -> None:
