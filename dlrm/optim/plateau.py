@@ -63,6 +63,24 @@ class PlateauConfig:
             raise ValueError(f"--plateau.{option.replace('_', '-')}: expected {expected}, got {getattr(self, option)}")
 
 
+def find_plateau_doubt(config: PlateauConfig, samples: int, every_samples: int) -> str | None:
+    """Say so where there are too few evaluations for a plateau to be followed.
+
+    Args:
+        config: of the plateau.
+        samples: of the run.
+        every_samples: between evaluations.
+    """
+    # The first one is there to compare with, and nothing follows the one at the end.
+    count, needed = (samples - 1) // every_samples, config.patience + 1
+    if config.policy == "off" or count >= needed:
+        return None
+    return (
+        f"--plateau.policy {config.policy} cannot do anything in this run: it takes {needed} evaluations before the "
+        f"end, and there are {count}; give --evaluation.every-samples of at most {max(1, (samples - 1) // needed):,}"
+    )
+
+
 class PlateauDetector:
     """Says after each evaluation whether the metric has come to a plateau.
 

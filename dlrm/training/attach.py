@@ -58,6 +58,10 @@ def attach(run: RunParts) -> Attachments:
     if config.plateau.policy != "off":
         from dlrm.training.plateau import follow_plateau
 
+        if not run.dataset.rows("valid"):
+            raise ValueError(
+                f"--plateau.policy {config.plateau.policy}: expected rows in the valid split to follow, got none"
+            )
         total = max(1, round(config.epochs * run.dataset.rows("train")))
         members.append(follow_plateau(config.plateau, config.evaluation.metric, total))
     if config.curvature_rate.every_samples is not None:

@@ -13,6 +13,7 @@ from dlrm.cli import parse
 from dlrm.config import RunConfig
 from dlrm.distributed.one_voice import OneVoice
 from dlrm.distributed.place import Place
+from dlrm.optim.plateau import find_plateau_doubt
 from dlrm.optim.scaling import scale_config
 from dlrm.optim.scaling_text import describe_changes, find_doubts
 from dlrm.optim.table_rates import rate_tables, wants_frequencies
@@ -107,9 +108,11 @@ def _scale(config: RunConfig, place: Place) -> RunConfig:
 
 
 def _tell_doubts(config: RunConfig, dataset: Dataset) -> None:
-    if config.scale_from is not None:
-        for doubt in find_doubts(config, dataset.rows("train")):
-            print(f"recforge: warning: {doubt}", file=sys.stderr)
+    rows = dataset.rows("train")
+    doubts = find_doubts(config, rows) if config.scale_from is not None else []
+    plateau = find_plateau_doubt(config.plateau, round(config.epochs * rows), config.evaluation.every_samples or rows)
+    for doubt in [*doubts, *([plateau] if plateau else [])]:
+        print(f"recforge: warning: {doubt}", file=sys.stderr)
 
 
 def _rate_tables(config: RunConfig, dataset: Dataset, place: Place) -> RunConfig:

@@ -20,7 +20,7 @@ from dlrm.data.dataset import Dataset
 from dlrm.metrics.metrics import MetricValues
 from dlrm.model import DLRM
 from dlrm.optim.lr_schedules import Schedule
-from dlrm.optim.plateau import PlateauConfig
+from dlrm.optim.plateau import PlateauConfig, find_plateau_doubt
 from dlrm.training.attachments import Moment
 from dlrm.training.plateau import ChangeOnPlateau, ReduceOnPlateau
 from dlrm.training.run_log import read_records
@@ -144,6 +144,28 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
 def test_nonsense_names_its_flag(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         PlateauConfig(**options)
+
+
+def test_a_plateau_that_nothing_shows_is_an_error(
+    make_dlrm: Callable[..., DLRM], click_log: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Dataset.rows
+    monkeypatch.setattr(Dataset, "rows", lambda self, split: 0 if split == "valid" else rows(self, split))
+    config = TrainingConfig(step=StepConfig(device="cpu"), plateau=REDUCE)
+    with pytest.raises(ValueError, match=r"--plateau.policy reduce: expected rows in the valid split, .* got none"):
+        Trainer(make_dlrm(click_log), click_log, config, tmp_path / "run")
+
+
+def test_a_plateau_that_comes_too_late_is_doubted() -> None:
+    assert find_plateau_doubt(PlateauConfig(), 12_000, 12_000) is None
+    doubt = find_plateau_doubt(REDUCE, 12_000, 12_000)
+    assert doubt is not None
+    assert (
+        "it takes 2 evaluations before the end, and there are 0; give --evaluation.every-samples of at most 5,999"
+        in doubt
+    )
+    assert find_plateau_doubt(REDUCE, 12_000, 5_999) is None
+    assert find_plateau_doubt(REDUCE, 12_000, 6_000) is not None  # the second one is at the end
 
 
 def test_it_has_flags() -> None:
