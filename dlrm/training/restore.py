@@ -54,11 +54,20 @@ def restore_run(
     return [*restored.skipped, *resized, where]
 
 
-def _find_branching_point(run: Path, at: int | None, settings: Mapping[str, Any], ranks: Ranks) -> Restored:
-    """Read the newest checkpoint of a run after at most so many samples."""
+def _check_may_leave(run: Path, settings: Mapping[str, Any]) -> None:
     if not (run / CONFIG).is_file():
         raise ValueError(f"--branch-from: expected the folder of a run, got {run}, which has no {CONFIG}")
     check_same_path(run, json.loads((run / CONFIG).read_text(encoding="utf-8")), settings)
+
+
+def _find_branching_point(run: Path, at: int | None, settings: Mapping[str, Any], ranks: Ranks) -> Restored:
+    """Read the newest checkpoint of a run after at most so many samples (a collective call)."""
+    failure = None
+    try:
+        _check_may_leave(run, settings)
+    except ValueError as error:
+        failure = error
+    ranks.raise_any(failure)  # as one that does not see the folder would leave the others waiting for it
     folder = run / CHECKPOINTS
     restored = CheckpointStore(folder, ranks=ranks, read_only=True).restore_latest(at_most=at)
     if restored is None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,10 +17,12 @@ import torch
 from dlrm.cli import parse
 from dlrm.config import CheckpointConfig, EvaluationConfig, GuardConfig, RunConfig, StepConfig, TrainingConfig
 from dlrm.data.dataset import Dataset
+from dlrm.distributed.ranks import Ranks, T
 from dlrm.model import DLRM
 from dlrm.optim.config import DenseOptimizerConfig
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.optim.plateau import PlateauConfig
+from dlrm.training.restore import _find_branching_point
 from dlrm.training.run_log import read_records
 from dlrm.training.trainer import Trainer
 
@@ -173,6 +175,20 @@ def test_a_branch_has_the_batch_sizes_of_its_trunk(train: Train, tmp_path: Path)
             ValueError, match=r"--branch-from: expected the batch sizes of .*trunk, .* there 300 from s"
         ):
             train(name, replace(config, branch_from=tmp_path / "trunk"))
+
+
+class _OtherRankFails(Ranks):
+    def gather(self, thing: T) -> list[T]:
+        return [thing, cast(T, ValueError("--branch-from: rank 1 does not see it"))]
+
+
+def test_all_ranks_say_that_one_does_not_see_the_trunk(train: Train, tmp_path: Path) -> None:
+    settings = train("trunk", replace(TRUNK, epochs=0.25)).settings
+    assert _find_branching_point(tmp_path / "trunk", None, settings, Ranks()).info.samples == 3000
+    with pytest.raises(ValueError, match="rank 1 does not see it"):
+        _find_branching_point(tmp_path / "trunk", None, settings, _OtherRankFails())
+    with pytest.raises(ValueError, match="expected the folder of a run"):
+        _find_branching_point(tmp_path / "nothing", None, settings, _OtherRankFails())
 
 
 @pytest.mark.long
