@@ -152,7 +152,9 @@ def test_a_plateau_that_nothing_shows_is_an_error(
     rows = Dataset.rows
     monkeypatch.setattr(Dataset, "rows", lambda self, split: 0 if split == "valid" else rows(self, split))
     config = TrainingConfig(step=StepConfig(device="cpu"), plateau=REDUCE)
-    with pytest.raises(ValueError, match=r"--plateau.policy reduce: expected rows in the valid split, .* got none"):
+    with pytest.raises(
+        ValueError, match=r"--plateau.policy reduce: expected rows in the valid split to follow, got none"
+    ):
         Trainer(make_dlrm(click_log), click_log, config, tmp_path / "run")
 
 
