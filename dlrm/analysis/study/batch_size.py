@@ -92,6 +92,7 @@ def study_batch_size(asked: Asked[BatchSizeConfig]) -> str:
     settings, run = asked.config.study, asked.run
     runner = TrialRunner(asked.recipe_name, asked.recipe, run, asked.folder)
     batches = choose_batches(settings.batches, run.step.global_batch_size, runner.epoch_samples)
+    check_batches(run, batches)
     total = len(batches) * (settings.trials + settings.repeats) + (settings.goal is None)
     described = asked.settings() | {"data": runner.dataset.fingerprint}
     with StudyFolder(asked.folder, kind=KIND, settings=described, total=total) as study:
@@ -225,6 +226,19 @@ def default_space(run: RunConfig, most_samples: float) -> Space:
             ends=("high",),
         ),
     )
+
+
+def check_batches(run: RunConfig, batches: Sequence[int]) -> None:
+    """Check that a recipe accepts every batch size, as one does not whose schedule says them.
+
+    Raises:
+        ValueError: naming the batch size, and what does not accept it.
+    """
+    for batch in batches:
+        try:
+            set_batch_size(run, batch)
+        except ValueError as error:
+            raise ValueError(f"--batches {batch}: {error}") from error
 
 
 def check_space(run: RunConfig, space: Space) -> None:

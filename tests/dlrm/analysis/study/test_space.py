@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from dlrm.analysis.study.batch_size import (
+    check_batches,
     check_space,
     choose_batches,
     default_batches,
@@ -25,6 +26,7 @@ from dlrm.analysis.study.space import (
 )
 from dlrm.config import RunConfig, SmallTablesConfig, StepConfig, TablesConfig
 from dlrm.optim.config import DenseOptimizerConfig
+from dlrm.optim.lr_schedules import Schedule
 from dlrm.recipes import RECIPES
 
 
@@ -137,6 +139,14 @@ def test_no_batch_is_larger_than_an_epoch() -> None:
     for asked, size in (((500, 2001), 2001), ((), 9000)):
         with pytest.raises(ValueError, match=f"--batches: expected at most the 2000 rows of an epoch.* got {size}"):
             choose_batches(asked, size, 2000)
+
+
+def test_a_schedule_that_says_batch_sizes_is_named_at_once() -> None:
+    staged = Schedule(shape="stages((10_000, 100), (20_000, 200))")
+    run = RunConfig(step=StepConfig(global_batch_size=100), dense_schedule=staged)
+    check_batches(run, [100])
+    with pytest.raises(ValueError, match=r"--batches 200: .*the schedule's first stage, got 200"):
+        check_batches(run, [100, 200])
 
 
 def test_a_range_that_a_recipe_does_not_accept_is_named_at_once() -> None:
