@@ -34,7 +34,7 @@ from dlrm.checkpoints.state_tree import FlatState, unflatten
 from dlrm.checkpoints.tensor_file import TensorFile
 
 STATE = "state.json"
-PER_RANK = ("random", "stage_seconds")
+PER_RANK = ("random", "stage_seconds", "prepared")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ before, so that it need not be waited for; both halves then run with the present
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ class AdversarialTask(ClickTask):
             )
         self.config = config
         self._moves: tuple[Any, Tensor] | None = None  # of the batch to come: whose they are, and what they are
+        self._loaded: Tensor | None = None  # of the first batch of a resumed run
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the mean loss of both halves, and the logits of the clean one [B]."""
@@ -61,9 +63,7 @@ class AdversarialTask(ClickTask):
         clean, logits = self.loss_of(batch, self.model.dense(batch.dense, pooled))
         if not len(batch):
             return clean, logits
-        found, self._moves = self._moves, None
-        # After a kill there are none of the step before: the first step's are of its own weights.
-        moves = self._find_moves(batch, pooled) if found is None or found[0] is not batch.sparse else found[1]
+        moves = self._take_moves(batch, pooled)
         adversarial, _ = self.loss_of(batch, self.model.dense(batch.dense, pooled + moves))
         return (clean + adversarial) / 2, logits
 
@@ -79,6 +79,24 @@ class AdversarialTask(ClickTask):
         tables.train(was_training)
         if len(following):
             self._moves = following.sparse, self._find_moves(following, pooled)
+
+    def prepared(self) -> dict[str, Tensor]:
+        """See `ClickTask`."""
+        return {} if self._moves is None else {"moves": self._moves[1]}
+
+    def load_prepared(self, state: Mapping[str, Any]) -> None:
+        """See `ClickTask`."""
+        self._loaded = state.get("moves")
+
+    def _take_moves(self, batch: Batch, pooled: Tensor) -> Tensor:
+        """Return the moves that were found before, or those of the present weights where there are none for it."""
+        found, self._moves = self._moves, None
+        loaded, self._loaded = self._loaded, None
+        if found is not None and found[0] is batch.sparse:
+            return found[1]
+        if loaded is not None and loaded.shape == pooled.shape:  # it is another with other ranks or ends of the run
+            return loaded.to(pooled)
+        return self._find_moves(batch, pooled)
 
     def _find_moves(self, batch: Batch, pooled: Tensor) -> Tensor:
         """Return the moves [B, columns] that raise the loss of each sample most; 0 where nothing does."""

@@ -17,6 +17,7 @@ from dlrm.data.dataset import Dataset
 from dlrm.training.attachments import Attachments
 from dlrm.training.batch_sizes import BatchSizes
 from dlrm.training.course import Course, Progress
+from dlrm.training.train_step import ClickTask
 from embeddings.stopwatch import Stopwatch
 
 
@@ -30,6 +31,7 @@ class Snapshot:
         course: how far the run has come.
         sizes: of batches.
         attachments: who else takes part.
+        task: with what it has prepared for the next batch.
         stopwatch: of the run's stages.
         device: whose generator is drawn from.
         dataset: that is learned.
@@ -40,6 +42,7 @@ class Snapshot:
     course: Course
     sizes: BatchSizes
     attachments: Attachments
+    task: nn.Module
     stopwatch: Stopwatch
     device: torch.device
     dataset: Dataset
@@ -54,6 +57,7 @@ class Snapshot:
             "random": take_random_state(self.device),
             "batch_sizes": self.sizes.state(),
             "attachments": self.attachments.state(),
+            "prepared": dict(self.task.prepared()) if isinstance(self.task, ClickTask) else {},
         }
 
     def load(self, state: Mapping[str, Any], *, resized_tables: ResizedTables) -> list[str]:
@@ -79,4 +83,6 @@ class Snapshot:
         if "batch_sizes" in state:  # runs were saved without them once, of one size and with nobody attached
             self.sizes.load_state(state["batch_sizes"])
         self.attachments.load_state(state.get("attachments", {}))
+        if isinstance(self.task, ClickTask):
+            self.task.load_prepared(state.get("prepared", {}))
         return list(resized)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -47,6 +48,13 @@ class ClickTask(nn.Module):
 
     def prepare(self, following: Batch) -> None:
         """Do what the next batch needs of the present weights; all ranks call it alike."""
+
+    def prepared(self) -> Mapping[str, Tensor]:
+        """Return what was done so for this rank's share of the next batch, which a resumed run needs."""
+        return {}
+
+    def load_prepared(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `prepared` returned; a rank that had no part in the save gets something else."""
 
     def loss_of(self, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of logits [B], as `forward` does."""

@@ -101,6 +101,7 @@ class Trainer:
             course=self.course,
             sizes=self.sizes,
             attachments=self.attachments,
+            task=self.step.task,
             stopwatch=self.stopwatch,
             device=self.device,
             dataset=dataset,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrm.batch import Batch
-from dlrm.config import EvaluationConfig, StepConfig, TrainingConfig
+from dlrm.config import CheckpointConfig, EvaluationConfig, GuardConfig, StepConfig, TrainingConfig
 from dlrm.data.dataset import Dataset
 from dlrm.data.reader import Reader
 from dlrm.model import DLRM
@@ -20,6 +20,7 @@ from dlrm.noise.config import NoiseScaleConfig
 from dlrm.optim.config import DenseOptimizerConfig
 from dlrm.training.adversarial import AdversarialTask
 from dlrm.training.adversarial_config import AdversarialConfig
+from dlrm.training.attachments import Attachment, Moment
 from dlrm.training.batch_growth_config import BatchGrowthConfig
 from dlrm.training.train_step import ClickTask, TrainStep
 from dlrm.training.trainer import Trainer
@@ -170,6 +171,53 @@ def test_a_run_of_the_trainer_withstands_moves(click_log: Dataset, make_dlrm: An
         clean = ClickTask(model)(valid)[0].item()
         rises.append(2 * (both - clean))
     assert 0 < rises[1] < 0.9 * rises[0]
+
+
+def test_a_killed_run_goes_on_with_the_moves_it_had_found(click_log: Dataset, make_dlrm: Any, tmp_path: Path) -> None:
+    config = TrainingConfig(
+        epochs=0.4,
+        dense=DenseOptimizerConfig(name="adam", learning_rate=0.01),
+        step=StepConfig(global_batch_size=300, device="cpu"),
+        evaluation=EvaluationConfig(every_samples=1500, test_best=False),
+        checkpoint=CheckpointConfig(keep_last=5),
+        guards=GuardConfig(chance_evaluations=0),
+        adversarial=AdversarialConfig(eps=0.3, staleness=1),
+    )
+
+    def make(name: str) -> Trainer:
+        return Trainer(make_dlrm(click_log, dropout=0.2), click_log, config, tmp_path / name)
+
+    class KillError(RuntimeError):
+        pass
+
+    class Killer(Attachment):
+        name = "killer"
+
+        def before_step(self, moment: Moment) -> None:
+            if moment.samples == 3900:
+                raise KillError
+
+    whole, killed = make("whole"), make("killed")
+    whole.fit()
+    killed.attachments.members += (Killer(),)
+    with pytest.raises(KillError):
+        killed.fit()
+    killed.checkpoints.wait()
+    resumed = make("killed")
+    resumed.fit()
+    assert (resumed.progress.samples, whole.progress.samples) == (4800, 4800)
+    ends = [trainer.model.state_dict() for trainer in (whole, resumed)]
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+    # What is found with the weights of the step before is what makes the difference.
+    fresh = Trainer(
+        make_dlrm(click_log, dropout=0.2),
+        click_log,
+        replace(config, branch_from=tmp_path / "whole", branch_at=3000),
+        tmp_path / "fresh",
+    )
+    fresh.snapshot.task.load_prepared = lambda state: None  # type: ignore[assignment]
+    fresh.fit()
+    assert any(not torch.equal(tensor, fresh.model.state_dict()[name]) for name, tensor in ends[0].items())
 
 
 def test_refuses_what_cannot_be(click_log: Dataset, make_dlrm: Any, tmp_path: Path) -> None:
