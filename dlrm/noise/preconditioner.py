@@ -13,8 +13,14 @@ HAVE_SECOND_MOMENTS = ("lamb", "adam", "adamw", "adagrad")
 """Dense optimizers with a number per weight to divide by; factored has one per row and column."""
 
 
+LEAST_SHARE = 0.01
+"""Of the mean of a tensor's second moments, below which none counts. In a run's first steps, a weight that hardly any
+sample moves has a second moment of next to 0, which says that such samples are still to come: the first of them would
+be all of the noise. So no gradient counts more than 10 times as much as that of a weight with the mean."""
+
+
 class Preconditioner:
-    """Gives 1 / (sqrt(v) + eps) of each parameter, with the second moment v of the steps so far.
+    """Gives 1 / (sqrt(v) + eps) of each parameter, with the second moment v of the steps so far, `LEAST_SHARE` or more.
 
     As v does not yet know the present step, it does not change what the step's samples say of their noise.
 
@@ -43,4 +49,5 @@ class Preconditioner:
         else:
             is_corrected = group.get("bias_correction", True)
             second_moment = state[AVERAGE] / (1.0 - group["betas"][1] ** float(state["step"]) if is_corrected else 1.0)
+        second_moment = second_moment.clamp(min=LEAST_SHARE * second_moment.mean())
         return (second_moment.sqrt() + eps).reciprocal()
