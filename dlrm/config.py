@@ -221,6 +221,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         self._check_stages()
+        self._check_growth()
         if not self.epochs > 0:
             raise ValueError(f"--epochs: expected a number above 0, got {self.epochs}")
         self.head.resolve(self.dense)
@@ -236,8 +237,17 @@ class TrainingConfig:
 
     def _rule_needs_base(self) -> bool:
         """Whether there is a rule that nothing would follow: only rates of a batch that changes do without a base."""
-        changes = self.growth.is_on or bool(self.staged_batches)
-        return self.rule == "adascale" or (self.rule is not None and not changes)
+        return self.rule == "adascale" or (self.rule is not None and not self.growth.is_on)
+
+    def _check_growth(self) -> None:
+        self.growth.check_used(is_staged=bool(self.staged_batches))
+        if not self.growth.instead_of_decay:
+            return
+        flag, rule = "--growth.instead-of-decay", self.rule or "none"
+        if rule == "adascale" or (rule != "none" and self.scale_from is None):
+            raise ValueError(f"{flag}: expected no --rule beside it, as it sets rates itself, got {rule}")
+        if not (self.dense_schedule.decay_samples or self.dense_schedule.shape):
+            raise ValueError(f"{flag}: expected a --dense-schedule that decays, got a constant one")
 
     def _check_stages(self) -> None:
         sizes = self.staged_batches
@@ -246,6 +256,10 @@ class TrainingConfig:
         first, given = sizes[0][1], self.step.global_batch_size
         if first != given:
             raise ValueError(f"--step.global-batch-size: expected {first}, the schedule's first stage, got {given}")
+        if self.rule == "adascale":
+            raise ValueError(
+                "--rule: expected none beside stages(...) of a schedule, which say all rates, got adascale"
+            )
         if self.growth.is_on:
             raise ValueError("--growth: expected no growth beside stages(...) of a schedule, which say all batch sizes")
         schedules = (self.dense_schedule, self.head_schedule, self.tables_schedule, self.small_tables_schedule)

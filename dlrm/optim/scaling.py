@@ -77,10 +77,11 @@ def follow_batch_size(config: TrainingConfig) -> Callable[[int, str], float]:
     """Return what multiplies a group's learning rate when the batch size is another than the run began with.
 
     That is the rate of `--rule`, if it is given or has scaled the configuration, but for a batch that grows instead of
-    a decay of the rate, which has to stay as it is.
+    a decay of the rate, which has to stay as it is, and for stages of a schedule, which say their rates themselves.
     """
     name = config.rule or ("auto" if config.scale_from is not None else "none")
-    rule = ScalingRule(name="none" if config.growth.instead_of_decay else name, power=config.rule_power)
+    is_final = config.growth.instead_of_decay or bool(config.staged_batches)
+    rule = ScalingRule(name="none" if is_final else name, power=config.rule_power)
     groups, base = {group.name: group for group in _groups(config)}, config.step.global_batch_size
 
     def factor(batch_size: int, group: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -138,6 +139,7 @@ class TestedGrowth(BatchGrowth):
         super().__init__(sizes, config, rescale)
         self.moments = Moments()
         self._watch, self._largest, self._round_to = watch, largest, round_to
+        self._has_complained = False
 
     def before_step(self, moment: Moment) -> None:
         """See `Attachment`."""
@@ -151,6 +153,13 @@ class TestedGrowth(BatchGrowth):
             return
         self.moments.add(self._watch.latest, self._watch.config.decay)
         proposed = propose_size(self.moments, self.config)
+        if self._is_stalled and not self._has_complained:
+            self._has_complained = True
+            print(
+                f"recforge: --growth.test {self.config.test}: after {self.moments.measurements} measurements the "
+                "gradient cannot be told from noise, which no batch size would pass: the batch stays until it can",
+                file=sys.stderr,
+            )
         if proposed is None or not is_known_well(self.moments, self.config):
             return
         samples = moment.samples + moment.global_size
@@ -160,7 +169,9 @@ class TestedGrowth(BatchGrowth):
             self.sizes.change_after(size, samples)
 
     def values(self) -> dict[str, float]:
-        """Return the batch size that the test asks for, where that is known."""
+        """Return the batch size that the test asks for, or that no size would pass."""
+        if self._is_stalled:
+            return {"growth/stalled": 1.0}
         proposed = propose_size(self.moments, self.config)
         return {} if proposed is None else {"growth/wanted_batch_size": proposed}
 
@@ -172,6 +183,11 @@ class TestedGrowth(BatchGrowth):
         """See `Attachment`."""
         super().load_state(state)
         self.moments.load_state(state["moments"])
+
+    @property
+    def _is_stalled(self) -> bool:
+        norm = self.moments.squared_norm.mean
+        return norm is not None and norm <= 0.0 and is_known_well(self.moments, self.config)
 
     def _allowed(self, proposed: float, now: int) -> int:
         """Return the size to take: a multiple, not far from the present one, and not too large."""

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 GrowthTest = Literal["none", "norm", "inner_product", "augmented"]
+
+
+TESTS = ("--growth.test norm", "--growth.test inner_product", "--growth.test augmented")
+USED_BY = {
+    "max_batch_size": ("--growth.instead-of-decay", *TESTS),
+    "round_to": ("--growth.instead-of-decay", *TESTS),
+    "step_ratio": ("--growth.instead-of-decay", *TESTS),
+    "first_measurements": TESTS,
+    "norm_tolerance": TESTS[:1],
+    "inner_product_tolerance": TESTS[1:],
+    "orthogonality_tolerance": TESTS[2:],
+    "rewarm_samples": (),  # by all
+    "rescale_states": (),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +75,26 @@ class BatchGrowthConfig:
     def is_on(self) -> bool:
         """Whether batches may grow at all."""
         return bool(self.stages) or self.instead_of_decay or self.test != "none"
+
+    def check_used(self, *, is_staged: bool) -> None:
+        """Check that nothing was said which has no part in how batches grow.
+
+        Args:
+            is_staged: whether a schedule's stages say batch sizes.
+
+        Raises:
+            ValueError: naming the flag, and what would make use of it.
+        """
+        ways = [f"--growth.test {self.test}"] * (self.test != "none")
+        ways += ["--growth.instead-of-decay"] * self.instead_of_decay
+        for option in fields(self):
+            if option.name not in USED_BY or getattr(self, option.name) == option.default:
+                continue
+            used_by = USED_BY[option.name]
+            if not (self.is_on or is_staged) or (used_by and not set(used_by) & set(ways)):
+                flag, told = f"--growth.{option.name.replace('_', '-')}", getattr(self, option.name)
+                expected = " or ".join(used_by) or "a way of growing, as --growth.stages,"
+                raise ValueError(f"{flag}: expected {expected} beside it, without which {told} does nothing")
 
     def _check(self, option: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dlrm.noise.frequency_bands import count_bands, measure_frequencies
 from dlrm.noise.gradient_meter import GradientMeter
@@ -18,6 +20,7 @@ from dlrm.training.noise_watch import NoiseWatch
 from embeddings.rescaling import rescale_states
 
 if TYPE_CHECKING:
+    from dlrm.config import TrainingConfig
     from dlrm.training.attach import RunParts
 
 LARGEST_SHARE = 10  # of the training samples, one part (Smith et al. 2018, arXiv:1711.00489)
@@ -28,7 +31,8 @@ def watch_noise(run: RunParts) -> NoiseWatch:
     """Make what measures a run's gradients.
 
     Raises:
-        ValueError: a test of gradients that are preconditioned was asked for, or an optimizer preconditions none.
+        ValueError: a test of gradients that are preconditioned was asked for, an optimizer preconditions none, or
+            something follows the dense part's noise below a batch norm.
     """
     config, tables = run.config, find_tables(run.model)
     products = config.growth.test in ("inner_product", "augmented")
@@ -42,13 +46,27 @@ def watch_noise(run: RunParts) -> NoiseWatch:
             if optimizer.name not in HAVE_SECOND_MOMENTS:
                 expected = ", ".join(HAVE_SECOND_MOMENTS)
                 raise ValueError(f"--noise-scale.preconditioned: expected {flag} {expected}, got {optimizer.name}")
+    is_exact = not any(isinstance(module, _BatchNorm) for module in run.model.modules())
+    if not is_exact:
+        _refuse_followers(config)
     bands = count_bands(run.dataset, [table for held in tables for table in held.table_configs])
     return NoiseWatch(
         GradientMeter(run.model, run.ranks, bands=bands),
         config.noise_scale,
         products=products,
         preconditioner=Preconditioner(run.optimizer) if config.noise_scale.preconditioned else None,
+        tells_dense=is_exact,
     )
+
+
+def _refuse_followers(config: TrainingConfig) -> None:
+    followers = [f"--growth.test {config.growth.test}"] * (config.growth.test != "none")
+    followers += ["--rule adascale"] * (config.rule == "adascale")
+    if followers:
+        raise ValueError(
+            f"{followers[0]}: expected a model without batch norm, as --model.batch-norm none, got one: below it no "
+            "sample has a gradient of its own, and so no noise is known"
+        )
 
 
 def grow_batches(run: RunParts, watch: NoiseWatch | None) -> BatchGrowth:
@@ -85,7 +103,19 @@ def grow_batches(run: RunParts, watch: NoiseWatch | None) -> BatchGrowth:
             ratio=growth.step_ratio,
             round_to=round_to,
         )
+        if len(schedule.stages) == 1:
+            print(
+                "recforge: --growth.instead-of-decay: no batch grows: --dense-schedule never comes down by "
+                f"--growth.step-ratio {growth.step_ratio:g}, or --growth.max-batch-size {largest} is too small",
+                file=sys.stderr,
+            )
         return GrowthInsteadOfDecay(run.sizes, growth, schedule, rescale)
+    if largest // round_to * round_to <= first:
+        print(
+            f"recforge: --growth.test {growth.test}: the batch is as large as it may be from the beginning: "
+            f"--growth.max-batch-size {largest}, by multiples of {round_to}",
+            file=sys.stderr,
+        )
     if watch is None:
         raise ValueError(f"--growth.test {growth.test}: expected --noise-scale.every-steps of at least 1, got 0")
     return TestedGrowth(run.sizes, growth, watch, largest=largest, round_to=round_to, rescale=rescale)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlrm.noise.config import NoiseScaleConfig
-from dlrm.noise.gradient_meter import GradientMeter, Measured
+from dlrm.noise.gradient_meter import BAND, TABLE, TABLES, GradientMeter, Measured
 from dlrm.noise.noise_scale import GradientNoiseScale
 from dlrm.noise.preconditioner import Preconditioner
 from dlrm.training.attachments import Attachment, Moment
@@ -24,6 +24,7 @@ class NoiseWatch(Attachment):
         config: when, and how.
         products: also measure how the samples' gradients lie to their mean, for who asks `latest` for it.
         preconditioner: of the dense optimizer, if asked for.
+        tells_dense: whether the dense part's noise is told; below a batch norm it is not known.
 
     Attributes:
         scales: what is known of each group so far.
@@ -39,11 +40,12 @@ class NoiseWatch(Attachment):
         *,
         products: bool = False,
         preconditioner: Preconditioner | None = None,
+        tells_dense: bool = True,
     ) -> None:
         self.meter, self.config = meter, config
         self.scales: dict[str, GradientNoiseScale] = {}
         self.latest: Measured | None = None
-        self._products, self._preconditioner = products, preconditioner
+        self._products, self._preconditioner, self._tells_dense = products, preconditioner, tells_dense
         self._steps, self._is_open, self._has_complained = 0, False, False
 
     def before_step(self, moment: Moment) -> None:
@@ -70,7 +72,9 @@ class NoiseWatch(Attachment):
 
     def values(self) -> dict[str, float]:
         """Return the noise scale of each group in samples, where it is known, and how much was left out of it."""
-        known = {PREFIX + name: scale.value for name, scale in self.scales.items()}
+        of_tables = (TABLES, TABLE, BAND)
+        told = {n: scale for n, scale in self.scales.items() if self._tells_dense or n.startswith(of_tables)}
+        known = {PREFIX + name: scale.value for name, scale in told.items()}
         return {
             **{name: value for name, value in known.items() if value is not None},
             **{LEFT_OUT + name: float(count) for name, count in self.meter.left_out.items()},

@@ -55,5 +55,8 @@ def test_rates_follow_the_batch_size_by_the_rule() -> None:
         steering.set(0, size)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.1, 0.2, 0.1])
-    for changes in ({"rule": None}, {"growth": BatchGrowthConfig(instead_of_decay=True)}):
+    decay, stages = Schedule(decay_samples=1000), Schedule(shape="stages((1000, 100), (1000, 400, 0, 2))")
+    of_schedule = {"growth": BatchGrowthConfig(instead_of_decay=True), "scale_from": 50, "dense_schedule": decay}
+    staged = {"growth": BatchGrowthConfig(), "scale_from": 50, "dense_schedule": stages}
+    for changes in ({"rule": None}, of_schedule, staged):
         assert follow_batch_size(replace(config, **changes))(400, "dense") == 1.0

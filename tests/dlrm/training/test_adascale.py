@@ -110,6 +110,10 @@ def test_stages_have_to_agree_with_the_rest_of_a_configuration() -> None:
         replace(CONFIG, tables_schedule=stages)
     staged = replace(CONFIG, step=StepConfig(global_batch_size=64), tables_schedule=stages)
     assert staged.staged_batches == ((0, 64), (900, 32))
+    with pytest.raises(ValueError, match=r"--rule: expected none beside stages"):
+        replace(staged, rule="adascale", scale_from=32)
+    with pytest.raises(ValueError, match=r"--scale-from: expected beside --rule sqrt"):
+        replace(staged, rule="sqrt")
     with pytest.raises(ValueError, match="--growth: expected no growth beside stages"):
         replace(staged, growth=BatchGrowthConfig(stages=("500=128",)))
     with pytest.raises(ValueError, match=r"--dense-schedule.shape: expected the batch sizes of one stages"):

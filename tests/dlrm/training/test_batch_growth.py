@@ -303,5 +303,63 @@ def test_refuses_what_does_not_go_together(click_log, make_dlrm, tmp_path: Path)
             Trainer(make_dlrm(click_log), click_log, config_of(BatchGrowthConfig(**growth), **changes), tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"max_batch_size": 700},
+            "--growth.max-batch-size: expected --growth.instead-of-decay or --growth.test norm or",
+        ),
+        ({"rewarm_samples": 100}, "--growth.rewarm-samples: expected a way of growing, as --growth.stages, beside it"),
+        ({"rescale_states": False}, "--growth.rescale-states: expected a way of growing"),
+        (
+            {"stages": ("200=400",), "max_batch_size": 700},
+            "--growth.max-batch-size: expected --growth.instead-of-decay",
+        ),
+        ({"stages": ("200=400",), "round_to": 7}, "--growth.round-to: expected --growth.instead-of-decay or"),
+        (
+            {"test": "norm", "orthogonality_tolerance": 0.3},
+            "--growth.orthogonality-tolerance: expected --growth.test aug",
+        ),
+        ({"instead_of_decay": True}, "--growth.instead-of-decay: expected a --dense-schedule that decays"),
+    ],
+)
+def test_refuses_what_would_do_nothing(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_of(BatchGrowthConfig(**settings))
+
+
+def test_refuses_a_rule_beside_growth_instead_of_decay() -> None:
+    growth, schedule = BatchGrowthConfig(instead_of_decay=True), Schedule(decay_samples=1000)
+    for rule in ({"rule": "sqrt"}, {"rule": "adascale", "scale_from": 50}):
+        with pytest.raises(ValueError, match=r"--growth.instead-of-decay: expected no --rule beside it"):
+            config_of(growth, dense_schedule=schedule, **rule)
+    assert config_of(growth, dense_schedule=schedule, rule="sqrt", scale_from=50).rule == "sqrt"  # of the beginning
+
+
+def test_says_when_nothing_will_grow(click_log, make_dlrm, tmp_path: Path, capsys) -> None:
+    schedule = Schedule(hold_samples=10**6, decay_samples=100)
+    late = {"growth": BatchGrowthConfig(instead_of_decay=True), "dense_schedule": schedule}
+    full = {"growth": BatchGrowthConfig(test="norm", max_batch_size=100)}
+    for changes, said in ((late, "--growth.instead-of-decay: no batch grows"), (full, "as large as it may be")):
+        Trainer(make_dlrm(click_log), click_log, config_of(**changes), tmp_path / said[:5])
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+
+def test_says_once_that_the_gradient_cannot_be_told_from_noise(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(Draws, "draw", lambda self, size: draw_opposed(self, size))
+    assert set(run_growth(BatchGrowthConfig(test="norm"), 20)) == {8}
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("recforge: --growth.test norm: after 5 measurements the gradient cannot be told from noise")
+
+
+def draw_opposed(draws: Draws, size: int) -> None:
+    """Half of the samples' gradients are the others' times -1."""
+    draws.latest = Measured({"dense": GradientSums(size, size * (size - 1.0), float(size), 0.0)})
+
+
 def test_stages_may_be_written_with_underscores() -> None:
     assert parse_stages(("1_000=2_048", "5000=4096")) == [(1000, 2048), (5000, 4096)]

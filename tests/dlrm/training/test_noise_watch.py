@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from dlrm.config import CheckpointConfig, EvaluationConfig, StepConfig, TrainingConfig
 from dlrm.noise.config import NoiseScaleConfig
 from dlrm.noise.dense_gradients import LinearRule
+from dlrm.noise.gradient_meter import GradientMeter
 from dlrm.noise.preconditioner import Preconditioner
 from dlrm.optim.config import DenseOptimizerConfig, HeadConfig
+from dlrm.training.batch_growth_config import BatchGrowthConfig
 from dlrm.training.noise_watch import NoiseWatch
 from dlrm.training.run_log import read_records
 from dlrm.training.trainer import Trainer
@@ -90,10 +93,9 @@ def test_preconditioned_by_what_the_optimizer_divides_by(click_log, make_dlrm, t
     assert precondition.is_ready
     parameter = trainer.model.dense.top[0].weight
     state = trainer.optimizer.state[parameter]
-    if name == "adagrad":
-        expected = 1 / (state["sum"].sqrt() + 1e-6)
-    else:
-        expected = 1 / ((state["exp_avg_sq"] / (1 - 0.999 ** float(state["step"]))).sqrt() + 1e-6)
+    correction = 1 - 0.999 ** float(state["step"])
+    squares = state["sum"] if name == "adagrad" else state["exp_avg_sq"] / correction
+    expected = 1 / (squares.maximum(squares.mean() / 100).sqrt() + 1e-6)
     torch.testing.assert_close(precondition(parameter), expected)
     (watch,) = (member for member in trainer.attachments.members if isinstance(member, NoiseWatch))
     assert watch.scales["dense"].measurements == 5  # of every second step, but not the first, which knows no moments
@@ -120,3 +122,38 @@ def test_refuses_what_cannot_be() -> None:
         NoiseScaleConfig(every_steps=-1)
     with pytest.raises(ValueError, match=r"--noise-scale.decay: expected a number in \[0, 1\), got 1.0"):
         NoiseScaleConfig(decay=1.0)
+
+
+def test_preconditioned_noise_after_a_few_steps_is_that_of_well_known_moments() -> None:
+    """Weights that samples hardly ever move have second moments of 0 then, and must not be all of the noise."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(400, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-9, eps=1e-10)  # gradients stay those of the first weights
+    shares = torch.cat([torch.full((20,), 1.0), torch.full((380,), 1 / 4000)])
+    truth = torch.randn(400)
+    meter, precondition, found = GradientMeter(model), Preconditioner(optimizer), {}
+    for step in range(600):
+        inputs = torch.randn(64, 400) * (torch.rand(64, 400) < shares)
+        meter.open()
+        loss = (model(inputs).squeeze(1) - inputs @ truth).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        if step:
+            estimate = meter.finish(64, 64, precondition=precondition).groups["dense"].estimate()
+            found.setdefault("early" if step < 20 else "late" if step >= 500 else "between", []).append(estimate)
+        optimizer.step()
+    early, late = (sum(e.variance for e in found[when]) / len(found[when]) for when in ("early", "late"))
+    assert 0 < late / 3 < early < 3 * late
+
+
+def test_below_a_batch_norm_only_the_noise_of_tables_is_told(click_log, make_dlrm, tmp_path: Path) -> None:
+    model = make_dlrm(click_log, batch_norm="ghost", ghost_size=50)
+    records = train(click_log, model, config_of(every_steps=2), tmp_path / "run")
+    told = {name.removeprefix("noise_scale/").split("/")[0] for name in records[-1] if name.startswith("noise_scale/")}
+    assert told - {"tables"} == {"table", "ids", "left_out"}
+    for name, follower in {
+        "--growth.test norm": {"growth": BatchGrowthConfig(test="norm")},
+        "--rule adascale": {"rule": "adascale", "scale_from": 50},
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name}: expected a model without batch norm"):
+            Trainer(model, click_log, replace(config_of(every_steps=2), **follower), tmp_path / "no")
