@@ -51,8 +51,9 @@ def rescale_states(
         tables: Whole ones or shards; every rank calls this.
         batch_before: Samples per step until now, over all ranks.
         batch_after: And from now on.
-        frequencies: Of tables by name: how often each row is expected to occur in a sample, [num_rows]. Of others, each
-            row is taken to occur as often as the next, with one id for each of the table's features in a sample.
+        frequencies: Of tables by name: how often each row is expected to occur in a sample, [num_rows], or a sparse
+            tensor of the rows that do. Of others, each row is taken to occur as often as the next, with one id for
+            each of the table's features in a sample.
 
     Raises:
         ValueError: When a batch size is not above 0, or frequencies are not those of a table's rows.
@@ -61,28 +62,43 @@ def rescale_states(
         if not 0 < batch < float("inf"):
             raise ValueError(f"rescale_states: expected batch sizes above 0, got {batch_before} and {batch_after}")
     for rows in tables.rows():
-        rates = _rates_of(rows, frequencies or {})
-        first, second = _factors(rates, batch_before, batch_after, is_lazy=not moves_all_rows(rows.config.optimizer))
-        factors = {"first_moment": first} | dict.fromkeys(_SQUARES, second)
+        is_lazy = not moves_all_rows(rows.config.optimizer)
+        listed, rates = _rates_of(rows, frequencies or {})
+        first, second = _factors(rates, batch_before, batch_after, is_lazy=is_lazy)
+        never_first, never_second = _factors(
+            torch.zeros(1, dtype=torch.float64), batch_before, batch_after, is_lazy=is_lazy
+        )
+        factors = {"first_moment": (first, never_first)} | dict.fromkeys(_SQUARES, (second, never_second))
         for name, state in rows.state.items():
             if name in factors:
-                factor = factors[name].to(state)
-                state.mul_(factor[:, None] if state.ndim == 2 else factor)
+                factor, never = (f.to(state) for f in factors[name])
+                factor = factor[:, None] if state.ndim == 2 else factor
+                if listed is None:
+                    state.mul_(factor)
+                else:
+                    own = state[listed.to(state.device)] * factor
+                    state.mul_(never)[listed.to(state.device)] = own
 
 
-def _rates_of(rows: TableRows, frequencies: Mapping[str, Tensor]) -> Tensor:
+def _rates_of(rows: TableRows, frequencies: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor]:
+    """Returns rows, counted from the first one here, and their rates; None: of all rows, or one rate that all have."""
     config = rows.config
     if config.name not in frequencies:
-        return torch.full((1,), len(config.features) / config.num_rows, dtype=torch.float64)
-    rates = frequencies[config.name]
-    if rates.shape != (config.num_rows,) or not bool((rates >= 0).all()):
-        shape = tuple(rates.shape)
+        return None, torch.full((1,), len(config.features) / config.num_rows, dtype=torch.float64)
+    given = frequencies[config.name].detach()
+    given = given.cpu().double().coalesce() if given.is_sparse else given.to("cpu", torch.float64)
+    rates = given.values() if given.is_sparse else given
+    if given.shape != (config.num_rows,) or not bool((rates >= 0).all()):
         raise ValueError(
-            f"frequencies of table {config.name!r}: expected {config.num_rows} numbers >= 0, got shape {shape}"
-            f"{f', the least {float(rates.min())}' if rates.numel() else ''}"
+            f"frequencies of table {config.name!r}: expected {config.num_rows} numbers >= 0, got shape "
+            f"{tuple(given.shape)}{f', the least {float(rates.min())}' if rates.numel() else ''}"
         )
-    own = rates[rows.first_row : rows.first_row + rows.weight.shape[0]]
-    return own.detach().to("cpu", torch.float64)
+    end = rows.first_row + rows.weight.shape[0]
+    if not given.is_sparse:
+        return None, rates[rows.first_row : end]
+    (listed,) = given.indices()
+    here = (listed >= rows.first_row) & (listed < end)
+    return listed[here] - rows.first_row, rates[here]
 
 
 def _factors(rates: Tensor, before: float, after: float, *, is_lazy: bool) -> tuple[Tensor, Tensor]:

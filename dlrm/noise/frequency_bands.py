@@ -86,11 +86,17 @@ def count_bands(dataset: Dataset, configs: Sequence[TableConfig]) -> FrequencyBa
 
 
 def measure_frequencies(dataset: Dataset, configs: Sequence[TableConfig]) -> dict[str, Tensor]:
-    """Look at some of the training samples, and say how often each row occurs per sample [num_rows], by table."""
+    """Look at some of the training samples, and say how often rows occur per sample, by table.
+
+    Returns:
+        Sparse tensors [num_rows], as most rows of large tables are in none of these samples.
+    """
     found: dict[str, Tensor] = {}
     for config, rows, shares in _count_rows(dataset, configs):
-        found[config.name] = torch.zeros(config.num_rows, dtype=torch.float64)
-        found[config.name][torch.from_numpy(rows.astype(np.int64))] = torch.from_numpy(shares)
+        listed = torch.from_numpy(rows.astype(np.int64))[None]
+        found[config.name] = torch.sparse_coo_tensor(
+            listed, torch.from_numpy(shares), (config.num_rows,), check_invariants=True
+        )
     return found
 
 

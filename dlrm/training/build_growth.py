@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from dlrm.training.attach import RunParts
 
 LARGEST_SHARE = 10  # of the training samples, one part (Smith et al. 2018, arXiv:1711.00489)
-MOST_COUNTED_ROWS = 1 << 24  # of a table; all rows of larger ones are taken to be rare, as nearly all of them are
 
 
 def watch_noise(run: RunParts) -> NoiseWatch:
@@ -134,8 +133,7 @@ def rescale_tables(run: RunParts) -> Rescale:
     def rescale(before: int, after: int) -> None:
         for tables in find_tables(run.model):
             if before != after:
-                small = [config for config in tables.table_configs if config.num_rows <= MOST_COUNTED_ROWS]
-                rescale_states(tables, before, after, measure_frequencies(run.dataset, small))
+                rescale_states(tables, before, after, measure_frequencies(run.dataset, tables.table_configs))
             tables.set_eps_factor(first / after)
 
     return rescale

@@ -89,6 +89,23 @@ def test_frequent_rows_and_sgd_and_weights_are_left_alone():
         assert torch.equal(tables.state_dict()["a.weight"], before["a.weight"])
 
 
+@pytest.mark.parametrize("optimizer", [*LAZY.values(), RowLamb(learning_rate=0.1, trust="table")], ids=str)
+def test_frequencies_may_be_a_sparse_tensor(optimizer):
+    """As that of a table with so many rows that as many numbers of 64 bits would be a burden."""
+    rates, states = torch.zeros(20, dtype=torch.float64), []
+    rates[[3, 9, 15]] = torch.tensor([0.5, 0.01, 0.002], dtype=torch.float64)
+    for given in (rates, rates.to_sparse()):
+        config = TableConfig(name="a", num_rows=20, dim=6, optimizer=optimizer)
+        held = LocalRows([RowsPart(config, r, n, 0, 6) for r, n in ((0, 9), (9, 7), (16, 4))])
+        for rows in held.rows():
+            for state in rows.state.values():
+                state.fill_(2.0)
+        rescale_states(Shards(config, held), 16, 64, {"a": given})
+        states.append([state.clone() for rows in held.rows() for state in rows.state.values()])
+    for whole, sparse in zip(*states, strict=True):
+        torch.testing.assert_close(sparse, whole, rtol=1e-6, atol=0)
+
+
 def test_without_frequencies_the_size_of_a_table_decides():
     configs = [
         TableConfig(name="large", num_rows=100_000, dim=1, features=("x", "y")),
