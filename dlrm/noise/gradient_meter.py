@@ -114,11 +114,11 @@ class GradientMeter:
             precondition: what a dense parameter's gradients are multiplied with, number by number.
         """
         self.failure = None
-        parts = {recorded.group: 0.0 for recorded in self.dense.modules}
+        parts = dict.fromkeys(recorded.group for recorded in self.dense.modules)
         products = products and bool(parts)
         scale = float(global_size)  # a sample's gradient is that of its own loss
         try:
-            own, parts = self._measure(samples, scale, products, precondition)
+            own = self._measure(samples, scale, products, precondition)
         except Exception as error:  # no run ends for want of a measurement, and the other ranks wait for this one
             self.failure = " ".join(f"{type(error).__name__}: {error}".split())
             own = [float("nan")] * self._count_numbers(len(parts), products)
@@ -126,7 +126,11 @@ class GradientMeter:
             self.close()
         total = iter(self.ranks.sum(own))
         count, pairs = next(total), next(total)
-        groups = {name: GradientSums(count, count * (count - 1.0), next(total), whole) for name, whole in parts.items()}
+        squares, wholes = ([next(total) for _ in parts] for _ in range(2))
+        groups = {
+            name: GradientSums(count, count * (count - 1.0), *both)
+            for name, *both in zip(parts, squares, wholes, strict=True)
+        }
         groups |= {DENSE: _add_up(list(groups.values()))} if groups else {}
         groups |= self._read_tables(total, count, pairs)
         if not products:
@@ -135,20 +139,22 @@ class GradientMeter:
         found = ProductSums(count, next(total), next(total), dense.squares, dense.squared_sums / scale**2)
         return Measured(groups, found)
 
-    def _measure(
-        self, samples: int, scale: float, products: bool, precondition: Precondition | None
-    ) -> tuple[list[float], dict[str, float]]:
-        """Return the numbers that are summed over ranks, and |sum g_i|^2 of the dense part's parts, which all know."""
+    def _measure(self, samples: int, scale: float, products: bool, precondition: Precondition | None) -> list[float]:
+        """Return the numbers that are summed over ranks.
+
+        All ranks know |sum g_i|^2 of the dense part's parts, but perhaps not to the last bit: each gives its share.
+        """
         squares, whole = self._measure_dense(samples, scale, precondition)
         numbers = [torch.tensor([samples, samples * (samples - 1.0)], dtype=torch.float64), *squares.values()]
+        numbers += [square / self.ranks.count for square in whole.values()]
         numbers += [part for table in self._measure_tables(samples, scale) for part in table]
         numbers += self._measure_products(samples, scale) if products else []
-        own = torch.cat([number.cpu().double().view(-1) for number in numbers])
-        return own.tolist(), {name: float(square) for name, square in whole.items()}
+        own: list[float] = torch.cat([number.cpu().double().view(-1) for number in numbers]).tolist()
+        return own
 
     def _count_numbers(self, parts: int, products: bool) -> int:
         tables = sum(len(recorder.tables.table_configs) for recorder in self.tables)
-        return 2 + parts + 2 * self.bands.count * tables + 2 * products
+        return 2 + 2 * parts + 2 * self.bands.count * tables + 2 * products
 
     def _measure_dense(
         self, samples: int, scale: float, precondition: Precondition | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import dlrm.interaction
 from dlrm.batch import Batch
+from dlrm.distributed.ranks import Ranks
 from dlrm.model import DLRM
 from dlrm.noise.frequency_bands import FrequencyBands
 from dlrm.noise.gradient_meter import GradientMeter, Measured
@@ -238,3 +240,29 @@ def test_steps_that_are_not_measured_are_left_alone() -> None:
     assert [len(module._forward_hooks) for module in model.modules()] != hooks
     meter.close()
     assert [len(module._forward_hooks) for module in model.modules()] == hooks
+
+
+class Unequal(Ranks):
+    """Two ranks of one machine each: the other's dense gradients are 1/8 longer, as no last bit would be."""
+
+    others: list[float] | None = None
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        if Unequal.others is None:
+            Unequal.others = list(numbers)
+        return [own + other for own, other in zip(numbers, Unequal.others, strict=True)]
+
+
+def test_ranks_whose_dense_gradients_differ_measure_the_same() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    meter, inputs = GradientMeter(model, Unequal(count=2)), torch.randn(8, 3)
+    found = []
+    for longer in (9 / 8, 1.0):
+        meter.open()
+        model.zero_grad()
+        model(inputs).square().mean().backward()
+        for parameter in model.parameters():
+            parameter.grad *= longer
+        found.append(meter.finish(8, 16).groups["dense"])
+    both = 16**2 * sum(float(parameter.grad.double().square().sum()) for parameter in model.parameters())
+    assert found[1].squared_sums == pytest.approx((1 + (9 / 8) ** 2) / 2 * both)
