@@ -77,8 +77,8 @@ def _speak_of_batch(measured: list[Record], batch_size: float) -> list[str]:
     if not course or not batch_size or not measured[-1].get(f"{PREFIX}dense"):
         return [
             "The critical batch size is not known: the dense part's gradient could not be told from its noise, which "
-            "happens where a run is at its end, or where few steps were measured (--noise-scale.every-steps); or it was "
-            "not measured, as under a batch norm or adversarial training."
+            "happens where a run is at its end, or where few steps were measured (--noise-scale.every-steps); or it "
+            "was not measured, as under a batch norm or adversarial training."
         ]
     critical = course[-1]
     words = [
