@@ -148,11 +148,19 @@ def _collect(running: dict[Future[Result], Task]) -> Iterator[tuple[Task, Result
 def _hold_interrupts() -> Iterator[None]:
     """Let Ctrl-C wait until processes are started, which inherit that and stay silent before they reach our code."""
     resource_tracker.ensure_running()  # it would let interrupts in again if it were started meanwhile
+    held: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    # Another thread may take the signal, and have it handled in this one for all that.
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number)) if is_main else None
     try:
         yield
     finally:
+        if is_main:
+            signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _start_worker() -> None:
