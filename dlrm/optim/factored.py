@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
+
+from dlrm.optim.closure import ClosureOptimizer
 
 LARGEST_BETA2 = 0.999
 EPS = 1e-30
 
 
-class Factored(Optimizer):
+class Factored(ClosureOptimizer):
     """Adafactor as Zhai et al. modified it (2022, "Scaling Vision Transformers", arXiv:2106.04560, section 3.4).
 
     Of a matrix w [n, m] with the gradient g, at its own step t = 1, 2, ... (Shazeer and Stern 2018, arXiv:1804.04235,
@@ -86,24 +86,11 @@ class Factored(Optimizer):
             raise ValueError(f"Factored: expected clip > 0, got {options['clip']}")
         super().add_param_group(param_group)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient; ``closure`` evaluates the loss anew and its value is returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _move_all(self) -> None:
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
                     self._move(group, param, param.grad)
-        return loss
 
     def _move(self, group: dict[str, Any], param: Tensor, gradient: Tensor) -> None:
         if gradient.is_sparse:

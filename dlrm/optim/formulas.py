@@ -7,6 +7,7 @@ a run, as a resumed one does, finds the factors of the first time.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
@@ -46,7 +47,7 @@ Positive: TypeAlias = Annotated[float, Quantity(words="a number > 0", least=0, m
 
 
 @dataclass(frozen=True)
-class Formula:
+class Formula(ABC):
     """A factor on a learning rate as a pure function of samples seen; `a * b` multiplies two of them.
 
     `str` of a formula is its text, see `schedule_text`.
@@ -77,9 +78,9 @@ class Formula:
         """(from sample, samples per step) of stages that have batch sizes of their own; empty without them."""
         return ()
 
+    @abstractmethod
     def factor(self, samples: float) -> float:
         """Return the factor, >= 0, once ``samples`` (>= 0) have been seen."""
-        raise NotImplementedError
 
     def stretch(self, lengths: float, warmups: float = 1.0) -> Self:
         """Return the formula with everything that is counted in samples multiplied.

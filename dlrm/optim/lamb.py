@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, overload
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from dlrm.optim.closure import ClosureOptimizer
 from dlrm.optim.lamb_kernels import KernelMoves, suit_kernels
 from dlrm.optim.lamb_operations import Layer, OperationMoves
 from dlrm.optim.trust_ratios import NormBounds, squared_norms, sum_over_shards
 
 
-class Lamb(Optimizer):
+class Lamb(ClosureOptimizer):
     """Layer-wise Adaptive Moments for Batch training (You et al. 2020, "Training BERT in 76 minutes", algorithm 2).
 
     Per parameter tensor w ("layer") with the gradient g, at its own step t = 1, 2, ...:
@@ -116,23 +116,10 @@ class Lamb(Optimizer):
         _check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient; ``closure`` evaluates the loss anew and its value is returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _move_all(self) -> None:
         layers = [layer for group in self.param_groups for layer in self._layers_of(group)]
         if layers:
             self._update(layers)
-        return loss
 
     def _layers_of(self, group: dict[str, Any]) -> list[Layer]:
         decay, excludes = group["weight_decay"], group["exclude_1d"]

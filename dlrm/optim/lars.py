@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from dlrm.optim.closure import ClosureOptimizer
 from dlrm.optim.trust_ratios import layer_norms
 
 LarsVariant = Literal["original", "paper_lamb"]
 
 
-class Lars(Optimizer):
+class Lars(ClosureOptimizer):
     """Layer-wise Adaptive Rate Scaling.
 
     Per parameter tensor w ("layer") with the gradient g, as ``original`` (You et al. 2017, "Large Batch Training of
@@ -73,19 +72,7 @@ class Lars(Optimizer):
         _check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient; ``closure`` evaluates the loss anew and its value is returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _move_all(self) -> None:
         for group in self.param_groups:
             held = [param for param in group["params"] if param.grad is not None]
             if any(param.grad.is_sparse for param in held):
@@ -96,7 +83,6 @@ class Lars(Optimizer):
                 move(group, matrices, adapts=True)
             if vectors:
                 move({**group, "weight_decay": 0.0}, vectors, adapts=False)
-        return loss
 
     def _move(self, group: dict[str, Any], weights: list[Tensor], *, adapts: bool) -> None:
         decay, momenta = group["weight_decay"], self._momenta(weights)

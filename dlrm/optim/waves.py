@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
@@ -43,9 +44,9 @@ class Wave(Formula):
             height = math.ldexp(height, -min(whole, 1100))
         return self.low + height * self.shape(periods - whole)
 
+    @abstractmethod
     def shape(self, share: float) -> float:
         """Return the height, 0 to 1, where this share of the period is over."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from dlrm.training.attachments import Attachment, Moment
 from dlrm.training.course import HIGHER_IS_BETTER
 
 
-class FollowPlateau(Attachment):
+class FollowPlateau(Attachment, ABC):
     """What both ways have in common: a plateau of the metric, which all ranks measure alike, changes a factor.
 
     Args:
@@ -40,13 +41,13 @@ class FollowPlateau(Attachment):
         kind = "tables" if group.endswith("tables") else "dense"
         return self.current() if self.config.groups in ("all", kind) else 1.0
 
+    @abstractmethod
     def change(self, samples: int) -> None:
         """Take another factor, as there is a plateau after so many samples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def current(self) -> float:
         """Return the factor of the next step."""
-        raise NotImplementedError
 
     def values(self) -> dict[str, float]:
         """See `Attachment`."""
@@ -67,13 +68,13 @@ class FollowPlateau(Attachment):
         self._detector.load_state(state["detector"])
         self.load_factor(state)
 
+    @abstractmethod
     def factor_state(self) -> dict[str, Any]:
         """Return what `load_factor` needs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_factor(self, state: Mapping[str, Any]) -> None:
         """Go on with a factor."""
-        raise NotImplementedError
 
     def _settings(self) -> dict[str, Any]:
         return {**vars(self.config), "metric": self.metric}
