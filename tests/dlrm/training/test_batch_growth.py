@@ -12,12 +12,11 @@ import pytest
 import torch
 
 from dlrm.batch import Batch
-from dlrm.config import CheckpointConfig, EvaluationConfig, GuardConfig, StepConfig, TrainingConfig
+from dlrm.config import CheckpointConfig, GuardConfig, StepConfig, TrainingConfig
 from dlrm.model import DLRM
 from dlrm.noise.config import NoiseScaleConfig
 from dlrm.noise.gradient_meter import Measured, ProductSums
 from dlrm.noise.noise_scale import GradientSums
-from dlrm.optim.config import DenseOptimizerConfig
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.training.attachments import Moment
 from dlrm.training.batch_growth import StagedGrowth, TestedGrowth
@@ -145,28 +144,12 @@ def test_adagrad_norm_with_the_norm_test_needs_one_over_k_steps() -> None:
     assert sizes[-1] > 100 * sizes[0]
 
 
-def config_of(growth: BatchGrowthConfig, **changes: Any) -> TrainingConfig:
-    return TrainingConfig(
-        log_every_samples=1,
-        dense=DenseOptimizerConfig(name="sgd", learning_rate=0.1),
-        evaluation=EvaluationConfig(test_best=False),
-        growth=growth,
-        **(
-            {
-                "step": StepConfig(global_batch_size=100, device="cpu", threads=1),
-                "noise_scale": NoiseScaleConfig(every_steps=2),
-            }
-            | changes
-        ),
-    )
-
-
 def train(dataset, model, config: TrainingConfig, output: Path) -> list[dict[str, Any]]:
     Trainer(model, dataset, config, output).fit()
     return [record for record in read_records(output) if record["kind"] == "train"]
 
 
-def test_stages_are_taken_where_they_were_said_and_warmed_up(click_log, make_dlrm, tmp_path: Path) -> None:
+def test_stages_are_taken_where_they_were_said_and_warmed_up(click_log, make_dlrm, tmp_path: Path, config_of) -> None:
     growth = BatchGrowthConfig(stages=("2000=200", "6_000=400"), rewarm_samples=800)
     records = train(click_log, make_dlrm(click_log), config_of(growth), tmp_path / "run")
     assert {record["batch_size"] for record in records} == {100, 200, 400}
@@ -193,7 +176,7 @@ def test_states_of_tables_follow_the_batch_size_also_right_after_a_kill() -> Non
     assert seen == [(100, 300), (300, 600)]
 
 
-def test_rows_keep_their_pace_where_eps_matters(click_log, make_dlrm, tmp_path: Path) -> None:
+def test_rows_keep_their_pace_where_eps_matters(click_log, make_dlrm, tmp_path: Path, config_of) -> None:
     """Both the state and eps are compared with gradients, which are k times smaller in a batch k times as large."""
 
     def movement(name: str, growth: BatchGrowthConfig) -> float:
@@ -220,7 +203,7 @@ def test_rows_keep_their_pace_where_eps_matters(click_log, make_dlrm, tmp_path: 
     assert left < small / 1.5
 
 
-def test_growth_instead_of_decay_keeps_the_rate_up(click_log, make_dlrm, tmp_path: Path) -> None:
+def test_growth_instead_of_decay_keeps_the_rate_up(click_log, make_dlrm, tmp_path: Path, config_of) -> None:
     schedule = Schedule(decay_samples=12_000)
     growth = BatchGrowthConfig(instead_of_decay=True, max_batch_size=400)
     records = train(click_log, make_dlrm(click_log), config_of(growth, dense_schedule=schedule), tmp_path / "run")
@@ -245,7 +228,9 @@ def fail_after(samples: int) -> Any:
     return fail
 
 
-def test_a_run_that_was_stopped_while_growing_goes_on_alike(click_log, make_dlrm, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_that_was_stopped_while_growing_goes_on_alike(
+    click_log, make_dlrm, tmp_path: Path, monkeypatch, config_of
+) -> None:
     growth = BatchGrowthConfig(test="norm", norm_tolerance=0.3, first_measurements=3, max_batch_size=1200)
     config = config_of(growth, checkpoint=CheckpointConfig(every_samples=700))
 
@@ -269,85 +254,6 @@ def test_a_run_that_was_stopped_while_growing_goes_on_alike(click_log, make_dlrm
     assert lasting(resumed) == lasting(expected)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"stages": ("5",)}, "--growth.stages: expected FROM=SIZE, as 1000000=8192, got '5'"),
-        ({"stages": ("5=10", "4=20")}, "--growth.stages: expected samples above 0 and sizes that ascend"),
-        ({"stages": ("5=10",), "test": "norm"}, "--growth.stages: expected one way of growing"),
-        ({"norm_tolerance": 0.0}, "--growth.norm-tolerance: expected a number > 0, got 0.0"),
-        ({"step_ratio": 1.0}, "--growth.step-ratio: expected a number > 1, got 1.0"),
-        ({"round_to": 0}, "--growth.round-to: expected at least 1, got 0"),
-    ],
-)
-def test_refuses_what_cannot_be(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
-        BatchGrowthConfig(**settings)
-
-
-def test_refuses_what_does_not_go_together(click_log, make_dlrm, tmp_path: Path) -> None:
-    cases = {
-        "--growth.max-batch-size: expected at least": ({"test": "norm", "max_batch_size": 50}, {}),
-        "--growth.stages: expected sizes above": ({"stages": ("5=100",)}, {}),
-        "--growth.test norm: expected --noise-scale.every-steps": (
-            {"test": "norm"},
-            {"noise_scale": NoiseScaleConfig(every_steps=0)},
-        ),
-        "--growth.test augmented: expected gradients as they are": (
-            {"test": "augmented"},
-            {"noise_scale": NoiseScaleConfig(preconditioned=True)},
-        ),
-    }
-    for message, (growth, changes) in cases.items():
-        with pytest.raises(ValueError, match=message):
-            Trainer(make_dlrm(click_log), click_log, config_of(BatchGrowthConfig(**growth), **changes), tmp_path / "x")
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {"max_batch_size": 700},
-            "--growth.max-batch-size: expected --growth.instead-of-decay or --growth.test norm or",
-        ),
-        ({"rewarm_samples": 100}, "--growth.rewarm-samples: expected a way of growing, as --growth.stages, beside it"),
-        ({"rescale_states": False}, "--growth.rescale-states: expected a way of growing"),
-        (
-            {"stages": ("200=400",), "max_batch_size": 700},
-            "--growth.max-batch-size: expected --growth.instead-of-decay",
-        ),
-        ({"stages": ("200=400",), "round_to": 7}, "--growth.round-to: expected --growth.instead-of-decay or"),
-        (
-            {"test": "norm", "orthogonality_tolerance": 0.3},
-            "--growth.orthogonality-tolerance: expected --growth.test aug",
-        ),
-        ({"instead_of_decay": True}, "--growth.instead-of-decay: expected a --dense-schedule that decays"),
-    ],
-)
-def test_refuses_what_would_do_nothing(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        config_of(BatchGrowthConfig(**settings))
-
-
-def test_refuses_a_rule_beside_growth_instead_of_decay() -> None:
-    growth, schedule = BatchGrowthConfig(instead_of_decay=True), Schedule(decay_samples=1000)
-    for rule in ({"rule": "sqrt"}, {"rule": "adascale", "scale_from": 50}):
-        with pytest.raises(ValueError, match=r"--growth.instead-of-decay: expected no --rule beside it"):
-            config_of(growth, dense_schedule=schedule, **rule)
-    assert config_of(growth, dense_schedule=schedule, rule="sqrt", scale_from=50).rule == "sqrt"  # of the beginning
-
-
-def test_says_when_nothing_will_grow(click_log, make_dlrm, tmp_path: Path, capsys) -> None:
-    schedule = Schedule(hold_samples=10**6, decay_samples=100)
-    late = {"growth": BatchGrowthConfig(instead_of_decay=True), "dense_schedule": schedule}
-    full = {"growth": BatchGrowthConfig(test="norm", max_batch_size=100)}
-    for changes, said in ((late, "--growth.instead-of-decay: no batch grows"), (full, "as large as it may be")):
-        Trainer(make_dlrm(click_log), click_log, config_of(**changes), tmp_path / said[:5])
-        error = capsys.readouterr().err
-        assert said in error
-        assert error.count("\n") == 1
-
-
 def test_says_once_that_the_gradient_cannot_be_told_from_noise(monkeypatch, capsys) -> None:
     monkeypatch.setattr(Draws, "draw", lambda self, size: draw_opposed(self, size))
     assert set(run_growth(BatchGrowthConfig(test="norm"), 20)) == {8}
@@ -359,7 +265,3 @@ def test_says_once_that_the_gradient_cannot_be_told_from_noise(monkeypatch, caps
 def draw_opposed(draws: Draws, size: int) -> None:
     """Half of the samples' gradients are the others' times -1."""
     draws.latest = Measured({"dense": GradientSums(size, size * (size - 1.0), float(size), 0.0)})
-
-
-def test_stages_may_be_written_with_underscores() -> None:
-    assert parse_stages(("1_000=2_048", "5000=4096")) == [(1000, 2048), (5000, 4096)]
