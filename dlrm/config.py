@@ -14,7 +14,7 @@ from dlrm.noise.config import NoiseScaleConfig
 from dlrm.optim.config import DenseOptimizerConfig, HeadConfig
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.optim.plateau import PlateauConfig
-from dlrm.optim.scaling_rules import RuleName
+from dlrm.optim.scaling_rules import RuleName, parse_rules
 from dlrm.tables_config import SmallTablesConfig as SmallTablesConfig
 from dlrm.tables_config import TablesConfig as TablesConfig
 from dlrm.training.adversarial_config import AdversarialConfig
@@ -178,6 +178,8 @@ class TrainingConfig:
     """How (with --scale-from; auto if not given), and how rates follow a batch size that changes during the run."""
     rule_power: float = 0.5
     """Of --rule power."""
+    rules: tuple[str, ...] = ()
+    """Groups with a rule of their own, as GROUP=RULE ...; dense, head, tables and small_tables."""
     match: Literal["epochs", "updates"] = "epochs"
     """With --scale-from: train on as many samples as before, or on k times as many and so for as many updates."""
     branch_from: Path | None = None
@@ -225,10 +227,12 @@ class TrainingConfig:
         if not self.epochs > 0:
             raise ValueError(f"--epochs: expected a number above 0, got {self.epochs}")
         self.head.resolve(self.dense)
+        parse_rules(self.rules)
         if self.scale_from is not None:
             _at_least(1, self.scale_from, "--scale-from")
         elif self._rule_needs_base() or self.match != "epochs":
-            given = f"--match {self.match}" if self.match != "epochs" else f"--rule {self.rule}"
+            rule = f"--rules {' '.join(self.rules)}" if self.rules else f"--rule {self.rule}"
+            given = f"--match {self.match}" if self.match != "epochs" else rule
             raise ValueError(f"--scale-from: expected beside {given} the batch size that the numbers are for, got none")
         if self.branch_at is not None and self.branch_from is None:
             raise ValueError(f"--branch-from: expected a run beside --branch-at {self.branch_at}, got none")
@@ -237,13 +241,14 @@ class TrainingConfig:
 
     def _rule_needs_base(self) -> bool:
         """Whether there is a rule that nothing would follow: only rates of a batch that changes do without a base."""
-        return self.rule == "adascale" or (self.rule is not None and not self.growth.is_on)
+        has_rule = self.rule is not None or bool(parse_rules(self.rules))
+        return self.rule == "adascale" or (has_rule and not self.growth.is_on)
 
     def _check_growth(self) -> None:
         self.growth.check_used(is_staged=bool(self.staged_batches))
         if not self.growth.instead_of_decay:
             return
-        flag, rule = "--growth.instead-of-decay", self.rule or "none"
+        flag, rule = "--growth.instead-of-decay", self.rule or " ".join(self.rules) or "none"
         if rule == "adascale" or (rule != "none" and self.scale_from is None):
             raise ValueError(f"{flag}: expected no --rule beside it, as it sets rates itself, got {rule}")
         if not (self.dense_schedule.decay_samples or self.dense_schedule.shape):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from dlrm.config import RunConfig, TrainingConfig
 from dlrm.optim.lr_schedules import Schedule
-from dlrm.optim.scaling_rules import Multipliers, ScaledGroup, ScalingRule
+from dlrm.optim.scaling_rules import GROUPS, Multipliers, ScaledGroup, ScalingRule, parse_rules
 from dlrm.optim.schedule_text import parse_formula
 from dlrm.training.batch_growth_config import parse_stages
 
@@ -57,15 +57,16 @@ def scale_config(config: C) -> tuple[C, tuple[Change, ...]]:
     if config.scale_from is None:
         return config, ()
     ratio = config.step.global_batch_size / config.scale_from
-    rule = ScalingRule(name=config.rule or "auto", power=config.rule_power)
     lengths = ratio if config.match == "updates" else 1.0
     groups = _groups(config)
-    multipliers = {group.name: rule.multipliers(ratio, group) for group in groups}
+    multipliers = {group.name: rule_of(config, group.name).multipliers(ratio, group) for group in groups}
     changed: dict[str, Any] = {}
     for group in groups:
         m, schedule = multipliers[group.name], f"{group.name}_schedule"
         changed[schedule] = _scale_schedule(getattr(config, schedule), m, lengths)
-        if group.name == "small_tables":
+        if group.name == "head":
+            changed[group.name] = _scale_head(config, group, m, changed["dense"])
+        elif group.name == "small_tables":
             changed[group.name] = _scale_small_tables(config, group, m, changed["tables"])
         elif hasattr(config, group.name):
             changed[group.name] = _scale_optimizer(getattr(config, group.name), group, m)
@@ -73,19 +74,26 @@ def scale_config(config: C) -> tuple[C, tuple[Change, ...]]:
     return scaled, tuple(_list_changes(config, scaled, multipliers))
 
 
+def rule_of(config: TrainingConfig, group: str) -> ScalingRule:
+    """Return a group's rule: its own of `--rules`, or `--rule`, which is auto where a base is given without one."""
+    own = parse_rules(config.rules).get(group)
+    name = own or config.rule or ("auto" if config.scale_from is not None else "none")
+    return ScalingRule(name=name, power=config.rule_power)
+
+
 def follow_batch_size(config: TrainingConfig) -> Callable[[int, str], float]:
     """Return what multiplies a group's learning rate when the batch size is another than the run began with.
 
-    That is the rate of `--rule`, if it is given or has scaled the configuration, but for a batch that grows instead of
-    a decay of the rate, which has to stay as it is, and for stages of a schedule, which say their rates themselves.
+    That is the rate of the group's rule, if there is one or one has scaled the configuration, but for a batch that
+    grows instead of a decay of the rate, which has to stay as it is, and for stages of a schedule, which say their
+    rates themselves.
     """
-    name = config.rule or ("auto" if config.scale_from is not None else "none")
     is_final = config.growth.instead_of_decay or bool(config.staged_batches)
-    rule = ScalingRule(name="none" if is_final else name, power=config.rule_power)
+    rules = {group: ScalingRule() if is_final else rule_of(config, group) for group in GROUPS}
     groups, base = {group.name: group for group in _groups(config)}, config.step.global_batch_size
 
     def factor(batch_size: int, group: str) -> float:
-        return rule.multipliers(batch_size / base, groups.get(group, ScaledGroup(name=group))).learning_rate
+        return rules[group].multipliers(batch_size / base, groups.get(group, ScaledGroup(name=group))).learning_rate
 
     return factor
 
@@ -120,6 +128,14 @@ def _scale_optimizer(config: Any, group: ScaledGroup, m: Multipliers) -> Any:
     if m.forgetting != 1.0 and own_betas is not None and hasattr(config, "betas"):
         changed["betas"] = tuple(max(0.0, 1.0 - m.forgetting * (1.0 - beta)) for beta in config.betas or own_betas)
     return replace(config, **changed)
+
+
+def _scale_head(config: TrainingConfig, group: ScaledGroup, m: Multipliers, dense: Any) -> Any:
+    """Scale what the head is told, and write down its rate where it is no longer that of the dense part."""
+    scaled = _scale_optimizer(config.head, group, m)
+    wanted = config.head.resolve(config.dense).learning_rate * m.learning_rate
+    is_own = scaled.learning_rate is None and wanted != dense.learning_rate
+    return replace(scaled, learning_rate=wanted) if is_own else scaled
 
 
 def _scale_small_tables(config: Any, group: ScaledGroup, m: Multipliers, tables: Any) -> Any:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 RuleName = Literal["none", "linear", "sqrt", "power", "sde", "legw", "adascale", "cowclip", "auto"]
+GROUPS = ("dense", "head", "tables", "small_tables")
 LINEAR_UP_TO = 8.0  # from where on linear scaling of SGD tends to diverge; published limits are 8 to 16
 LAMB_WARMUP = 0.2  # share of the run that the longest warm-up in LAMB's paper takes
 ADAGRAD = "Adagrad: unchanged, as its sums of squares shrink with the noise"
@@ -91,6 +92,26 @@ class ScalingRule:
         words = {"none": "unchanged", "linear": "k", "sqrt": "sqrt(k)", "legw": "sqrt(k), a warm-up of as many steps"}
         reason = words.get(self.name, f"k ** {power:g}" if self.name == "power" else "times a gain measured per step")
         return Multipliers(learning_rate=k**power, warmup=k if self.name == "legw" else 1.0, reason=reason)
+
+
+def parse_rules(texts: tuple[str, ...]) -> dict[str, RuleName]:
+    """Return the rules of groups that have one of their own, written as GROUP=RULE.
+
+    Raises:
+        ValueError: naming the flag, for another group or rule.
+    """
+    # AdaScale's gain is that of the whole step, which all groups take together.
+    names = {name: name for name in get_args(RuleName) if name != "adascale"}
+    rules: dict[str, RuleName] = {}
+    for text in texts:
+        group, _, name = text.partition("=")
+        if group not in GROUPS or name not in names:
+            raise ValueError(
+                f"--rules: expected GROUP=RULE with a group of {', '.join(GROUPS)} and a rule of {', '.join(names)}, "
+                f"got {text}"
+            )
+        rules[group] = names[name]
+    return rules
 
 
 def rows_are_rare(top_share: float, global_batch_size: int) -> bool:

@@ -24,7 +24,9 @@ def describe_changes(config: TrainingConfig, changes: Sequence[Change]) -> list[
     ratio = config.step.global_batch_size / (config.scale_from or 1)
     headline = (
         f"batch size {config.scale_from:,} -> {config.step.global_batch_size:,} (k = {ratio:g}), "
-        f"--rule {config.rule or 'auto'}, --match {config.match}"
+        f"--rule {config.rule or 'auto'}, "
+        + (f"--rules {' '.join(config.rules)}, " if config.rules else "")
+        + f"--match {config.match}"
     )
     cells = [("", "before", "after", "why")]
     for change in changes:

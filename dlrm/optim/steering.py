@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from torch.optim import Optimizer
 
 from dlrm.optim.lr_schedules import Schedule
+from dlrm.optim.scaling_rules import GROUPS
 from embeddings.interface import Tables
-
-GROUPS = ("dense", "head", "tables", "small_tables")
 
 Factor = Callable[[str], float]
 """Given a group, what multiplies its learning rate."""

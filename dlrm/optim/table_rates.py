@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from dlrm.config import RunConfig
-from dlrm.optim.scaling_rules import ScaledGroup, ScalingRule, rows_are_rare
+from dlrm.optim.scaling import rule_of
+from dlrm.optim.scaling_rules import ScaledGroup, rows_are_rare
 from dlrm.tables_config import parse_rates
 
 
 def wants_frequencies(config: RunConfig) -> bool:
     """Whether `rate_tables` may change anything."""
     scaled = config.scale_from is not None and config.scale_from != config.step.global_batch_size
-    return scaled and config.rule in (None, "auto")
+    return scaled and any(rule_of(config, group).name == "auto" for group in ("tables", "small_tables"))
 
 
 def rate_tables(
@@ -28,7 +29,7 @@ def rate_tables(
     """
     if not wants_frequencies(config):
         return config, []
-    size, rule = config.step.global_batch_size, ScalingRule(name="auto")
+    size = config.step.global_batch_size
     ratio = size / (config.scale_from or size)
     factors, changed = parse_rates(config.tables.rates), dict[str, list[str]]()
     for name, rows in num_rows.items():
@@ -36,6 +37,7 @@ def rate_tables(
         optimizer = (config.small_tables.optimizer if is_small else None) or config.tables.optimizer
         group = ScaledGroup(name="small_tables" if is_small else "tables", optimizer=optimizer)
         known = replace(group, is_rare=rows_are_rare(top_shares[name], size))
+        rule = rule_of(config, group.name)
         own, common = (rule.multipliers(ratio, kind).learning_rate for kind in (known, group))
         if own != common:
             factors[name] = factors.get(name, 1.0) * own / common

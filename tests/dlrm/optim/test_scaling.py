@@ -23,7 +23,7 @@ from dlrm.data.dataset import Dataset
 from dlrm.optim.config import DenseOptimizerConfig, HeadConfig
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.optim.plateau import PlateauConfig
-from dlrm.optim.scaling import scale_config
+from dlrm.optim.scaling import follow_batch_size, scale_config
 from dlrm.optim.scaling_text import describe_changes, find_doubts
 from dlrm.recipes import RECIPES, Recipe
 from dlrm.training import command
@@ -66,6 +66,28 @@ def test_sqrt_scales_every_rate() -> None:
     assert rates == pytest.approx([4e-3, 2e-3, 4e-4])
     kept = replace(scaled, dense=SMALL.dense, head=SMALL.head, tables=SMALL.tables, rule=None)
     assert kept == SMALL
+
+
+def test_a_group_may_have_a_rule_of_its_own() -> None:
+    scaled = _scale(rule="sqrt", rules=("head=none", "tables=linear"))
+    rates = [scaled.dense.learning_rate, scaled.head.learning_rate, scaled.tables.learning_rate]
+    assert rates == pytest.approx([4e-3, 5e-4, 16e-4])
+    follow = follow_batch_size(replace(scaled, rules=("head=none", "tables=linear")))
+    assert [follow(4 * 16 * 1024, group) for group in ("dense", "head", "tables")] == pytest.approx([2.0, 1.0, 4.0])
+    # A head without a rate of its own is given one where its rule is another than the dense part's, and only there.
+    assert _scale(rule="sqrt", head=HeadConfig(), rules=("head=none",)).head.learning_rate == pytest.approx(1e-3)
+    assert _scale(rule="sqrt", head=HeadConfig()).head.learning_rate is None
+
+
+@pytest.mark.parametrize("text", ["towers=sqrt", "head=cubic", "head=adascale", "head"])
+def test_rules_of_other_groups_or_names_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=f"--rules: expected GROUP=RULE with a group of dense, .*, got {text}$"):
+        RunConfig(scale_from=10, rules=(text,))
+
+
+def test_a_rule_of_a_group_wants_a_base_too() -> None:
+    with pytest.raises(ValueError, match="--scale-from: expected beside --rules head=sqrt the batch size"):
+        RunConfig(rules=("head=sqrt",))
 
 
 def test_linear_and_power_go_both_ways() -> None:
