@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from dlrm.analysis.study.flags import Asked, StudyConfig, read_flags
+from dlrm.analysis.study.flags import Asked, StudyConfig, run_asked
 from dlrm.analysis.study.held_settings import set_batch_size
 from dlrm.analysis.study.space import Dimension, Space, apply_parameters, parse_space, read_setting
 from dlrm.analysis.study.steps_to_result import BatchResult, Protocol, Request, steps_to_result
@@ -73,11 +73,7 @@ class BatchSizeConfig(StudyConfig):
 
 def run_batch_size(argv: list[str]) -> int:
     """Study the batch size of what `argv` names: a recipe or a configuration file, then flags."""
-    asked = read_flags(KIND, BatchSizeConfig, argv, description=DESCRIPTION)
-    if asked is None:
-        return 0 if argv and argv[0] in ("-h", "--help") else 2
-    print(study_batch_size(asked))
-    return 0
+    return run_asked(KIND, BatchSizeConfig, argv, description=DESCRIPTION, study=study_batch_size)
 
 
 def study_batch_size(asked: Asked[BatchSizeConfig]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -96,6 +97,25 @@ def read_flags(kind: str, config: type[Config], argv: list[str], *, description:
     _check(read)
     folder = read.output or Path("studies") / f"{kind}-{Path(argv[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Asked(kind=kind, recipe_name=argv[0], recipe=recipe, config=read, folder=folder)
+
+
+def run_asked(
+    kind: str, config: type[Config], argv: list[str], *, description: str, study: Callable[[Asked[Config]], str]
+) -> int:
+    """Run a study as its flags ask, print its verdict, and return an exit status.
+
+    Args:
+        kind: of the study.
+        config: see `read_flags`.
+        argv: what follows the kind.
+        description: of the study, for its `--help`.
+        study: runs it, and returns its verdict.
+    """
+    asked = read_flags(kind, config, argv, description=description)
+    if asked is None:
+        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    print(study(asked))
+    return 0
 
 
 def _print_usage(kind: str, config: type[Config], description: str, *, has_asked: bool) -> None:

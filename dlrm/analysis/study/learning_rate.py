@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import tyro
 
 from dlrm.analysis.study.compare_policies import PolicyResult, common_goal, compare_policies
-from dlrm.analysis.study.flags import Asked, StudyConfig, read_flags
+from dlrm.analysis.study.flags import Asked, StudyConfig, run_asked
 from dlrm.analysis.study.policies import DEFAULT, Policy, choose_policies
 from dlrm.analysis.study.study_folder import StudyFolder
 from dlrm.config import RunConfig
@@ -64,11 +64,7 @@ class LearningRateConfig(StudyConfig):
 
 def run_learning_rate(argv: list[str]) -> int:
     """Study the learning rate of what `argv` names: a recipe or a configuration file, then flags."""
-    asked = read_flags(KIND, LearningRateConfig, argv, description=DESCRIPTION)
-    if asked is None:
-        return 0 if argv and argv[0] in ("-h", "--help") else 2
-    print(study_learning_rate(asked))
-    return 0
+    return run_asked(KIND, LearningRateConfig, argv, description=DESCRIPTION, study=study_learning_rate)
 
 
 def study_learning_rate(asked: Asked[LearningRateConfig]) -> str:
