@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 RATIOS = {
     "rowwise_adagrad_vs_fbgemm",
     "sgd_vs_fbgemm",
@@ -24,18 +17,8 @@ RATIOS = {
 }
 
 
-def test_its_figures_follow_from_times_and_bytes() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.row_kernels", "--small", "--rounds", "1"],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    measured = json.loads(result.stdout)
+def test_its_figures_follow_from_times_and_bytes(run_benchmark) -> None:
+    measured = run_benchmark("row_kernels", "--small", "--rounds", "1")
     linear, random = (measured[f"{kind}_gigabytes_per_second"] * 1e9 for kind in ("linear", "random"))
     # 3 tables x 64 bags: of one id out of 1,000, or of 8 on average; few ids come twice
     for prefix, ids in (("", 192), ("many_", 1536)):

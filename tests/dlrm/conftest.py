@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,34 @@ CHROMIUM_FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+
+class ForkedCommands:
+    """Command lines in forks of one process that has imported what they need, one at a time."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def start(self, argv: list[str], errors: Path) -> int:
+        """Start a command line that adds its standard error to a file; return its process id."""
+        assert self._process.stdin is not None
+        print(json.dumps([argv, str(errors)]), file=self._process.stdin, flush=True)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Return the exit status of the command line that was started last, once it has ended."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the process that starts the commands has died"
+        return int(line)
+
+
+@pytest.fixture(scope="module")
+def commands(request: pytest.FixtureRequest) -> Iterator[ForkedCommands]:
+    """Start `recforge` command lines without seconds of imports: those of the test file's `IMPORTED` are made once."""
+    command = [sys.executable, str(Path(__file__).with_name("forked_commands.py")), *request.module.IMPORTED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield ForkedCommands(process)
 
 
 @pytest.fixture(autouse=True)

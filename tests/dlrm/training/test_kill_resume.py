@@ -6,11 +6,8 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +19,7 @@ from dlrm.checkpoints.pieces import PartedTensor
 from dlrm.data.dataset import Dataset
 from dlrm.training.run_log import read_records
 
-# Imports once, and forks a process for every command line; says its id, and how it ended.
-COMMANDS = textwrap.dedent(
-    """
-    import json, os, sys
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    from dlrm.cli import main
-    import dlrm.training.command, dlrm.training.trainer, dlrm.data.provide, torch.utils.tensorboard
-    for line in sys.stdin:
-        argv, errors = json.loads(line)
-        child = os.fork()
-        if not child:
-            os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os._exit(main(argv))
-        print(child, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-    """
-)
+IMPORTED = ("dlrm.training.command", "dlrm.training.trainer", "dlrm.data.provide", "torch.utils.tensorboard")
 SETTINGS = {
     "epochs": 3,
     "seed": 5,
@@ -65,20 +45,18 @@ STEPS = 3 * 32  # 32 batches an epoch, the last one cut
 class Run:
     """A training command that can be started again and again in one folder, and killed."""
 
-    def __init__(self, folder: Path, data: Path, threads: int, commands: subprocess.Popen[str]) -> None:
+    def __init__(self, folder: Path, data: Path, threads: int, commands: Any) -> None:
         self.folder, self.commands = folder, commands
         self.errors = folder.with_suffix(".err")
         settings = SETTINGS | {"data": data, "output": folder, "step.threads": threads}
         self.argv = ["train", "synthetic", *(word for name in settings for word in (f"--{name}", str(settings[name])))]
 
     def start(self) -> int:
-        assert self.commands.stdin is not None
-        print(json.dumps([self.argv, str(self.errors)]), file=self.commands.stdin, flush=True)
-        return self._answer()
+        return int(self.commands.start(self.argv, self.errors))
 
     def finish(self) -> int:
         self.start()
-        return self._answer()
+        return int(self.commands.wait())
 
     def kill_when(self, ready: Callable[[], bool]) -> bool:
         """Start, kill as soon as `ready`, and say whether the run was still alive then."""
@@ -88,7 +66,7 @@ class Run:
             assert time.monotonic() < deadline, self.errors.read_text()
             time.sleep(0.004)
         os.kill(process, signal.SIGKILL)
-        return self._answer() == -signal.SIGKILL
+        return bool(self.commands.wait() == -signal.SIGKILL)
 
     def steps(self) -> list[dict[str, Any]]:
         return [record for record in read_records(self.folder) if record["kind"] == "train"]
@@ -98,19 +76,6 @@ class Run:
 
     def saved_samples(self) -> list[int]:
         return [info.samples for info in CheckpointStore(self.folder / "checkpoints").list()]
-
-    def _answer(self) -> int:
-        assert self.commands.stdout is not None
-        line = self.commands.stdout.readline()
-        assert line, "the process that starts the runs has died"
-        return int(line)
-
-
-@pytest.fixture(scope="module")
-def commands() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", COMMANDS]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield process
 
 
 def without_times(value: Any) -> Any:
@@ -156,7 +121,7 @@ def flip_a_byte(checkpoints: Path, dice: random.Random) -> str:
 
 @pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_run_killed_again_and_again_ends_as_one_left_alone(
-    threads: int, tmp_path: Path, click_log: Dataset, commands: subprocess.Popen[str]
+    threads: int, tmp_path: Path, click_log: Dataset, commands: Any
 ) -> None:
     dice = random.Random(threads)
     whole = Run(tmp_path / "whole", click_log.folder, threads, commands)

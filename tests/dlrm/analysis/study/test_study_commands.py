@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,24 +21,9 @@ from dlrm.cli import main
 from dlrm.data.dataset import Dataset
 from dlrm.recipes import RECIPES
 
-# Imports once, and forks a process for every command line; says its id, and how it ended.
-COMMANDS = textwrap.dedent(
-    """
-    import json, os, sys
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    from dlrm.cli import main
-    import dlrm.training.trainer, dlrm.data.provide, torch.utils.tensorboard, dlrm.analysis.study.policy_runs, optuna
-    import dlrm.analysis.study.batch_size_page, dlrm.analysis.study.learning_rate_page
-    for line in sys.stdin:
-        argv, errors = json.loads(line)
-        child = os.fork()
-        if not child:
-            os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os._exit(main(argv))
-        print(child, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-    """
+IMPORTED = (
+    *("dlrm.training.trainer", "dlrm.data.provide", "torch.utils.tensorboard", "optuna"),
+    *(f"dlrm.analysis.study.{name}" for name in ("policy_runs", "batch_size_page", "learning_rate_page")),
 )
 SMALL = (
     *("--model.dim", "4", "--model.bottom", "8", "--model.top", "8", "--step.threads", "1", "--shuffle"),
@@ -46,49 +31,31 @@ SMALL = (
 )
 
 
-@pytest.fixture(scope="module")
-def commands() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", COMMANDS]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield process
-
-
 class Study:
     """A study's command that can be started again and again in one folder, and killed."""
 
-    def __init__(self, folder: Path, argv: list[str], commands: subprocess.Popen[str]) -> None:
+    def __init__(self, folder: Path, argv: list[str], commands: Any) -> None:
         self.folder, self.commands = folder, commands
         self.errors = folder.with_suffix(".err")
         self.argv = ["study", *argv, *SMALL, "--output", str(folder)]
 
     def kill_when(self, ready: Callable[[], bool]) -> None:
-        process = self._start()
+        process = self.commands.start(self.argv, self.errors)
         deadline = time.monotonic() + 90
         while not ready():
             assert time.monotonic() < deadline, self.errors.read_text()
             time.sleep(0.005)
         os.kill(process, signal.SIGKILL)
-        assert self._answer() == -signal.SIGKILL
+        assert self.commands.wait() == -signal.SIGKILL
 
     def finish(self) -> None:
-        self._start()
-        assert self._answer() == 0, self.errors.read_text()
+        self.commands.start(self.argv, self.errors)
+        assert self.commands.wait() == 0, self.errors.read_text()
 
     def trials(self) -> list[dict[str, Any]]:
         path = self.folder / "trials.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
-
-    def _start(self) -> int:
-        assert self.commands.stdin is not None
-        print(json.dumps([self.argv, str(self.errors)]), file=self.commands.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> int:
-        assert self.commands.stdout is not None
-        line = self.commands.stdout.readline()
-        assert line, "the process that starts the studies has died"
-        return int(line)
 
 
 def without_times(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -96,7 +63,7 @@ def without_times(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_a_batch_size_study_killed_twice_ends_as_one_left_alone(
-    tmp_path: Path, click_log: Dataset, commands: subprocess.Popen[str]
+    tmp_path: Path, click_log: Dataset, commands: Any
 ) -> None:
     argv = ["batch-size", "synthetic", "--data", str(click_log.folder), "--batches", "1024", "4096", "--trials", "1"]
     argv += ["--repeats", "1", "--evaluations", "4", "--space", "dense.learning_rate=1e-3:0.1"]
@@ -125,7 +92,7 @@ def test_a_batch_size_study_killed_twice_ends_as_one_left_alone(
 
 
 def test_a_learning_rate_study_ranks_the_planted_policy_first_after_a_kill(
-    tmp_path: Path, click_log: Dataset, commands: subprocess.Popen[str]
+    tmp_path: Path, click_log: Dataset, commands: Any
 ) -> None:
     dead = "dead=--dense.learning-rate 1e-9 --tables.learning-rate 1e-9"
     argv = ["learning-rate", "synthetic", "--data", str(click_log.folder), "--policies", "range-test", "--seeds", "1"]
