@@ -1,0 +1,40 @@
+"""Hashes of ids, compiled by Numba: which bucket of 4,096 a row is in, and where an id map looks for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embeddings.kernels.compiled import compiled, inlined
+
+BUCKET_BITS = 12
+NUM_BUCKETS = 1 << BUCKET_BITS
+
+
+@inlined
+def mix(number: Any) -> Any:
+    """Mixes the bits of a uint64, one to one (SplitMix64's finalizer; Steele, Lea and Flood 2014)."""
+    number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return number ^ (number >> np.uint64(31))
+
+
+@inlined
+def bucket_of(id: Any, salt: Any) -> Any:
+    """Returns the bucket of an id: the first bits of its hash, so that an id map may use the last ones."""
+    return mix((np.uint64(id) ^ salt) + np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - BUCKET_BITS)
+
+
+@compiled
+def find_buckets(ids: NDArray[np.int64], salt: np.uint64, buckets: NDArray[np.uint16]) -> None:
+    """Writes the bucket of each id.
+
+    Args:
+        ids: [n].
+        salt: Of the table, so that popular ids of different tables lie in different buckets.
+        buckets: [n], written.
+    """
+    for i in range(ids.size):
+        buckets[i] = bucket_of(ids[i], salt)

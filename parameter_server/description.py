@@ -1,0 +1,132 @@
+"""What all members of a run must agree on: its tables and rules, as JSON that travels and is kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from embeddings.row_optimizers import RowOptimizer
+from embeddings.tables import TableConfig, check_tables
+
+Durability = Literal["none", "snapshot", "journal"]
+DenseMode = Literal["easgd", "average", "sgd", "adagrad", "adam"]
+"""``easgd``, ``average``: trainers update their own copy; else: the server does, with their gradients."""
+
+_OPTIMIZERS = {kind.__name__: kind for kind in get_args(RowOptimizer)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """When a table's rows come into being and when they go.
+
+    Attributes:
+        admit_after: A row is kept, and trained, from its so many-th push on; until then it stays as it was born.
+        admit_probability: With which each push of a row that is not kept admits it; a function of (seed, id, count).
+        evict_after_seconds: Rows without a push for so long go; None keeps them.
+        evict_below_count: Among those, only rows with fewer pushes go; None: all of them.
+        max_bytes: Of rows on one shard, above which the least recently pushed go; None is no limit.
+        spill: Keep rows beyond ``max_bytes`` on disk instead of dropping them (needs ``pip install recforge[spill]``).
+    """
+
+    admit_after: int = 1
+    admit_probability: float = 1.0
+    evict_after_seconds: float | None = None
+    evict_below_count: int | None = None
+    max_bytes: int | None = None
+    spill: bool = False
+
+    def __post_init__(self) -> None:
+        if self.admit_after < 1:
+            raise ValueError(f"admit_after: expected at least 1, got {self.admit_after}")
+        if not 0 < self.admit_probability <= 1:
+            raise ValueError(f"admit_probability: expected a number in (0, 1], got {self.admit_probability}")
+        for name in ("evict_after_seconds", "evict_below_count", "max_bytes"):
+            number = getattr(self, name)
+            if number is not None and not number > 0:
+                raise ValueError(f"{name}: expected a number above 0, got {number}")
+        if self.spill and self.max_bytes is None:
+            raise ValueError("spill: expected max_bytes beside it, above which rows go to disk, got none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDescription:
+    """A run, as its coordinator keeps it and every member knows it.
+
+    Attributes:
+        run_id: Sets its frames apart from those of other runs.
+        seed: Of the rows' first values.
+        tables: In the order of their numbers.
+        growth: Of tables by name; those it does not name keep all rows.
+        lanes: How many trainers may take part at a time; each unfinished piece of data is in a lane of its own.
+        staleness: Steps that a trainer may be ahead of the slowest; None: as many as it likes.
+        durability: What survives a shard.
+        dense: How trainers' copies of the dense part are combined.
+        samples: Of the whole run: all epochs' samples, in the order of the stream.
+        epoch_samples: Of one epoch; no batch crosses its end.
+        batch_size: Samples per step of one trainer.
+        chunk_batches: Batches that a trainer is given at a time.
+        settings: Further ones, by name, in which members must not differ.
+    """
+
+    run_id: int
+    seed: int
+    tables: tuple[TableConfig, ...]
+    growth: dict[str, Growth] = field(default_factory=dict)
+    lanes: int = 64
+    staleness: int | None = None
+    durability: Durability = "snapshot"
+    dense: DenseMode = "easgd"
+    samples: int = 0
+    epoch_samples: int = 0
+    batch_size: int = 1
+    chunk_batches: int = 16
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_tables(self.tables)
+        names = {table.name for table in self.tables}
+        if unknown := self.growth.keys() - names:
+            raise ValueError(f"growth: expected names of tables, got {min(unknown)!r}")
+        for name in ("lanes", "batch_size", "chunk_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.staleness is not None and self.staleness < 0:
+            raise ValueError(f"staleness: expected a number >= 0, or none, got {self.staleness}")
+
+    def to_json(self) -> str:
+        """Writes the description; equal ones give equal texts."""
+        plain = asdict(self)
+        for table, described in zip(self.tables, plain["tables"], strict=True):
+            described["optimizer"]["kind"] = type(table.optimizer).__name__
+        return json.dumps(plain, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> RunDescription:
+        """Reads what ``to_json`` has written.
+
+        Raises:
+            ValueError: When it is not a description.
+        """
+        try:
+            plain = json.loads(text)
+            plain["tables"] = tuple(_read_table(table) for table in plain["tables"])
+            plain["growth"] = {name: Growth(**growth) for name, growth in plain["growth"].items()}
+            return RunDescription(**plain)
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"run description: expected one of this release, got {error!r}") from error
+
+    def differences(self, other: RunDescription) -> list[str]:
+        """Names the settings in which another description differs, but for the run's number."""
+        return [
+            entry.name
+            for entry in fields(self)
+            if entry.name != "run_id" and getattr(self, entry.name) != getattr(other, entry.name)
+        ]
+
+
+def _read_table(plain: dict[str, Any]) -> TableConfig:
+    optimizer = dict(plain["optimizer"])
+    kind = _OPTIMIZERS[optimizer.pop("kind")]
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in optimizer.items()}
+    return TableConfig(**{**plain, "features": tuple(plain["features"]), "optimizer": kind(**given)})
