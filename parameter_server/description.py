@@ -64,6 +64,7 @@ class RunDescription:
         dense: How trainers' copies of the dense part are combined.
         samples: Of the whole run: all epochs' samples, in the order of the stream.
         epoch_samples: Of one epoch; no batch crosses its end.
+        first_sample: Where the run begins, if what comes before was trained elsewhere; a lane's clocks begin there.
         batch_size: Samples per step of one trainer.
         chunk_batches: Batches that a trainer is given at a time.
         settings: Further ones, by name, in which members must not differ.
@@ -79,6 +80,7 @@ class RunDescription:
     dense: DenseMode = "easgd"
     samples: int = 0
     epoch_samples: int = 0
+    first_sample: int = 0
     batch_size: int = 1
     chunk_batches: int = 16
     settings: dict[str, Any] = field(default_factory=dict)
