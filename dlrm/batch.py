@@ -23,6 +23,8 @@ class Batch(Pipelineable):
         labels: [B] float32, 0 or 1.
         rows: [B] int64, where in its split of the dataset each sample stands.
         global_size: samples of the whole batch, of which these may be one rank's share; None means that these are all.
+        first: number of the whole batch's first sample in the stream of training; None means the one after those that
+            the run has trained.
     """
 
     dense: torch.Tensor
@@ -30,6 +32,7 @@ class Batch(Pipelineable):
     labels: torch.Tensor
     rows: torch.Tensor
     global_size: int | None = None
+    first: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,6 +45,7 @@ class Batch(Pipelineable):
             labels=self.labels.to(device, non_blocking=non_blocking),
             rows=self.rows.to(device, non_blocking=non_blocking),
             global_size=self.global_size,
+            first=self.first,
         )
 
     def record_stream(self, stream: torch.Stream) -> None:
@@ -57,4 +61,5 @@ class Batch(Pipelineable):
             labels=self.labels.pin_memory(),
             rows=self.rows.pin_memory(),
             global_size=self.global_size,
+            first=self.first,
         )

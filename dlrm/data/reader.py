@@ -85,7 +85,7 @@ class Reader:
 
         def read(position: int, size: int) -> Batch:
             first, count = (0, size) if share is None else share(size)
-            return replace(self.read(position + first, count), global_size=size)
+            return replace(self.read(position + first, count), global_size=size, first=position)
 
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader") as pool:
             waiting = [pool.submit(read, *place) for place in islice(positions, AHEAD)]

@@ -25,6 +25,7 @@ class RunParts:
         optimizer: of the dense part.
         sizes: of batches, now and later.
         ranks: who else trains.
+        others: attachments that come last.
     """
 
     config: TrainingConfig
@@ -33,6 +34,7 @@ class RunParts:
     optimizer: Optimizer
     sizes: BatchSizes
     ranks: Ranks
+    others: tuple[Attachment, ...] = ()
 
 
 def attach(run: RunParts) -> Attachments:
@@ -72,4 +74,4 @@ def attach(run: RunParts) -> Attachments:
         from dlrm.training.rank_agreement import RatioCheck, RunningStatistics
 
         members += [RatioCheck(run.optimizer, run.ranks), RunningStatistics(run.model, run.ranks)]
-    return Attachments(members)
+    return Attachments([*members, *run.others])

@@ -42,9 +42,9 @@ class Course:
         warmup = max(config.dense_schedule.warm_after, config.tables_schedule.warm_after)
         self.first_judged_sample = max(warmup, self.total_samples // 10)
 
-    def advance(self, samples: int, loss: float) -> None:
-        """Note a step on so many samples."""
-        self.progress.samples += samples
+    def advance(self, end: int, samples: int, loss: float) -> None:
+        """Note a step on so many samples, with which the run has come to `end`."""
+        self.progress.samples = end
         self.progress.unlogged_loss += loss * samples
         self.progress.unlogged_samples += samples
 

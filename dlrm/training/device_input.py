@@ -17,12 +17,12 @@ DEPTH = 2
 
 
 class _Arrival(NamedTuple):
-    batch: Batch
+    batch: Batch | None
     copied: torch.cuda.Event | None
 
 
-def copy_ahead(batches: Iterator[Batch], device: torch.device, *, depth: int = DEPTH) -> Iterator[Batch]:
-    """Give the same batches on ``device``; on the CPU that is what they are already.
+def copy_ahead(batches: Iterator[Batch | None], device: torch.device, *, depth: int = DEPTH) -> Iterator[Batch | None]:
+    """Give the same batches on ``device``; on the CPU that is what they are already. None stays None.
 
     Each is asked for its ids per feature before it leaves, so that nobody has to ask the GPU for them. The iterator
     that comes back must be closed, or run to its end, to let go of its thread.
@@ -36,7 +36,9 @@ def copy_ahead(batches: Iterator[Batch], device: torch.device, *, depth: int = D
         return batches
     stream = torch.cuda.Stream(device)
 
-    def copy(batch: Batch) -> _Arrival:
+    def copy(batch: Batch | None) -> _Arrival:
+        if batch is None:
+            return _Arrival(None, None)
         batch.sparse.length_per_key()
         # Copied beside the computation, and waited for there alone where the batch is used.
         with torch.cuda.stream(stream):
@@ -48,10 +50,10 @@ def copy_ahead(batches: Iterator[Batch], device: torch.device, *, depth: int = D
     return _in_order(copy_in_background(batches, copy, depth))
 
 
-def _in_order(arrivals: Generator[_Arrival]) -> Iterator[Batch]:
+def _in_order(arrivals: Generator[_Arrival]) -> Iterator[Batch | None]:
     with contextlib.closing(arrivals):
         for batch, copied in arrivals:
-            if copied is not None:
+            if batch is not None and copied is not None:
                 current = torch.cuda.current_stream(batch.labels.device)
                 current.wait_event(copied)
                 # Its memory belongs to the copying stream, which must not reuse it before this one is done with it.
@@ -59,7 +61,9 @@ def _in_order(arrivals: Generator[_Arrival]) -> Iterator[Batch]:
             yield batch
 
 
-def copy_in_background(batches: Iterator[Batch], copy: Callable[[Batch], _Arrival], depth: int) -> Generator[_Arrival]:
+def copy_in_background(
+    batches: Iterator[Batch | None], copy: Callable[[Batch | None], _Arrival], depth: int
+) -> Generator[_Arrival]:
     """Run ``copy`` in a thread, at most ``depth`` batches ahead; what fails there is raised here, in its turn."""
     ready: queue.Queue[_Arrival | BaseException | None] = queue.Queue(maxsize=depth)
     stopped = threading.Event()

@@ -13,22 +13,28 @@ from embeddings.stopwatch import Stopwatch
 
 
 def look_ahead(
-    batches: Iterator[Batch], device: torch.device, stopwatch: Stopwatch
+    batches: Iterator[Batch | None], device: torch.device, stopwatch: Stopwatch
 ) -> Iterator[tuple[Batch, Batch | None]]:
-    """Yield each batch on `device`, with the one after it, if there is one.
+    """Yield each batch on `device`, with the one after it, if there is one already.
 
     Args:
-        batches: read by threads of their own.
+        batches: read by threads of their own; None where the next one is not there before this one is trained.
         device: of the model.
         stopwatch: counts the time until a batch is there.
     """
     batches = copy_ahead(batches, device)
+    over: list[bool] = []
 
     def take() -> Batch | None:
         with stopwatch.stage(WAITING_FOR_DATA):
-            return next(batches, None)
+            try:
+                return next(batches)
+            except StopIteration:
+                over.append(True)
+                return None
 
-    following = take()
-    while following is not None:
+    following: Batch | None = None
+    while not over:
         batch, following = following, take()
-        yield batch, following
+        if batch is not None:
+            yield batch, following

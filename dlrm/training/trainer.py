@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dlrm.distributed.ranks import ALONE, Ranks
 from dlrm.metrics.metrics import MetricValues, is_at_chance
 from dlrm.optim.dense import build_dense_optimizer
 from dlrm.training.attach import RunParts
+from dlrm.training.attachments import Attachment
 from dlrm.training.batch_sizes import BatchSizes
 from dlrm.training.build_step import build_step
 from dlrm.training.course import Course, Progress
@@ -58,6 +59,7 @@ class Trainer:
         output: the run's folder.
         recipe: a name for the run.
         ranks: who else trains.
+        others: attachments besides those that the configuration asks for.
 
     Raises:
         ValueError: the model's tables do not suit the data or the ranks, the training split is empty, or `output` holds
@@ -73,6 +75,7 @@ class Trainer:
         *,
         recipe: str = "",
         ranks: Ranks = ALONE,
+        others: Sequence[Attachment] = (),
     ) -> None:
         check_model_fits(model, dataset)
         check_segments(dataset, config.evaluation.segment_by)
@@ -90,7 +93,13 @@ class Trainer:
         self.sizes = BatchSizes(config.step.global_batch_size)
         self.step = build_step(
             RunParts(
-                config=config, model=model, dataset=dataset, optimizer=self.optimizer, sizes=self.sizes, ranks=ranks
+                config=config,
+                model=model,
+                dataset=dataset,
+                optimizer=self.optimizer,
+                sizes=self.sizes,
+                ranks=ranks,
+                others=tuple(others),
             ),
             self.stopwatch,
         )
@@ -145,7 +154,7 @@ class Trainer:
                     raise KeyboardInterrupt(
                         f"and saved after {self.progress.samples} samples; the same command continues"
                     )
-            return self._finish(log, why)
+            return self.finish(log, why)
         except NonFiniteLossError as error:
             told = error.with_what_is_kept(self._what_is_kept())
             log.record("stopped", self.progress.samples, {"why": str(told)})
@@ -171,11 +180,12 @@ class Trainer:
         self.model.train()
         self.stages.begin(progress.seconds)
         for batch, following in self._batches():
-            before, size = progress.samples, batch.global_size or len(batch)
+            size = batch.global_size or len(batch)
+            before = progress.samples if batch.first is None else batch.first
             in_force = self.sizes.at(before)
             with self._timed():
                 loss = self.step(batch, before + size, self._wishes(stop_request), following, batch_size=in_force)
-            course.advance(size, loss)
+            course.advance(before + size, size, loss)
             log.advance(size, loss, self.stages.remark)
             if course.is_due(before, self.config.log_every_samples):
                 self._log_training(log, in_force)
@@ -185,7 +195,7 @@ class Trainer:
             if evaluated:
                 complaint, is_best = self._evaluate(log)
             if any(wishes) or course.checkpoint_is_due(before, evaluated=evaluated) or is_best:
-                self._save(is_best=is_best)
+                self.save(is_best=is_best)
             if complaint:
                 self._wait_for_checkpoints()
                 raise ValueError(complaint)
@@ -195,14 +205,17 @@ class Trainer:
                 return why
         return "all epochs done"
 
-    def _batches(self) -> Iterator[tuple[Batch, Batch | None]]:
-        read = self.reader.batches(
+    def read(self) -> Iterator[Batch | None]:
+        """Give the batches to train, of which the next one is asked for before one is trained; see `look_ahead`."""
+        return self.reader.batches(
             self.sizes.at,
             start=self.progress.samples,
             stop=self.course.total_samples,
             share=self.ranks.share_of if self.ranks.count > 1 else None,
         )
-        batches = look_ahead(read, self.device, self.stopwatch)
+
+    def _batches(self) -> Iterator[tuple[Batch, Batch | None]]:
+        batches = look_ahead(self.read(), self.device, self.stopwatch)
         while True:
             with self._timed():
                 pair = next(batches, None)
@@ -266,7 +279,8 @@ class Trainer:
         seconds = {name: stage["seconds"] for name, stage in totals.items()}
         return {"stage_seconds": seconds} | ({"stages_of_ranks": totals} if self.ranks.count > 1 else {})
 
-    def _save(self, *, is_best: bool) -> None:
+    def save(self, *, is_best: bool) -> None:
+        """Save the run's state."""
         self.attachments.before_measuring()
         with self.stopwatch.stage("checkpoint"):
             self.checkpoints.save(
@@ -283,7 +297,7 @@ class Trainer:
         saved = self.checkpoints.list()
         return f"the checkpoint after {saved[0].samples:,} samples is kept" if saved else "nothing was saved before"
 
-    def _finish(self, log: RunLog, why: str) -> dict[str, Any]:
+    def finish(self, log: RunLog, why: str) -> dict[str, Any]:
         """Measure the test split with the best weights, and write `summary.json` and `tables.json`."""
         progress = self.progress
         if self.config.evaluation.test_best and progress.best is not None:
