@@ -18,14 +18,38 @@ class Refusal(Enum):
 
 
 class RefusedError(ValueError):
-    """A call that was refused; nothing of it has been applied.
+    """A call that was refused; nothing of it has been applied but frames before ``expected_seq``.
 
     Attributes:
         refusal: Why.
         retry_after_seconds: When to try again, where that helps.
+        expected_seq: Of a push: the number that the shard expects next of this lane and lease, where it knows.
+        moved: Of FAILED_PRECONDITION: whether rows lie elsewhere by now; else the lease is an earlier one.
     """
 
-    def __init__(self, refusal: Refusal, message: str, *, retry_after_seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        refusal: Refusal,
+        message: str,
+        *,
+        retry_after_seconds: float | None = None,
+        expected_seq: int | None = None,
+        moved: bool = False,
+    ) -> None:
         super().__init__(message)
         self.refusal = refusal
         self.retry_after_seconds = retry_after_seconds
+        self.expected_seq = expected_seq
+        self.moved = moved
+
+
+class ConnectionLost(ConnectionError):
+    """A call without an answer: whether it was worked on is not known."""
+
+
+class ShardUnreachableError(TimeoutError):
+    """A shard did not answer, or refused for now, for longer than a client was told to try."""
+
+
+class LaneLostError(RuntimeError):
+    """A lane was leased to somebody else, or its pushes cannot go on; its batches have to be computed anew."""

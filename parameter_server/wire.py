@@ -1,7 +1,8 @@
 """The frames of the data plane: a header of fixed size, ids and values; nothing of one is used before all is checked.
 
 A message is one frame or several, one after the other. A frame, little-endian, is a header of 80 bytes, then ``n``
-int64 ids and ``[n, dim]`` values where the flags say so, each padded with zeros to 16 bytes.
+int64 ids and ``[n, dim]`` values where the flags say so, each padded with zeros to 16 bytes. The header's last field is
+the XXH3 (64 bits; Collet) of all that comes before it and after it, so that a frame is as it was sent or is refused.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ VERSION = 1
 HEADER_BYTES = 80
 MAX_FRAME_BYTES = 4 << 20  # a sender cuts larger ones
 MAX_MESSAGE_BYTES = (8 << 20) + HEADER_BYTES
+MAX_MESSAGE_FRAMES = 4096  # each costs some microseconds, however little it holds
 
 _LAYOUT = struct.Struct("<IHBBQIIQIIIHBBQQffQ")
 _CHECKSUM_AT = _LAYOUT.size - 8
@@ -131,13 +133,14 @@ def encode(header: Header, ids: Longs | None = None, values: Values | None = Non
         bodies.append(values.reshape(-1).data.cast("B"))
     head = header._replace(flags=flags, n=n, dim=dim, type=kind)
     packed = _pack(head)
-    checksum = xxhash.xxh64(packed)
+    checksum = xxhash.xxh3_64(packed)
     parts: list[bytes | memoryview] = []
     for body in bodies:
         checksum.update(body)
         parts.append(body)
-        if padding := -body.nbytes % _ALIGNMENT:
-            parts.append(bytes(padding))
+        if padding := bytes(-body.nbytes % _ALIGNMENT):
+            checksum.update(padding)
+            parts.append(padding)
     return [packed + checksum.intdigest().to_bytes(8, "little"), *parts]
 
 
@@ -156,6 +159,8 @@ def decode(message: bytes) -> list[Frame]:
         raise _wrong(f"expected {HEADER_BYTES} to {MAX_MESSAGE_BYTES} bytes, got {len(message)}")
     frames, at = [], 0
     while at < len(message):
+        if len(frames) == MAX_MESSAGE_FRAMES:
+            raise _wrong(f"expected at most {MAX_MESSAGE_FRAMES} frames in a message, got more")
         frame, at = _decode_frame(message, at)
         frames.append(frame)
     return frames
@@ -187,13 +192,13 @@ def _decode_frame(message: bytes, at: int) -> tuple[Frame, int]:
         raise _wrong(f"expected ids or values in a frame of {header.n} rows, got none")
     body = memoryview(message)[at + HEADER_BYTES : at + length]
     ids_end = _padded(header.n * _IDS.itemsize) if has_ids else 0
-    ids = np.frombuffer(body, _IDS, header.n if has_ids else 0)
-    values = np.frombuffer(body, DTYPES[kind], header.n * header.dim if has_values else 0, ids_end)
-    digest = xxhash.xxh64(memoryview(message)[at : at + _CHECKSUM_AT])
-    digest.update(body[: header.n * _IDS.itemsize if has_ids else 0])
-    digest.update(body[ids_end : ids_end + values.nbytes])
+    digest = xxhash.xxh3_64(memoryview(message)[at : at + _CHECKSUM_AT])
+    digest.update(body)
     if digest.intdigest() != checksum:
         raise _wrong(f"expected checksum {checksum:#x} at byte {at}, got {digest.intdigest():#x}: damaged on the way")
+    ids = np.frombuffer(body, _IDS, header.n if has_ids else 0)
+    values_at = _padded(ids.nbytes)
+    values = np.frombuffer(body, DTYPES[kind], header.n * header.dim if has_values else 0, values_at)
     return Frame(header, ids, values.reshape(header.n if has_values else 0, header.dim)), at + length
 
 
