@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 from typing_extensions import override
 
 from embeddings.interface import TableRows, Tables
@@ -168,6 +168,41 @@ class PooledTables(AskingTables):
         cells = np.array(segments, dtype=np.int64)
         asked = Bags(ids=batch.ids, offsets=batch.offsets, weights=batch.weights, segments=cells)
         return asked, batch.batch_size * stride
+
+
+class UnpooledTables(AskingTables):
+    """The unpooled twin of ``PooledTables``, with the interface of torchrec's ``EmbeddingCollection``.
+
+    Each id is a bag of its own, so that rows, their optimizers, plans and exchanges are those of pooled tables.
+    Weights of a batch and a table's ``pooling`` have no meaning here.
+    """
+
+    @override
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
+        """Looks up: for each feature the vectors of its ids [num_ids, dim], bag after bag, and the bags' lengths.
+
+        Otherwise as ``Tables.forward``.
+        """
+        batch, vectors = self._look_up(features)
+        sizes = [count * dim for count, dim in zip(batch.ids_per_feature, self.feature_dims, strict=True)]
+        lengths = features.lengths().view(len(features.keys()), batch.batch_size)
+        return {
+            name: JaggedTensor(values=values.view(-1, dim), lengths=lengths[position])
+            for name, values, dim, position in zip(
+                self.feature_names, vectors.split(sizes), self.feature_dims, batch.positions, strict=True
+            )
+        }
+
+    @override
+    def _ask(self, batch: Jagged) -> tuple[Bags, int]:
+        segments, size = [], 0
+        for feature, (position, count) in enumerate(zip(batch.positions, batch.ids_per_feature, strict=True)):
+            first = int(batch.offsets[position * batch.batch_size])
+            segments.append((feature, first, count, size, self.feature_dims[feature]))
+            size += count * self.feature_dims[feature]
+        cells = np.array(segments, dtype=np.int64)
+        return Bags(ids=batch.ids, offsets=torch.arange(len(batch.ids) + 1), weights=None, segments=cells), size
 
 
 class _LookUp(torch.autograd.Function):

@@ -56,6 +56,24 @@ class Bags:
     weights: Tensor | None
     segments: NDArray[np.int64]
 
+    def arrays(self) -> Arrays:
+        """Gives ids, offsets and weights as kernels take them: no weights where all are 1."""
+        weights = _NO_WEIGHTS if self.weights is None else self.weights.numpy()
+        return self.ids.numpy(), self.offsets.numpy(), weights
+
+    def segments_of(self, parts: int) -> list[Longs]:
+        """Gives the segments of each part."""
+        edges = np.searchsorted(self.segments[:, 0], np.arange(parts + 1))
+        return [self.segments[first:last] for first, last in itertools.pairwise(edges.tolist())]
+
+    def count_ids(self, parts: int) -> list[int]:
+        """Counts the ids of each part."""
+        # All at once: numpy takes as long to add up one part's as all parts'.
+        offsets, (part, first, count) = self.offsets.numpy(), self.segments[:, :3].T
+        ids = offsets[first + count] - offsets[first]
+        counts: list[int] = np.bincount(part, ids, parts).astype(np.int64).tolist()
+        return counts
+
 
 def rounds_needed(optimizer: RowOptimizer) -> int:
     """Says how many exchanges of sums a row optimizer takes for one update of a table that is split.
@@ -96,11 +114,11 @@ class LocalRows:
         Returns:
             -1, or the place in ``bags.ids`` of the first id outside its part.
         """
-        ids, offsets, weights = _arrays(bags)
+        ids, offsets, weights = bags.arrays()
         pooled = out.view(-1).numpy()
-        mine = self._segments_of(bags)
+        mine = bags.segments_of(len(self.parts))
         calls: list[partial[int]] = []
-        for part, parts in enumerate(count_parts(self._count_ids(bags))):
+        for part, parts in enumerate(count_parts(bags.count_ids(len(self.parts)))):
             segments = mine[part]
             if not segments.size:
                 continue
@@ -122,9 +140,10 @@ class LocalRows:
             whole: For parts of split tables whose optimizers need sums over all of the row or of the table.
         """
         source = gradient.reshape(-1).numpy()
-        arrays, mine = _arrays(bags), self._segments_of(bags)
+        arrays, mine = bags.arrays(), bags.segments_of(len(self.parts))
+        work = np.add(bags.count_ids(len(self.parts)), self._moved_unasked).tolist()
         fused, staged = [], []
-        for part, parts in enumerate(count_parts(np.add(self._count_ids(bags), self._moved_unasked).tolist())):
+        for part, parts in enumerate(count_parts(work)):
             if self.parts[part].is_replicated:
                 continue
             told = self._held[part].count_update(self._factors[part], self._eps_factor)
@@ -146,9 +165,9 @@ class LocalRows:
             out: [num_rows, num_columns + 1] float32, added to; the last column counts the row's ids.
         """
         self._check_replicated(part)
-        segments, source, sums = self._segments_of(bags)[part], gradient.reshape(-1).numpy(), out.numpy()
+        segments, source, sums = bags.segments_of(len(self.parts))[part], gradient.reshape(-1).numpy(), out.numpy()
         if segments.size:
-            add = partial(grouping_kernels.add_gradients, *_arrays(bags), segments, self._held[part].mean, source, sums)
+            add = partial(grouping_kernels.add_gradients, *bags.arrays(), segments, self._held[part].mean, source, sums)
             shares = torch.get_num_threads()
             run_all([partial(add, share, shares) for share in range(shares)])
 
@@ -184,17 +203,6 @@ class LocalRows:
         """Multiplies each part's own ``eps`` from the next update on."""
         self._eps_factor = factor
 
-    def _segments_of(self, bags: Bags) -> list[NDArray[np.int64]]:
-        edges = np.searchsorted(bags.segments[:, 0], np.arange(len(self.parts) + 1))
-        return [bags.segments[first:last] for first, last in itertools.pairwise(edges.tolist())]
-
-    def _count_ids(self, bags: Bags) -> list[int]:
-        # All at once: numpy takes as long to add up one table's as all tables'.
-        offsets, (part, first, count) = bags.offsets.numpy(), bags.segments[:, :3].T
-        ids = offsets[first + count] - offsets[first]
-        counts: list[int] = np.bincount(part, ids, len(self.parts)).astype(np.int64).tolist()
-        return counts
-
     def _update_share(self, part: int, told: Told, cells: Cells, source: Floats, share: int, shares: int) -> None:
         held = self._held[part]
         arguments = (held.stored(), *_group(held, cells, share, shares), source, *held.states(), *told)
@@ -229,8 +237,3 @@ def _group(held: HeldPart, cells: Cells, share: int, shares: int) -> tuple[Keys,
         *arrays, segments, held.mean, held.part.num_rows, share, shares
     )
     return keys, places, scales
-
-
-def _arrays(bags: Bags) -> Arrays:
-    weights = _NO_WEIGHTS if bags.weights is None else bags.weights.numpy()
-    return bags.ids.numpy(), bags.offsets.numpy(), weights
