@@ -67,7 +67,8 @@ class _Security:
                 f"{' and '.join(missing)}, or use localhost:PORT or unix:/PATH"
             )
 
-    def _uses_tls(self, address: Address) -> bool:
+    def uses_tls(self, address: Address) -> bool:
+        """Says whether TLS is spoken there."""
         return self.tls.is_given and not address.path  # the rights of its file guard a Unix socket
 
 
@@ -102,7 +103,7 @@ class ServerSecurity(_Security):
         if place.path:
             _free_socket(place)
         try:
-            if self._uses_tls(place):
+            if self.uses_tls(place):
                 from parameter_server.certificates import read_own
 
                 own = read_own(self.tls)
@@ -142,7 +143,7 @@ class ClientSecurity(_Security):
         grpc = import_grpc()
         place = Address.parse(address)
         self.check(place)
-        if self._uses_tls(place):
+        if self.uses_tls(place):
             from parameter_server.certificates import read_own
 
             own = read_own(self.tls)
@@ -184,6 +185,8 @@ def import_grpc() -> Any:
     Raises:
         ValueError: It is not installed.
     """
+    # Its log would tell once more, in many lines, what ends as one.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         import grpc
     except ModuleNotFoundError:

@@ -1,0 +1,89 @@
+"""A gRPC server as each member has one: with health and reflection, on one address, closed to strangers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from grpc_health.v1 import health
+from grpc_health.v1.health_pb2 import DESCRIPTOR as HEALTH
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_reflection.v1alpha import reflection
+
+from parameter_server.security import SERVER_OPTIONS, Options, ServerSecurity
+from parameter_server.wire import MAX_MESSAGE_BYTES
+
+STOP_SECONDS = 5.0  # for calls that are under way
+
+
+class Endpoint:
+    """A server to which services are added before it starts; it says NOT_SERVING until told otherwise.
+
+    Args:
+        security: What callers must show.
+        threads: Calls at a time; others wait.
+        max_message_bytes: Of a request or a reply; longer ones are refused.
+        options: Further ones of gRPC.
+
+    Attributes:
+        server: To which services are added.
+        address: Where it listens, once started.
+    """
+
+    def __init__(
+        self,
+        security: ServerSecurity,
+        *,
+        threads: int = 16,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        options: Options = (),
+    ) -> None:
+        limits = (
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
+        )
+        self._security = security
+        # Health has a thread of its own, as it is asked for when all others are busy.
+        self._threads = ThreadPoolExecutor(threads + 1, thread_name_prefix="call")
+        self.server = grpc.server(
+            self._threads, interceptors=security.interceptors(), options=(*SERVER_OPTIONS, *limits, *options)
+        )
+        self.address = ""
+        self._health = health.HealthServicer()
+        add_HealthServicer_to_server(self._health, self.server)
+        self.set_serving(False)
+
+    def start(self, address: str, services: Sequence[str] = ()) -> str:
+        """Listens, and gives the address with the port that was taken.
+
+        Args:
+            address: ``host:port`` or ``unix:/path``.
+            services: Full names of the added ones that reflection tells of.
+
+        Raises:
+            ValueError: See ``ServerSecurity.listen``.
+            OSError: See there.
+        """
+        names = [*services, *HEALTH.services_by_name.values()]
+        told = [name if isinstance(name, str) else name.full_name for name in names]
+        reflection.enable_server_reflection([*told, reflection.SERVICE_NAME], self.server)
+        try:
+            self.address = self._security.listen(self.server, address)
+        except BaseException:
+            self.stop(0.0)
+            raise
+        self.server.start()
+        return self.address
+
+    def set_serving(self, is_serving: bool) -> None:
+        """Sets what health answers."""
+        status = HealthCheckResponse.SERVING if is_serving else HealthCheckResponse.NOT_SERVING
+        self._health.set("", status)
+
+    def stop(self, grace_seconds: float = STOP_SECONDS) -> None:
+        """Takes no further calls, and waits for those that are under way."""
+        self.set_serving(False)
+        self.server.stop(grace_seconds).wait()
+        self._threads.shutdown(wait=False, cancel_futures=True)
