@@ -23,6 +23,7 @@ VERSION = 1
 HEADER_BYTES = 80
 MAX_FRAME_BYTES = 4 << 20  # a sender cuts larger ones
 MAX_MESSAGE_BYTES = (8 << 20) + HEADER_BYTES
+MAX_REPLY_BYTES = MAX_MESSAGE_BYTES + (1 << 20)  # headers of many frames add up
 MAX_MESSAGE_FRAMES = 4096  # each costs some microseconds, however little it holds
 
 _LAYOUT = struct.Struct("<IHBBQIIQIIIHBBQQffQ")
@@ -157,7 +158,8 @@ def decode(message: bytes) -> list[Frame]:
     """
     if not HEADER_BYTES <= len(message) <= MAX_MESSAGE_BYTES:
         raise _wrong(f"expected {HEADER_BYTES} to {MAX_MESSAGE_BYTES} bytes, got {len(message)}")
-    frames, at = [], 0
+    frames: list[Frame] = []
+    at = 0
     while at < len(message):
         if len(frames) == MAX_MESSAGE_FRAMES:
             raise _wrong(f"expected at most {MAX_MESSAGE_FRAMES} frames in a message, got more")
@@ -191,7 +193,6 @@ def _decode_frame(message: bytes, at: int) -> tuple[Frame, int]:
     if not (has_ids or has_values) and header.n:
         raise _wrong(f"expected ids or values in a frame of {header.n} rows, got none")
     body = memoryview(message)[at + HEADER_BYTES : at + length]
-    ids_end = _padded(header.n * _IDS.itemsize) if has_ids else 0
     digest = xxhash.xxh3_64(memoryview(message)[at : at + _CHECKSUM_AT])
     digest.update(body)
     if digest.intdigest() != checksum:
