@@ -117,7 +117,7 @@ class Trainer:
         )
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.guard = LearningGuard(config.guards)
+        self.guard, self.stop_request = LearningGuard(config.guards), StopRequest()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = CheckpointStore(
             self.folder / CHECKPOINTS, keep_last=config.checkpoint.keep_last, ranks=ranks
@@ -147,8 +147,8 @@ class Trainer:
         for note in notes:
             log.say(note)
         try:
-            with StopRequest() as stop_request:
-                why = self._loop(log, stop_request)
+            with self.stop_request:
+                why = self._loop(log)
                 self._wait_for_checkpoints()
                 if why == "interrupted":
                     raise KeyboardInterrupt(
@@ -173,7 +173,7 @@ class Trainer:
         write_json(self.folder / CONFIG, self.settings | versions)
         return RunLog(self.folder, samples=self.progress.samples, total=self.course.total_samples)
 
-    def _loop(self, log: RunLog, stop_request: StopRequest) -> str:
+    def _loop(self, log: RunLog) -> str:
         course, progress = self.course, self.progress
         if (why := course.reason_to_stop(time_is_up=course.time_is_up())) is not None:  # a run that had ended goes on
             return why
@@ -184,13 +184,13 @@ class Trainer:
             before = progress.samples if batch.first is None else batch.first
             in_force = self.sizes.at(before)
             with self._timed():
-                loss = self.step(batch, before + size, self._wishes(stop_request), following, batch_size=in_force)
+                loss = self.step(batch, before + size, self._wishes(), following, batch_size=in_force)
             course.advance(before + size, size, loss)
             log.advance(size, loss, self.stages.remark)
             if course.is_due(before, self.config.log_every_samples):
                 self._log_training(log, in_force)
             # Once, so that no request falls between saving and leaving.
-            wishes = self.step.agreed or self._wishes(stop_request)
+            wishes = self.step.agreed or self._wishes()
             complaint, is_best, evaluated = None, False, course.evaluation_is_due(before)
             if evaluated:
                 complaint, is_best = self._evaluate(log)
@@ -223,8 +223,8 @@ class Trainer:
                 return
             yield pair
 
-    def _wishes(self, stop_request: StopRequest) -> Wishes:
-        return Wishes(asked_to_stop=stop_request.requested, time_is_up=self.course.time_is_up())
+    def _wishes(self) -> Wishes:
+        return Wishes(asked_to_stop=self.stop_request.requested, time_is_up=self.course.time_is_up())
 
     def _log_training(self, log: RunLog, batch_size: int) -> None:
         progress = self.progress

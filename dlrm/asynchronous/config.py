@@ -1,0 +1,70 @@
+"""What a trainer beside parameter servers is told besides what every run is told; free of torch and gRPC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dlrm.config import RunConfig
+from parameter_server.description import Durability
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServersConfig:
+    """How a trainer works with parameter servers; all trainers of a run say the same but for the first two."""
+
+    coordinator: str = ""
+    """Address of the coordinator: host:port, or unix:/path."""
+    name: str = "trainer-0"
+    """Of this trainer, in logs and in the run's folder."""
+    staleness: int | None = None
+    """Batches that a trainer may be ahead of the slowest; 0 is lock-step; None lets each go as fast as it can."""
+    durability: Durability = "snapshot"
+    """What survives a killed shard: none, what the last snapshot held, or with journal all that was acknowledged."""
+    lanes: int = 64
+    """How many trainers may take part at a time."""
+    chunk_batches: int = 16
+    """Batches that a trainer is given at a time, and another does again if it dies."""
+    values: Literal["fp32", "fp16"] = "fp32"
+    """Type in which rows and gradients travel."""
+    max_in_flight: int = 4
+    """Messages to one shard that may be unanswered."""
+    deadline_seconds: float = 120.0
+    """Give up on a shard or the coordinator after trying for so long."""
+
+    def __post_init__(self) -> None:
+        for name in ("lanes", "chunk_batches", "max_in_flight"):
+            if getattr(self, name) < 1:
+                flag = f"--servers.{name.replace('_', '-')}"
+                raise ValueError(f"{flag}: expected at least 1, got {getattr(self, name)}")
+        if self.staleness is not None and self.staleness < 0:
+            raise ValueError(f"--servers.staleness: expected a number >= 0, or None, got {self.staleness}")
+        if not self.deadline_seconds > 0:
+            raise ValueError(f"--servers.deadline-seconds: expected a number above 0, got {self.deadline_seconds}")
+
+
+def check_asynchronous(config: RunConfig) -> None:
+    """Check that a configuration asks for nothing that needs all trainers at one point, or another device.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    evaluation, growth = config.evaluation, config.growth.is_on or bool(config.staged_batches)
+    asked = {
+        "--evaluation.patience": evaluation.patience is not None,
+        "--evaluation.stop-at": evaluation.stop_at is not None,
+        "--growth": growth,
+        "--plateau.policy": config.plateau.policy != "off",
+        "--rule adascale": config.rule == "adascale",
+        "--curvature-rate.every-samples": config.curvature_rate.every_samples is not None,
+        "--adversarial.eps": config.adversarial.eps > 0,
+        "--ranks": (config.ranks or 1) > 1,
+        "--step.device cuda": config.step.device == "cuda",
+        "--tables.row-type": config.tables.row_type != "fp32",
+    }
+    for flag, is_asked in asked.items():
+        if is_asked:
+            raise ValueError(
+                f"{flag}: expected none beside parameter servers, where trainers do not wait for one another; leave it "
+                "out, or train with `recforge train`"
+            )

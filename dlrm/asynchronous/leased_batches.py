@@ -1,0 +1,131 @@
+"""A trainer's batches: the coordinator gives out chunks of the stream, and gets each back when it is in the tables."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dlrm.batch import Batch
+from dlrm.data.reader import Reader
+from dlrm.training.attachments import Attachment, Moment
+from parameter_server.coordinator_answers import Chunk, Finished, Wait
+from parameter_server.remote_rows import PushPlace
+from parameter_server.rows_client import LaneLease
+
+LONGEST_WAIT_SECONDS = 0.5
+
+
+class Work(Protocol):
+    """What a member of a run asks the coordinator for."""
+
+    def next_chunk(self) -> Chunk | Wait | Finished:
+        """Ask for data."""
+
+    def complete_chunk(self, chunk: Chunk) -> None:
+        """Give data back, trained."""
+
+    def pass_gate(self, batches: int) -> None:
+        """Wait until nobody is too far behind to go on, having done so many batches."""
+
+
+class PlacedTables(Protocol):
+    """Tables whose pushes have a place in the stream."""
+
+    def enter(self, features: KeyedJaggedTensor, place: PushPlace) -> None:
+        """Say where the pushes of these features belong."""
+
+    def acknowledged(self, place: PushPlace) -> Future[None]:
+        """Return what is done when the pushes of a place are."""
+
+
+@dataclass(kw_only=True)
+class _Open:
+    """A chunk that is not given back yet, and how many of its batches are not in the tables."""
+
+    chunk: Chunk
+    missing: int
+
+
+class LeasedBatches(Attachment):
+    """Reads the chunks that a trainer is given, and gives one back when all shards have all of its pushes.
+
+    A batch and its clock are functions of the stream alone: whoever does a chunk again pushes the same rows under the
+    same clocks, and shards leave out what they have.
+
+    Args:
+        reader: of the train split.
+        work: the coordinator, asked for this member.
+        tables: that are told where the pushes of each batch belong.
+        is_gated: whether trainers wait for one another.
+    """
+
+    name = "leased_batches"
+
+    def __init__(self, reader: Reader, work: Work, tables: PlacedTables, *, is_gated: bool) -> None:
+        self._reader, self._work, self._tables, self._is_gated = reader, work, tables, is_gated
+        self._read_ahead: deque[tuple[_Open, PushPlace]] = deque()
+        self._pushed: deque[tuple[_Open, Future[None]]] = deque()
+        self._trained = 0
+
+    def batches(self, should_stop: Callable[[], bool]) -> Iterator[Batch | None]:
+        """Yield batches as long as there are chunks; None before waiting for one that others may leave undone.
+
+        Raises:
+            KeyboardInterrupt: it should stop, and there is no step at whose end it could.
+        """
+        while True:
+            given = self._work.next_chunk()
+            if isinstance(given, Finished):
+                return
+            if isinstance(given, Wait):
+                yield None  # after which all batches of before are trained
+                self.give_back(wait=True)
+                if should_stop():
+                    raise KeyboardInterrupt("while other trainers have the rest of the data")
+                time.sleep(min(given.seconds, LONGEST_WAIT_SECONDS))
+            else:
+                yield from self._read(given)
+
+    def _read(self, chunk: Chunk) -> Iterator[Batch]:
+        opened = _Open(chunk=chunk, missing=-(-chunk.num_samples // chunk.batch_size))
+        stop = chunk.first_sample + chunk.num_samples
+        for index, batch in enumerate(self._reader.batches(chunk.batch_size, start=chunk.first_sample, stop=stop)):
+            place = PushPlace(LaneLease(chunk.lane, chunk.lease), chunk.first_clock + index)
+            self._tables.enter(batch.sparse, place)
+            self._read_ahead.append((opened, place))
+            yield batch
+
+    def before_step(self, moment: Moment) -> None:
+        """Wait for trainers that are too far behind."""
+        if self._is_gated:
+            self._work.pass_gate(self._trained)
+
+    def after_step(self, moment: Moment, loss: float) -> None:
+        """Give back chunks all of whose batches are in the tables."""
+        opened, place = self._read_ahead.popleft()
+        self._pushed.append((opened, self._tables.acknowledged(place)))
+        self._trained += 1
+        self.give_back(wait=False)
+
+    def give_back(self, *, wait: bool) -> None:
+        """Give back the chunks that are complete.
+
+        Args:
+            wait: for all that has been trained.
+
+        Raises:
+            ConnectionError: a shard was not to be reached.
+            ValueError: a push was refused.
+        """
+        while self._pushed and (wait or self._pushed[0][1].done()):
+            opened, acknowledged = self._pushed.popleft()
+            acknowledged.result()
+            opened.missing -= 1
+            if not opened.missing:
+                self._work.complete_chunk(opened.chunk)

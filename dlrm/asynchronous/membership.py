@@ -1,0 +1,117 @@
+"""A trainer's place in a run: registered with the coordinator, heard of by heartbeats, and told when it is given up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+
+from parameter_server.coordinator_answers import Chunk, Finished, Wait
+from parameter_server.coordinator_client import CoordinatorClient
+from parameter_server.description import RunDescription
+
+BEATS_PER_LEASE = 4
+
+
+class LeaseLostError(ValueError):
+    """The coordinator has given this trainer up, and its data to others."""
+
+
+class Membership:
+    """A trainer that is registered, until it leaves.
+
+    Args:
+        client: of the coordinator.
+        name: of the trainer.
+        description: of the run as this trainer has it; the first one to register decides.
+        facts: what each heartbeat tells.
+
+    Raises:
+        ValueError: the coordinator has another run, and the message names what differs.
+        ConnectionError: it cannot be reached.
+    """
+
+    def __init__(
+        self,
+        client: CoordinatorClient,
+        name: str,
+        description: RunDescription,
+        facts: Callable[[], dict[str, float]] = dict,
+    ) -> None:
+        self.client, self.name = client, name
+        self._facts = facts
+        registered = client.register("trainer", name, "", description.to_json())
+        self.member, self._lease_seconds = registered.member, registered.lease_seconds
+        assert registered.description_json is not None
+        self.description = RunDescription.from_json(registered.description_json)
+        self._check(description)
+        self._lost: LeaseLostError | None = None
+        self._left = threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="heartbeats", daemon=True)
+        self._beating.start()
+
+    def __enter__(self) -> Membership:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._left.set()
+        self._beating.join()
+        with suppress(ConnectionError, ValueError):  # who is not heard of any more has left as well
+            self.client.leave(self.member)
+
+    def next_chunk(self) -> Chunk | Wait | Finished:
+        """Ask for data."""
+        self.check()
+        return self.client.next_chunk(self.member)
+
+    def complete_chunk(self, chunk: Chunk) -> None:
+        """Give data back, trained."""
+        self.check()
+        self.client.complete_chunk(self.member, chunk.lane, chunk.lease, chunk.index)
+
+    def pass_gate(self, batches: int) -> None:
+        """Wait until nobody is too far behind."""
+        self.check()
+        self.client.gate(self.member, batches)
+
+    def is_oldest(self) -> bool:
+        """Say whether no living trainer has registered before this one."""
+        members = self.client.status().members
+        return self.member <= min((m.member for m in members if m.alive and m.role == "trainer"), default=self.member)
+
+    def count_trainers(self) -> int:
+        """Return how many trainers live."""
+        return max(1, sum(m.alive and m.role == "trainer" for m in self.client.status().members))
+
+    def check(self) -> None:
+        """Check that the coordinator has not given this trainer up.
+
+        Raises:
+            LeaseLostError: it has.
+        """
+        if self._lost is not None:
+            raise self._lost
+
+    def _check(self, own: RunDescription) -> None:
+        different = own.differences(self.description)
+        if different:
+            self.client.leave(self.member)
+            name = different[0]
+            raise ValueError(
+                f"{self.name}: expected the run's {name} = {getattr(self.description, name)}, got "
+                f"{getattr(own, name)}; give all trainers of a run the same flags and data"
+            )
+
+    def _beat(self) -> None:
+        while not self._left.wait(self._lease_seconds / BEATS_PER_LEASE):
+            try:
+                known = self.client.heartbeat(self.member, self._facts()).known
+            except ConnectionError:
+                continue  # a coordinator that is started again goes on from its disk
+            if not known:
+                self._lost = LeaseLostError(
+                    f"{self.name}: expected to be heard of every {self._lease_seconds:g} seconds, was not, and others "
+                    "have taken over its data; nothing is lost: start it again"
+                )
+                return
