@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 from grpc_health.v1 import health
@@ -12,8 +11,8 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 
-from parameter_server.security import SERVER_OPTIONS, Options, ServerSecurity
-from parameter_server.wire import MAX_MESSAGE_BYTES
+from parameter_server.security import ServerSecurity
+from parameter_server.service import ServerLimits, make_server
 
 STOP_SECONDS = 5.0  # for calls that are under way
 
@@ -23,9 +22,8 @@ class Endpoint:
 
     Args:
         security: What callers must show.
-        threads: Calls at a time; others wait.
-        max_message_bytes: Of a request or a reply; longer ones are refused.
-        options: Further ones of gRPC.
+        limits: How much is taken on at a time.
+        interceptors: Further ones, around the check of the token.
 
     Attributes:
         server: To which services are added.
@@ -35,21 +33,12 @@ class Endpoint:
     def __init__(
         self,
         security: ServerSecurity,
+        limits: ServerLimits | None = None,
         *,
-        threads: int = 16,
-        max_message_bytes: int = MAX_MESSAGE_BYTES,
-        options: Options = (),
+        interceptors: Sequence[grpc.ServerInterceptor] = (),
     ) -> None:
-        limits = (
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", max_message_bytes),
-        )
         self._security = security
-        # Health has a thread of its own, as it is asked for when all others are busy.
-        self._threads = ThreadPoolExecutor(threads + 1, thread_name_prefix="call")
-        self.server = grpc.server(
-            self._threads, interceptors=security.interceptors(), options=(*SERVER_OPTIONS, *limits, *options)
-        )
+        self.server = make_server(limits, security=security, interceptors=interceptors)
         self.address = ""
         self._health = health.HealthServicer()
         add_HealthServicer_to_server(self._health, self.server)
@@ -86,4 +75,3 @@ class Endpoint:
         """Takes no further calls, and waits for those that are under way."""
         self.set_serving(False)
         self.server.stop(grace_seconds).wait()
-        self._threads.shutdown(wait=False, cancel_futures=True)

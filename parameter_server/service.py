@@ -65,6 +65,7 @@ def make_server(
     *,
     security: ServerSecurity | None = None,
     options: Sequence[tuple[str, Any]] = (),
+    interceptors: Sequence[grpc.ServerInterceptor] = (),
 ) -> grpc.Server:
     """Makes a server with as many threads as limits ask for, and messages as long as frames may be."""
     from parameter_server.security import SERVER_OPTIONS, import_grpc
@@ -74,7 +75,7 @@ def make_server(
     server: grpc.Server = import_grpc().server(
         ThreadPoolExecutor(threads, "grpc"),
         options=(*SERVER_OPTIONS, *MESSAGE_OPTIONS, *options),
-        interceptors=security.interceptors() if security else (),
+        interceptors=(*interceptors, *(security.interceptors() if security else ())),
     )
     return server
 
