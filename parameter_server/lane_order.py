@@ -1,0 +1,80 @@
+"""The order of pushes: of each lane, which lease may push, which number comes next, and how far its clock has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parameter_server.errors import Refusal, RefusedError
+from parameter_server.wire import Header
+
+CLIENT_LANES = 1024  # beside those that train: handed out to clients that push by hand
+_NO_LEASE = -1
+
+
+@dataclass
+class LaneOrder:
+    """How far a lane has come on one shard.
+
+    Attributes:
+        lease: The newest that has pushed here.
+        next_seq: Of the lease's next push.
+        clock: The highest seen; that of another lease or before a move included.
+        frames: Applied here, of all leases together.
+    """
+
+    lease: int = _NO_LEASE
+    next_seq: int = 1
+    clock: int = 0
+    frames: int = 0
+
+
+class LaneOrders:
+    """The orders of all lanes that have pushed to a shard."""
+
+    def __init__(self) -> None:
+        self.lanes: dict[int, LaneOrder] = {}
+        self.clocks = 0
+        """Sum of the lanes' highest clocks: how many batches have been pushed, as far as this shard knows."""
+
+    def check(self, header: Header) -> bool:
+        """Says whether a push has been applied before; changes nothing.
+
+        Raises:
+            RefusedError: It is of an earlier lease, or an earlier push of its lane has not arrived.
+        """
+        order = self.lanes.get(header.lane) or LaneOrder()
+        if header.lease < order.lease:
+            message = f"lane {header.lane}: expected lease {order.lease} or a later one, got {header.lease}"
+            raise RefusedError(Refusal.FAILED_PRECONDITION, message)
+        expected = order.next_seq if header.lease == order.lease else 1
+        if header.seq > expected or header.seq < 1:
+            message = f"lane {header.lane}, lease {header.lease}: expected push {expected}, got {header.seq}"
+            refusal = Refusal.OUT_OF_RANGE if header.seq > expected else Refusal.INVALID_ARGUMENT
+            raise RefusedError(refusal, message, expected_seq=expected)
+        return header.seq < expected
+
+    def advance(self, header: Header) -> None:
+        """Takes down that a push that ``check`` has let pass is applied."""
+        order = self.lanes.setdefault(header.lane, LaneOrder())
+        order.lease, order.next_seq = header.lease, header.seq + 1
+        order.frames += 1
+        self.see_clock(header.lane, header.clock)
+
+    def see_clock(self, lane: int, clock: int) -> None:
+        """Takes down that a lane has come so far, here or on the shard that some buckets come from."""
+        order = self.lanes.setdefault(lane, LaneOrder())
+        self.clocks += max(0, clock - order.clock)
+        order.clock = max(order.clock, clock)
+
+    def to_array(self) -> NDArray[np.int64]:
+        """Gives [n, 5] numbers: of each lane its number, and those of its order."""
+        rows = [(lane, o.lease, o.next_seq, o.clock, o.frames) for lane, o in sorted(self.lanes.items())]
+        return np.array(rows, np.int64).reshape(-1, 5)
+
+    def set_array(self, rows: NDArray[np.int64]) -> None:
+        """Replaces all orders by those of ``to_array``."""
+        self.lanes = {lane: LaneOrder(*order) for lane, *order in rows.tolist()}
+        self.clocks = sum(order.clock for order in self.lanes.values())

@@ -1,0 +1,72 @@
+"""What a shard has done so far, in numbers: for metrics, for reports, and to prove what was lost."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+STALENESS_BINS = 33
+
+
+@dataclass
+class ShardCounts:
+    """Counts since the shard's process began, but for those that say otherwise.
+
+    Attributes:
+        pulls: Frames answered.
+        pulled_rows: Their rows.
+        pulled_bytes: Of the answers.
+        pushes: Frames applied, duplicates left out.
+        pushed_rows: Rows of those that were applied.
+        pushed_bytes: Of those frames.
+        skipped_rows: Rows of pushes that had been applied before, under another lease.
+        duplicates: Frames that came again.
+        refused: Messages of which something was refused.
+        lane_pushes: Frames applied per lane, since the run began.
+        lost_pushes: Frames acknowledged since the run began that are not in the tables, as a crash took them.
+        replayed: Records of the journal that were applied at the start.
+        torn_bytes: Cut off the journal's end at the start: a record that was never acknowledged.
+        journal_bytes: Appended.
+        journal_syncs: How often the journal was synced.
+        snapshots: Taken.
+        snapshot_pause_seconds: The longest time that the last snapshot kept pushes waiting at a stretch.
+        longest_pause_seconds: Of all snapshots.
+        dense_calls: Of the dense part.
+        lock_seconds: For which the shard was busy with pulls and pushes.
+        staleness: [tables, bins]: of pushes, how many others the table had seen between the pull that a gradient was
+            computed from and the push: none in bin 0, [2**(i-1), 2**i) in bin i.
+    """
+
+    pulls: int = 0
+    pulled_rows: int = 0
+    pulled_bytes: int = 0
+    pushes: int = 0
+    pushed_rows: int = 0
+    pushed_bytes: int = 0
+    skipped_rows: int = 0
+    duplicates: int = 0
+    refused: int = 0
+    lane_pushes: dict[int, int] = field(default_factory=dict)
+    lost_pushes: int = 0
+    replayed: int = 0
+    torn_bytes: int = 0
+    journal_bytes: int = 0
+    journal_syncs: int = 0
+    snapshots: int = 0
+    snapshot_pause_seconds: float = 0.0
+    longest_pause_seconds: float = 0.0
+    dense_calls: int = 0
+    lock_seconds: float = 0.0
+    staleness: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, STALENESS_BINS), np.int64))
+
+    def count_staleness(self, table: int, now: int, pulled: int) -> None:
+        """Takes down the versions that a table has at a push, and had at its pull."""
+        # After a crash a table may have a lower version than some trainer has seen.
+        self.staleness[table, min(max(0, now - pulled).bit_length(), STALENESS_BINS - 1)] += 1
+
+    def copy(self) -> ShardCounts:
+        """Gives the counts as they are now."""
+        return copy.deepcopy(self)
