@@ -22,9 +22,15 @@ def mix(number: Any) -> Any:
 
 
 @inlined
+def hash_of(id: Any, salt: Any) -> Any:
+    """Returns the hash of an id, 64 bits: the first ones say its bucket, an id map uses the others."""
+    return mix((np.uint64(id) ^ salt) + np.uint64(0x9E3779B97F4A7C15))
+
+
+@inlined
 def bucket_of(id: Any, salt: Any) -> Any:
     """Returns the bucket of an id: the first bits of its hash, so that an id map may use the last ones."""
-    return mix((np.uint64(id) ^ salt) + np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - BUCKET_BITS)
+    return hash_of(id, salt) >> np.uint64(64 - BUCKET_BITS)
 
 
 @compiled
