@@ -51,17 +51,27 @@ def initial_rows(
     return torch.from_numpy(rows)
 
 
+def stream_key(config: TableConfig, seed: int) -> tuple[np.uint64, np.uint64]:
+    """Gives the key of the Philox stream that a table's first rows are drawn from."""
+    first, second = _stream_bits(config, seed).state["state"]["key"]
+    return np.uint64(first), np.uint64(second)
+
+
 def random_stream(config: TableConfig, seed: int, updates: int) -> int:
     """Gives 63 bits that set the random numbers of one update of a table apart from all others'."""
     return _hash(f"{seed} {updates} {config.name}") >> 1
 
 
 def _stream_from(config: TableConfig, seed: int, draws: int) -> np.random.Generator:
-    bits = np.random.Philox(np.random.SeedSequence([seed, _hash(config.name)]))
+    bits = _stream_bits(config, seed)
     bits.advance(draws // _DRAWS_PER_COUNT)
     stream = np.random.Generator(bits)
     stream.random(draws % _DRAWS_PER_COUNT, dtype=np.float32)
     return stream
+
+
+def _stream_bits(config: TableConfig, seed: int) -> np.random.Philox:
+    return np.random.Philox(np.random.SeedSequence([seed, _hash(config.name)]))
 
 
 def _hash(text: str) -> int:

@@ -14,6 +14,8 @@ RowType = Literal["fp32", "bf16", "fp16"]
 ROW_TYPES: dict[RowType, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """torch's names of them."""
 Memory = Literal["device", "uvm", "uvm_caching"]
+UNBOUNDED = 2**63 - 1
+"""A ``num_rows`` of tables whose rows come into being on demand: any int64 is an id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,7 @@ class TableConfig:
 
     Attributes:
         name: The table's name; its rows are ``<name>.weight`` in a checkpoint.
-        num_rows: Ids lie in ``[0, num_rows)``.
+        num_rows: Ids lie in ``[0, num_rows)``; ``UNBOUNDED``: anywhere, on a parameter server.
         dim: Numbers per row.
         features: Features that share the table; empty means one feature of the table's own name.
         pooling: How the rows of one bag become one vector. An empty bag gives zeros under both.
@@ -67,6 +69,8 @@ class TableConfig:
             raise ValueError(f"table {self.name!r}: expected memory {expected}, got {self.memory!r}")
         if self.init_scale is not None and not (math.isfinite(self.init_scale) and self.init_scale >= 0):
             raise ValueError(f"table {self.name!r}: expected init_scale to be a number >= 0, got {self.init_scale}")
+        if self.num_rows == UNBOUNDED and self.init_scale is None:
+            raise ValueError(f"table {self.name!r}: expected init_scale where num_rows is unbounded, got none")
         repeated = _first_repeated(self.features)
         if repeated is not None:
             raise ValueError(f"table {self.name!r}: expected each feature once in features, got {repeated!r} twice")

@@ -24,6 +24,11 @@ def inlined(function: Callable[..., Any]) -> Any:
     return numba.njit(inline="always", nogil=True, error_model="numpy", fastmath={"contract"})(function)
 
 
+def unfused(function: Callable[..., Any]) -> Any:
+    """Compiles a function whose numbers are, bit for bit, those of numpy: a product and a sum stay two roundings."""
+    return _compile(function, set())
+
+
 def reordering(function: Callable[..., Any]) -> Any:
     """Compiles a sum whose order does not matter, which lets it be vectorised.
 

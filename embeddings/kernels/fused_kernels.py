@@ -70,7 +70,7 @@ def update_rows(
             count_ids(keys, before, key, measured[:, IDS])
             take_gaps(rows[:used], last, measured, settings)
         held, at = borrow_rows(weight, rows[:used], scratch)
-        _run_stages(held, at, rows, sums, first, second, measured, settings)
+        run_block(held, at, rows, sums, first, second, measured, settings)
         return_rows(weight, rows[:used], scratch, rounding)
 
 
@@ -99,13 +99,13 @@ def update_all_rows(
         used, key = sum_all_gradients(keys, key, places, scales, gradient, *where, rows, sums, measured[:, IDS])
         take_gaps(rows[:used], last, measured, settings)
         held, at = borrow_rows(weight, rows[:used], scratch)
-        _run_stages(held, at, rows, sums, first, second, measured, settings)
+        run_block(held, at, rows, sums, first, second, measured, settings)
         return_rows(weight, rows[:used], scratch, rounding)
         row += used * shares
 
 
 @compiled
-def _run_stages(
+def run_block(
     held: Floats,
     at: Keys,
     rows: Keys,
@@ -115,6 +115,7 @@ def _run_stages(
     measured: Doubles,
     settings: UpdateSettings,
 ) -> None:
+    """Runs all stages of an update on some rows; see ``finish_sgd`` for what they are given."""
     kind = settings.kind
     if kind == SGD:
         finish_sgd(held, at, rows, sums, first, second, measured, settings)

@@ -99,6 +99,22 @@ def _store(typing_context: Any, numbers: Any, at: Any, vector: Any) -> Any:
     return types.void(numbers, at, vector), generate
 
 
+def _store_narrow(typing_context: Any, numbers: Any, at: Any, given: Any) -> Any:
+    """Writes a vector, or one float32, to float32, or to float16 in int16, rounded to nearest."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = arguments[2]
+        view = context.make_array(signature.args[0])(context, builder, arguments[0])
+        place, align = builder.gep(view.data, [arguments[1]]), _NUMBER_BYTES
+        if numbers.dtype == types.int16:
+            narrow = ir.VectorType(ir.HalfType(), LANES) if given == _VECTOR else ir.HalfType()
+            number, align = builder.fptrunc(number, narrow), _NUMBER_BYTES // 2
+        builder.store(number, builder.bitcast(place, number.type.as_pointer()), align=align)
+        return context.get_dummy_value()
+
+    return types.void(numbers, at, given), generate
+
+
 def _splat(typing_context: Any, number: Any) -> Any:
     """Gives a vector of one number."""
 
@@ -155,6 +171,7 @@ def _total(typing_context: Any, vector: Any) -> Any:
 load: Any = intrinsic(_load)
 load_wide: Any = intrinsic(_load_wide)
 store: Any = intrinsic(_store)
+store_narrow: Any = intrinsic(_store_narrow)
 stream: Any = intrinsic(_stream)
 finish_streams: Any = intrinsic(_finish_streams)
 splat: Any = intrinsic(_splat)

@@ -1,0 +1,195 @@
+"""Pull and push rows that an id map leads to, compiled by Numba: many ids a call, asked for ahead.
+
+An update copies a block of rows and states from their records, runs the stages of ``fused_kernels`` on it in the
+nearest cache, and copies it back: the same arithmetic as that of tables which lie in one piece.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embeddings.kernels.addresses import floats_at
+from embeddings.kernels.compiled import compiled
+from embeddings.kernels.fused_kernels import run_block
+from embeddings.kernels.hash_kernels import hash_of
+from embeddings.kernels.id_map_kernels import AHEAD, Entries, find_slot, guess_slot
+from embeddings.kernels.moment_kernels import take_gaps
+from embeddings.kernels.prefetch import prefetch
+from embeddings.kernels.record_kernels import counts_at, id_of, record_address, versions_at
+from embeddings.kernels.sixteen_bit_kernels import widen
+from embeddings.kernels.update_kernels import COW_CLIP, IDS, MEASURES, UpdateSettings
+from embeddings.kernels.vectors import LANES, load, load_wide, store, store_narrow
+
+Floats = NDArray[np.float32]
+Longs = NDArray[np.int64]
+Values = NDArray[Any]  # float32, or float16 in int16
+
+_BLOCK = 32  # rows that are updated from the nearest cache
+_PUSH_AHEAD = 12
+
+
+class Layout(NamedTuple):
+    """Numbers per record: of the row, and of its first, second and third state, which follow one another."""
+
+    dim: int
+    first: int
+    second: int
+    last: int
+
+
+@compiled
+def pull_rows(
+    entries: Entries,
+    blocks: Longs,
+    stride: int,
+    salt: np.uint64,
+    ids: Longs,
+    dim: int,
+    out: Values,
+    missing: Longs,
+) -> int:
+    """Copies the row of each id.
+
+    Args:
+        entries: The map.
+        blocks: Addresses of blocks.
+        stride: Words per record.
+        salt: Of hashes.
+        ids: [n].
+        dim: Numbers per row.
+        out: Flat, n * dim; written but for missing rows.
+        missing: [n], written: the places in ``ids`` of those that have no row.
+
+    Returns:
+        How many are missing.
+    """
+    mask, found, count = np.uint64(entries.size - 1), 0, ids.size
+    hashes, slots = np.empty(count, np.uint64), np.empty(count, np.int64)
+    for step in range(count + 2 * AHEAD):
+        if step < count:
+            hashes[step] = hash_of(ids[step], salt)
+            place = hashes[step] & mask
+            prefetch(entries[place : place + np.uint64(1)])
+        i = step - AHEAD
+        if 0 <= i < count:
+            slots[i] = guess_slot(entries, hashes[i])
+            if slots[i] >= 0:
+                prefetch(floats_at(record_address(blocks, stride, slots[i]), stride))
+        i = step - 2 * AHEAD
+        if i >= 0:
+            slot = slots[i]
+            if slot >= 0 and id_of(blocks, stride, slot) != ids[i]:
+                slot = find_slot(entries, blocks, stride, ids[i], hashes[i])
+            if slot < 0:
+                missing[found] = i
+                found += 1
+            else:
+                _write_row(floats_at(record_address(blocks, stride, slot), dim), out, i * dim)
+    return found
+
+
+@compiled
+def _write_row(row: Floats, out: Values, at: int) -> None:
+    whole = row.size - row.size % LANES
+    for d in range(0, whole, LANES):
+        store_narrow(out, at + d, load(row, d))
+    for d in range(whole, row.size):
+        store_narrow(out, at + d, row[d])
+
+
+@compiled
+def push_rows(
+    blocks: Longs,
+    stride: int,
+    slots: Longs,
+    gradients: Values,
+    counts: Longs,
+    layout: Layout,
+    settings: UpdateSettings,
+    version: int,
+    seen: int,
+) -> None:
+    """Updates the row of each slot once.
+
+    Args:
+        blocks: Addresses of blocks.
+        stride: Words per record.
+        slots: [n], each once.
+        gradients: Flat, n * dim.
+        counts: How many ids of the batch named each row, [n]; or empty: one.
+        layout: Of records.
+        settings: Of this update.
+        version: That rows have from now on.
+        seen: The time, in seconds.
+    """
+    held, sums = np.empty((_BLOCK, layout.dim), np.float32), np.empty((_BLOCK, layout.dim), np.float32)
+    first, second = np.empty((_BLOCK, layout.first), np.float32), np.empty((_BLOCK, layout.second), np.float32)
+    last, measured = np.empty((_BLOCK, layout.last), np.float32), np.empty((_BLOCK, MEASURES))
+    places = np.arange(_BLOCK).astype(np.uint64)
+    for i in range(min(_PUSH_AHEAD, slots.size)):
+        prefetch(floats_at(record_address(blocks, stride, slots[i]), stride))
+    for begin in range(0, slots.size, _BLOCK):
+        used = min(_BLOCK, slots.size - begin)
+        for k in range(used):
+            i = begin + k
+            if i + _PUSH_AHEAD < slots.size:
+                prefetch(floats_at(record_address(blocks, stride, slots[i + _PUSH_AHEAD]), stride))
+            record = floats_at(record_address(blocks, stride, slots[i]), stride)
+            _widen(gradients, i * layout.dim, sums[k])
+            _copy_in(record, held[k], first[k], second[k], last[k])
+            measured[k, IDS] = counts[i] if counts.size else 1
+        at = places[:used]
+        if settings.kind == COW_CLIP:
+            take_gaps(at, last, measured, settings)
+        run_block(held, at, at, sums, first, second, measured, settings)
+        for k in range(used):
+            slot = slots[begin + k]
+            record = floats_at(record_address(blocks, stride, slot), stride)
+            _copy_out(record, held[k], first[k], second[k], last[k])
+            versions_at(blocks, stride, slot)[0] = version
+            number = counts_at(blocks, stride, slot)
+            number[0] += np.uint32(1)
+            number[1] = seen
+
+
+@compiled
+def _widen(numbers: Values, at: int, wide: Floats) -> None:
+    whole = wide.size - wide.size % LANES
+    for d in range(0, whole, LANES):
+        store(wide, d, load_wide(numbers, at + d))
+    for d in range(whole, wide.size):
+        wide[d] = widen(numbers[at + d])
+
+
+@compiled
+def _copy_in(record: Floats, row: Floats, first: Floats, second: Floats, last: Floats) -> None:
+    _copy(record, 0, row, 0, row.size)
+    at = row.size
+    _copy(record, at, first, 0, first.size)
+    at += first.size
+    _copy(record, at, second, 0, second.size)
+    at += second.size
+    _copy(record, at, last, 0, last.size)
+
+
+@compiled
+def _copy_out(record: Floats, row: Floats, first: Floats, second: Floats, last: Floats) -> None:
+    _copy(row, 0, record, 0, row.size)
+    at = row.size
+    _copy(first, 0, record, at, first.size)
+    at += first.size
+    _copy(second, 0, record, at, second.size)
+    at += second.size
+    _copy(last, 0, record, at, last.size)
+
+
+@compiled
+def _copy(source: Floats, start: int, target: Floats, at: int, count: int) -> None:
+    whole = count - count % LANES
+    for d in range(0, whole, LANES):
+        store(target, at + d, load(source, start + d))
+    for d in range(whole, count):
+        target[at + d] = source[start + d]
