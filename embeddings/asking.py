@@ -111,15 +111,23 @@ class AskingTables(Tables):
 
     def _look_up(self, features: KeyedJaggedTensor) -> tuple[Jagged, Tensor]:
         """Returns the batch as read and the numbers asked for, flat; a collective call."""
-        begun = next((begun for begun in self._begun if begun.features is features), None)
-        if begun is None:
-            begun = self._begin(features)
-        else:
-            self._begun.remove(begun)
+        begun = self._take(features)
         self._check(begun)
-        if self.training and torch.is_grad_enabled():
+        if self._is_trained():
             return begun.batch, _LookUp.apply(self._anchor, self, begun)  # type: ignore[no-untyped-call]
         return begun.batch, self._answer(begun)[0]
+
+    def _is_trained(self) -> bool:
+        """Says whether rows that are looked up now will be updated."""
+        return self.training and torch.is_grad_enabled()
+
+    def _take(self, features: KeyedJaggedTensor) -> Begun:
+        """Returns what ``prefetch`` has begun with the same object, or begins it."""
+        begun = next((begun for begun in self._begun if begun.features is features), None)
+        if begun is None:
+            return self._begin(features)
+        self._begun.remove(begun)
+        return begun
 
     def _begin(self, features: KeyedJaggedTensor) -> Begun:
         batch = read_jagged(features, self.feature_names)

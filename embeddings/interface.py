@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from embeddings.jagged import Jagged
 from embeddings.stopwatch import Stopwatch
 from embeddings.tables import IdOutOfRangeError, TableConfig, check_tables
+
+_COPIED_NUMBERS = 1 << 20  # of rows that lie elsewhere, at a time
 
 
 class TableRows(NamedTuple):
@@ -27,6 +29,29 @@ class TableRows(NamedTuple):
     first_row: int = 0
     first_column: int = 0
     is_primary: bool = True  # False for a copy of what another rank holds as well, and saves
+
+
+class FarTable(Protocol):
+    """A whole table whose rows lie in other processes: they are read and written some at a time."""
+
+    @property
+    def config(self) -> TableConfig:
+        """The table."""
+
+    def tensors(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Names its tensors, ``weight`` and those of the row optimizer's state: shape of the whole, and type."""
+
+    def read(self, first: int, last: int) -> dict[str, Tensor]:
+        """Copies rows [first, last): of each tensor but counters, by name."""
+
+    def write(self, first: int, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrites the rows from ``first`` on, as ``read`` gives them."""
+
+    def read_counters(self) -> dict[str, Tensor]:
+        """Copies the tensors that are of no row, by name."""
+
+    def write_counters(self, counters: Mapping[str, Tensor]) -> None:
+        """Overwrites them."""
 
 
 class Tables(nn.Module, ABC):
@@ -81,7 +106,24 @@ class Tables(nn.Module, ABC):
 
     @abstractmethod
     def rows(self) -> Iterator[TableRows]:
-        """Gives every table's live rows and their optimizer's state, in the order of ``table_configs``."""
+        """Gives every table's live rows and their optimizer's state, in the order of ``table_configs``.
+
+        Nothing where they lie in other processes, which ``far_tables`` are for.
+        """
+
+    def far_tables(self) -> Sequence[FarTable]:
+        """Gives the tables of which no process has live rows: none, or all of them, in the order of configurations."""
+        return ()
+
+    def read_rows(self) -> Iterator[TableRows]:
+        """Gives every table's rows to read, live ones or copies of some at a time; counters are left out of copies."""
+        yield from self.rows()
+        for table in self.far_tables():
+            step = max(1, _COPIED_NUMBERS // table.config.dim)
+            for first in range(0, table.config.num_rows, step):
+                state = table.read(first, min(first + step, table.config.num_rows))
+                weight = state.pop("weight")
+                yield TableRows(table.config, weight, state, first)
 
     def prefetch(self, features: KeyedJaggedTensor) -> None:
         """Begins what a later ``forward`` of the same object needs and what no row has a part in: exchanging ids.
