@@ -31,7 +31,10 @@ class ShardCounts:
         torn_bytes: Cut off the journal's end at the start: a record that was never acknowledged.
         journal_bytes: Appended.
         journal_syncs: How often the journal was synced.
+        journal_sync_seconds: For all of these.
+        evicted_rows: That went by age, by number, or for want of room.
         snapshots: Taken.
+        snapshot_seconds: Of the last one, from its beginning to its end.
         snapshot_pause_seconds: The longest time that the last snapshot kept pushes waiting at a stretch.
         longest_pause_seconds: Of all snapshots.
         dense_calls: Of the dense part.
@@ -55,7 +58,10 @@ class ShardCounts:
     torn_bytes: int = 0
     journal_bytes: int = 0
     journal_syncs: int = 0
+    journal_sync_seconds: float = 0.0
+    evicted_rows: int = 0
     snapshots: int = 0
+    snapshot_seconds: float = 0.0
     snapshot_pause_seconds: float = 0.0
     longest_pause_seconds: float = 0.0
     dense_calls: int = 0
