@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from parameter_server.errors import Refusal, RefusedError
 from parameter_server.transports import (
@@ -64,17 +64,22 @@ def make_server(
     limits: ServerLimits | None = None,
     *,
     security: ServerSecurity | None = None,
-    options: Sequence[tuple[str, Any]] = (),
     interceptors: Sequence[grpc.ServerInterceptor] = (),
 ) -> grpc.Server:
-    """Makes a server with as many threads as limits ask for, and messages as long as frames may be."""
+    """Makes a server with as many threads as limits ask for, and messages as long as frames may be.
+
+    Args:
+        limits: By default those of ``ServerLimits``.
+        security: What callers must show; by default nothing.
+        interceptors: Further ones, around those of security.
+    """
     from parameter_server.security import SERVER_OPTIONS, import_grpc
 
     limits = limits or ServerLimits()
     threads = limits.max_in_flight + limits.max_waiting + _SPARE_THREADS
     server: grpc.Server = import_grpc().server(
         ThreadPoolExecutor(threads, "grpc"),
-        options=(*SERVER_OPTIONS, *MESSAGE_OPTIONS, *options),
+        options=(*SERVER_OPTIONS, *MESSAGE_OPTIONS),
         interceptors=(*interceptors, *(security.interceptors() if security else ())),
     )
     return server

@@ -95,7 +95,7 @@ def find_not_finite(values: NDArray[Any]) -> int:
 
 
 @compiled
-def _has_special(words: Words, sizes: np.uint64, step: np.uint64, signs: np.uint64) -> bool:
+def _has_special(words: Words, sizes: np.uint64, step: np.uint64, signs: np.uint64) -> Any:
     found = np.uint64(0)
     for word in words:
         found |= ((word & sizes) + step) & signs
