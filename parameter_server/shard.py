@@ -19,6 +19,7 @@ from parameter_server.errors import Refusal, RefusedError
 from parameter_server.lane_order import CLIENT_LANES
 from parameter_server.marks import ELSEWHERE, FROZEN, HERE, Places, check_places
 from parameter_server.partition import Routes
+from parameter_server.row_storage import answer_storage, check_storage
 from parameter_server.shard_counts import STALENESS_BINS, ShardCounts
 from parameter_server.shard_state import ShardState
 from parameter_server.wire import (
@@ -140,6 +141,17 @@ class Shard:
             RefusedError: Always, for now.
         """
         raise _wrong("expected a shard with dense pieces, got one without")
+
+    def store(self, message: bytes) -> Parts:
+        """Reads or overwrites whole rows, see ``row_storage``; what is written is kept by the next snapshot.
+
+        Raises:
+            RefusedError: It is no such message, or a row is elsewhere.
+        """
+        frames = decode(message)
+        check_storage(frames, self.description)
+        with self._busy():
+            return answer_storage(frames, self._state, self._places)
 
     def set_routes(self, routes: Routes) -> None:
         """Takes over newer routes: buckets that are not this shard's are refused from now on.

@@ -1,4 +1,4 @@
-"""What a client holds of one shard: the three verbs as futures, within this process or over gRPC."""
+"""What a client holds of one shard: its verbs as futures, within this process or over gRPC."""
 
 from __future__ import annotations
 
@@ -49,6 +49,9 @@ class RowsServer(Protocol):
     def push_pull_dense(self, message: bytes) -> Sequence[bytes | memoryview]:
         """Exchanges pieces of the dense part."""
 
+    def store(self, message: bytes) -> Sequence[bytes | memoryview]:
+        """Reads or overwrites whole rows, see ``row_storage``."""
+
 
 class ShardConnection(Protocol):
     """One shard, as a client sees it. Exceptions of the futures are ``RefusedError`` and ``ConnectionLost``."""
@@ -61,6 +64,9 @@ class ShardConnection(Protocol):
 
     def push_pull_dense(self, message: bytes) -> Future[bytes]:
         """Exchanges pieces of the dense part."""
+
+    def store(self, message: bytes) -> Future[bytes]:
+        """Reads or overwrites whole rows, see ``row_storage``."""
 
     def close(self) -> None:
         """Ends calls under way, and what serves them."""
@@ -90,6 +96,10 @@ class LocalConnection:
     def push_pull_dense(self, message: bytes) -> Future[bytes]:
         """See ``ShardConnection``."""
         return self._pushes.submit(_join, self._shard.push_pull_dense, message)
+
+    def store(self, message: bytes) -> Future[bytes]:
+        """See ``ShardConnection``."""
+        return self._pushes.submit(_join, self._shard.store, message)
 
     def close(self) -> None:
         """See ``ShardConnection``."""
@@ -131,6 +141,10 @@ class GrpcConnection:
         """See ``ShardConnection``."""
         return self._call("PushPullDense", message)
 
+    def store(self, message: bytes) -> Future[bytes]:
+        """See ``ShardConnection``."""
+        return self._call("Store", message)
+
     def close(self) -> None:
         """See ``ShardConnection``."""
         self._channel.close()
@@ -151,6 +165,7 @@ METHODS: dict[str, Callable[[RowsServer], Callable[[bytes], Sequence[bytes | mem
     "Pull": lambda shard: shard.pull,
     "Push": lambda shard: shard.push,
     "PushPullDense": lambda shard: shard.push_pull_dense,
+    "Store": lambda shard: shard.store,
 }
 """gRPC's name of each verb."""
 
