@@ -274,6 +274,32 @@ def test_moved_rows_are_not_lost_and_old_ones_do_not_come_back(cluster: Cluster,
         assert_equal(cluster, reader, served)
 
 
+def test_a_shard_that_does_not_know_what_it_gave_away_is_not_believed(cluster: Cluster) -> None:
+    cluster.push(3)
+    reader, served = read(cluster)
+    with reader:
+        assert_equal(cluster, reader, served)
+        giver = cluster.shards[0]
+        old_routes, old_rows = cluster.routes, [table.take() for table in giver.tables]
+        cluster.move(0, 1, np.arange(NUM_BUCKETS))
+        cluster.push(3)
+        assert_equal(cluster, reader, served)
+        for table, rows in zip(giver.tables, old_rows, strict=True):
+            table.put(rows)
+        giver.history += 1
+        giver.set_routes(old_routes)
+        seen = len(cluster.connections)
+        for connection in list(cluster.connections):
+            connection.close()
+        wait_for(lambda: len(cluster.connections) > seen + 1)
+        cluster.push()
+        wait_for(lambda: reader.versions(0) == tuple(table.version for table in giver.tables))
+        giver.set_routes(cluster.routes)
+        for table in giver.tables:
+            table.drop(EVERYWHERE)
+        assert_equal(cluster, reader, served)
+
+
 def test_a_new_shard_is_followed_and_a_drained_one_left(cluster: Cluster) -> None:
     cluster.push(3)
     reader, served = read(cluster)
