@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as NotDoneError  # a name of its own before Python 3.11
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -119,6 +120,7 @@ class DenseClient:
         self._say = say or _print_line
         self._connections: dict[str, ShardConnection] = {}
         self._closed = threading.Event()
+        self._asking: threading.Thread | None = None
         self.retries = 0
 
     def exchange(self, parts: Sequence[Part], own: Floats, numbers: int) -> list[Floats]:
@@ -160,7 +162,7 @@ class DenseClient:
         pauses: list[float] = []
         absent: list[tuple[_Call, Longs]] = []
         try:
-            routes = self._find_routes(outage)
+            routes = self._source.current()
             for sent in self._send(calls, routes):
                 try:
                     self._receive(sent)
@@ -179,20 +181,21 @@ class DenseClient:
 
     def _bring(self, call: _Call, rows: Longs, own: Floats, outage: _Outage) -> list[float]:
         """Sets pieces that a shard has never had, or has lost, and leaves the exchange to the next time around."""
-        if call.part.combine in (Combine.READ, Combine.SET_IF_ABSENT):
-            return [outage.note("dense pieces", "not set yet")]
         pieces = call.part.pieces[rows]
         bringing = Part(combine=Combine.SET_IF_ABSENT, place=call.part.place, pieces=pieces, values=own[pieces])
         answers = np.empty((len(pieces), PIECE), np.float32)
         self._send_once([_Call(part=bringing, numbers=call.numbers, answers=answers)], own, outage)
         return [outage.note("dense pieces", "absent, and brought anew")]
 
-    def _find_routes(self, outage: _Outage) -> Routes:
-        routes = self._source.current()
-        # A shard may hear of a move later than others: only the second refusal says that these routes are old.
-        if outage.refused_routes.get(routes.epoch, 0) >= 2:
-            routes = self._source.newer_than(routes.epoch)
-        return routes
+    def _ask_for_newer(self, epoch: int) -> None:
+        """Lets the source ask, beside the exchange: it may be the shard that has not heard of these routes yet."""
+        if self._asking is None or not self._asking.is_alive():
+            self._asking = threading.Thread(target=self._ask, args=(epoch,), name="dense-routes", daemon=True)
+            self._asking.start()
+
+    def _ask(self, epoch: int) -> None:
+        with suppress(ConnectionError):  # the next refusal asks again
+            self._source.newer_than(epoch)
 
     def _send(self, calls: Sequence[_Call], routes: Routes) -> Iterator[_Sent]:
         """Sends frames to all shards side by side, some to each at a time, and gives them in the order of sending."""
@@ -252,7 +255,7 @@ class DenseClient:
         if error.refusal == Refusal.FAILED_PRECONDITION and not error.moved:
             raise LaneLostError(f"dense part: {error}") from error
         if error.moved:
-            outage.refused_routes[routes.epoch] = outage.refused_routes.get(routes.epoch, 0) + 1
+            self._ask_for_newer(routes.epoch)
         elif error.refusal not in _FOR_NOW:
             raise error
         pause = outage.note(f"shard {sent.shard} at {routes.addresses[sent.shard]}", error)
@@ -273,7 +276,6 @@ class _Outage:
         self._pause = FIRST_PAUSE_SECONDS
         self._what = ""
         self._has_spoken = False
-        self.refused_routes: dict[int, int] = {}  # by epoch, how often
 
     def note(self, where: str, why: object) -> float:
         """Takes down that something has failed; gives how long to wait before the next time."""

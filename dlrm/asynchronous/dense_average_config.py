@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
+from dlrm.optim.config import DenseOptimizerConfig
 from parameter_server.description import DenseMode
 
 ON_SERVERS = ("sgd", "adagrad", "adam")
+
+
+def unlike(name: str, mode: str) -> ValueError:
+    """Make the error for an optimizer that servers do not have."""
+    return ValueError(
+        f"--dense.name {name}: expected {mode} as --dense-average.mode, or the mode easgd or average: servers update "
+        "number by number, with sgd, adagrad or adam; lamb and others run on the trainers"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +70,19 @@ class DenseAverageConfig:
     def steps(self) -> int:
         """After how many steps there is an exchange."""
         return self.every_steps or (1 if self.is_on_servers else 8)
+
+    def server_options(self, dense: DenseOptimizerConfig) -> dict[str, Any]:
+        """Return the options of the servers' optimizer, for the description of a run; none where trainers update.
+
+        Raises:
+            ValueError: servers cannot do what the trainers' optimizer would.
+        """
+        if not self.is_on_servers:
+            return {}
+        if dense.name != self.mode:
+            raise unlike(dense.name, self.mode)
+        given = {name: getattr(dense, name) for name in ("betas", "eps", "momentum")}
+        return {name: value for name, value in given.items() if value is not None}
 
     def alpha_for(self, trainers: int) -> float:
         """Return the elastic force's share, for so many live trainers."""

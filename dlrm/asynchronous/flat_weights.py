@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlrm.checkpoints.run_state import table_prefixes
+from dlrm.checkpoints.table_state import table_prefixes
 from parameter_server.dense_codec import PIECE, Floats, count_pieces
 
 
@@ -56,12 +56,18 @@ class FlatWeights:
             place.copy_(tensor)
         return _as_floats(pieces)
 
-    def take_gradients(self) -> Floats:
-        """Return a copy of the weights' gradients [num_weight_pieces, PIECE]; zeros where there is none."""
+    def take_gradients(self, decays: Mapping[int, float]) -> Floats:
+        """Return a copy of the weights' gradients [num_weight_pieces, PIECE]; zeros where there is none.
+
+        Args:
+            decays: by `id` of the parameter, how much of it is added to its gradient.
+        """
         pieces = torch.zeros(self.num_weight_pieces, PIECE)
-        for parameter, (_, place) in zip(self.parameters, self._places(pieces, self.weights), strict=True):
+        for parameter, (tensor, place) in zip(self.parameters, self._places(pieces, self.weights), strict=True):
             if parameter.grad is not None:
                 place.copy_(parameter.grad)
+                if decay := decays.get(id(parameter), 0.0):
+                    place.add_(tensor.to(place), alpha=decay)
         return _as_floats(pieces)
 
     def put(self, pieces: Floats) -> None:
