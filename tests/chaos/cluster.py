@@ -1,0 +1,152 @@
+"""A run of real processes on this machine, each of which can be killed, stopped for a while, and started again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from byte_proxy import ByteFaults, ByteProxy
+from message_proxy import MessageFaults, MessageProxy
+
+from parameter_server.description import RunDescription
+
+TRAINER = Path(__file__).with_name("sum_trainer.py")
+REPOSITORY = TRAINER.parents[2]
+LEASE_SECONDS = 2.0
+START_SECONDS = 60.0
+Proxy = ByteProxy | MessageProxy
+
+
+class Cluster:
+    """Coordinator, shards and trainers of one run.
+
+    Args:
+        folder: For their files; its path must be short, as sockets lie there.
+        description: Of the run.
+        seed: Of the proxies' faults.
+        pace_seconds: That trainers wait after each batch, until ``hurry``.
+    """
+
+    def __init__(self, folder: Path, description: RunDescription, *, seed: int, pace_seconds: float = 0.0) -> None:
+        self.folder, self.seed, self._pace_seconds = folder, seed, pace_seconds
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.proxies: dict[str, Proxy] = {}
+        self._commands: dict[str, list[str]] = {}
+        (folder / "description.json").write_text(description.to_json())
+        self.address = f"unix:{folder}/c"
+
+    def start_coordinator(self, shards: int) -> None:
+        """Starts the coordinator of a run that waits for so many shards."""
+        flags = ["--folder", self.folder / "coordinator", "--address", self.address, "--shards", shards]
+        flags += ["--lease-seconds", LEASE_SECONDS, "--snapshot-seconds", 0]
+        self._start("coordinator", ["-m", "deploy.cli", "ps", "coordinator", *flags])
+
+    def start_shard(self, number: int, faults: ByteFaults | MessageFaults | None = None) -> str:
+        """Starts a shard, with a proxy before it where there are faults."""
+        name = f"shard-{number}"
+        own = f"unix:{self.folder}/s{number}"
+        flags = ["--coordinator", self.address, "--folder", self.folder / name, "--name", name, "--address", own]
+        if isinstance(faults, ByteFaults):
+            self.proxies[name] = ByteProxy(own, seed=self.seed + number, faults=faults)
+        elif faults is not None:
+            self.proxies[name] = MessageProxy(own, seed=self.seed + number, faults=faults)
+        if name in self.proxies:
+            flags += ["--advertise", self.proxies[name].address]
+        self._start(name, ["-m", "deploy.cli", "ps", "shard", *flags])
+        return name
+
+    def start_trainer(self, number: int) -> str:
+        """Starts a trainer."""
+        name = f"trainer-{number}"
+        flags = ["--coordinator", self.address, "--description", self.folder / "description.json"]
+        flags += ["--hurry", self.folder / "hurry", "--pace-seconds", self._pace_seconds]
+        self._start(name, [TRAINER, name, *flags])
+        return name
+
+    def hurry(self) -> None:
+        """Has trainers wait no longer."""
+        (self.folder / "hurry").touch()
+
+    def kill(self, name: str) -> None:
+        """Kills a process, as no process can see coming."""
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def start_again(self, name: str) -> None:
+        """Starts a process with the same arguments as before."""
+        self._start(name, self._commands[name])
+
+    def pause(self, name: str, seconds: float) -> None:
+        """Stops a process for a while."""
+        self.processes[name].send_signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        self.processes[name].send_signal(signal.SIGCONT)
+
+    def leave(self, name: str) -> None:
+        """Asks a trainer to leave, and waits for it."""
+        self.processes[name].terminate()
+        assert self.processes[name].wait(60) == 0, self.said(name)
+
+    def named(self, role: str) -> list[str]:
+        """Gives the names of living processes of a role."""
+        return [name for name, process in self.processes.items() if name.startswith(role) and process.poll() is None]
+
+    def check_alive(self) -> None:
+        """Checks that no process has ended by itself but trainers that have finished."""
+        for name, process in self.processes.items():
+            code = process.poll()
+            assert code in (None, -signal.SIGKILL) or (code == 0 and not name.startswith("coord")), self.said(name)
+
+    def said(self, name: str) -> str:
+        """Gives the end of what a process has written, and of the others."""
+        parts = [f"{name} ended with {self.processes[name].poll()}, seed {self.seed}"]
+        for file in sorted(self.folder.glob("*.log")):
+            parts.append(f"--- {file.name}\n{file.read_text(errors='replace')[-3000:]}")
+        return "\n".join(parts)
+
+    def wait_for_trainers(self, seconds: float) -> None:
+        """Waits until all trainers that live have finished."""
+        end = time.monotonic() + seconds
+        while self.named("trainer"):
+            self.check_alive()
+            assert time.monotonic() < end, self.said(self.named("trainer")[0])
+            time.sleep(0.05)
+        self.check_alive()
+
+    def close(self) -> None:
+        """Ends all."""
+        for process in self.processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait()
+        for proxy in self.proxies.values():
+            proxy.close()
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self, name: str, command: list[Any]) -> None:
+        self._commands[name] = [str(word) for word in command]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, *self._commands[name]], stdout=log, stderr=log, env=env
+            )
+
+
+def wait_until(is_so: Callable[[], bool], what: str, seconds: float = START_SECONDS) -> None:
+    """Waits for something."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, f"expected {what} within {seconds} s"
+        time.sleep(0.05)
