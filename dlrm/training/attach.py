@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -25,7 +26,7 @@ class RunParts:
         optimizer: of the dense part.
         sizes: of batches, now and later.
         ranks: who else trains.
-        others: attachments that come last.
+        others: makes attachments that come last, of these parts.
     """
 
     config: TrainingConfig
@@ -34,7 +35,7 @@ class RunParts:
     optimizer: Optimizer
     sizes: BatchSizes
     ranks: Ranks
-    others: tuple[Attachment, ...] = ()
+    others: Callable[[RunParts], Sequence[Attachment]] | None = None
 
 
 def attach(run: RunParts) -> Attachments:
@@ -74,4 +75,4 @@ def attach(run: RunParts) -> Attachments:
         from dlrm.training.rank_agreement import RatioCheck, RunningStatistics
 
         members += [RatioCheck(run.optimizer, run.ranks), RunningStatistics(run.model, run.ranks)]
-    return Attachments([*members, *run.others])
+    return Attachments([*members, *(run.others(run) if run.others else ())])

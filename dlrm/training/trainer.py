@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Trainer:
         output: the run's folder.
         recipe: a name for the run.
         ranks: who else trains.
-        others: attachments besides those that the configuration asks for.
+        others: makes attachments besides those that the configuration asks for.
 
     Raises:
         ValueError: the model's tables do not suit the data or the ranks, the training split is empty, or `output` holds
@@ -75,7 +75,7 @@ class Trainer:
         *,
         recipe: str = "",
         ranks: Ranks = ALONE,
-        others: Sequence[Attachment] = (),
+        others: Callable[[RunParts], Sequence[Attachment]] | None = None,
     ) -> None:
         check_model_fits(model, dataset)
         check_segments(dataset, config.evaluation.segment_by)
@@ -99,7 +99,7 @@ class Trainer:
                 optimizer=self.optimizer,
                 sizes=self.sizes,
                 ranks=ranks,
-                others=tuple(others),
+                others=others,
             ),
             self.stopwatch,
         )
