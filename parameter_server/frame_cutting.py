@@ -84,7 +84,7 @@ class Order:
         Raises:
             ValueError: An id comes twice, or a gradient is not finite, or not once it is of that kind.
         """
-        n, dim = push.gradients.shape
+        n = len(push.gradients)
         hashes, order, ends = np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(NUM_BUCKETS, np.int64)
         twice = sort_rows(np.ascontiguousarray(push.ids), salt, self.ranks, hashes, order, ends)
         if twice >= 0:
@@ -109,19 +109,15 @@ class Order:
             start = end
         return pieces
 
-    def split_places(self, ids: Longs, salt: np.uint64) -> list[tuple[int, Longs | None]]:
-        """Gives, of each shard that holds any of some ids, its number and their places; None: all, as they are."""
-        if len(self.shards) == 1:
-            return [(int(self.shards[0]), None)] if ids.size else []
+    def split_places(self, ids: Longs, salt: np.uint64) -> list[tuple[int, Longs]]:
+        """Gives, of each shard that holds any of some ids [n], its number and where in ``ids`` they are."""
+        if len(self.shards) == 1 or not ids.size:
+            return [(int(self.shards[0]), np.arange(ids.size))] if ids.size else []
         owners = self.routes.owners[buckets_of(ids, salt)]
         places = np.argsort(owners, kind="stable")
         ends = np.searchsorted(owners[places], self.shards, side="right").tolist()
-        starts = [0, *ends[:-1]]
-        return [
-            (shard, places[start:end])
-            for shard, start, end in zip(self.shards.tolist(), starts, ends, strict=True)
-            if end > start
-        ]
+        parts = zip(self.shards.tolist(), [0, *ends], ends, strict=False)
+        return [(shard, places[start:end]) for shard, start, end in parts if end > start]
 
 
 def resplit(ids: Longs, salt: np.uint64, owners: NDArray[np.int32]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
