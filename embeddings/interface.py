@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -41,8 +41,8 @@ class FarTable(Protocol):
     def tensors(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Names its tensors, ``weight`` and those of the row optimizer's state: shape of the whole, and type."""
 
-    def read(self, first: int, last: int) -> dict[str, Tensor]:
-        """Copies rows [first, last): of each tensor but counters, by name."""
+    def read(self, first: int, last: int, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Copies rows [first, last) by name: of all tensors but counters, or of some; no more than these are kept."""
 
     def write(self, first: int, tensors: Mapping[str, Tensor]) -> None:
         """Overwrites the rows from ``first`` on, as ``read`` gives them."""

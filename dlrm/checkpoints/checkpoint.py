@@ -96,6 +96,8 @@ class CheckpointStore:
     ) -> None:
         """Copy a state now, and write it in the background; waits first until the save before it is on disk.
 
+        What other processes hold is not copied but read block by block, and then the call returns when all is on disk.
+
         Args:
             state: nested dict, list and tuple of tensors, str, int, float, bool and None; each top-level key with
                 tensors below it gets a file. What comes back is equal, its tensors contiguous and on the CPU.
@@ -113,6 +115,8 @@ class CheckpointStore:
         self._saves += 1
         self._awaited_samples = samples
         self._pending = self._start(lambda: self._write(flat, samples, metric, is_best))
+        if flat.far:
+            self.wait()  # they are read as they are written, and training would change them meanwhile
 
     def wait(self) -> None:
         """Wait until everything that was asked for is on disk, of all ranks.
@@ -194,7 +198,7 @@ class CheckpointStore:
 
     def _write(self, state: FlatState, samples: int, metric: float | None, is_best: bool) -> None:
         failure = f"the checkpoint after {samples:,} samples was not written"
-        needed = sum(tensor.nbytes for named in state.tensors.values() for tensor in named.values())
+        needed = state.num_bytes
         try:
             if self.finite:
                 check_finite(state)
@@ -223,7 +227,7 @@ class CheckpointStore:
                 # Asked beforehand: a disk filled to its end also hurts whoever else writes there.
                 if needed > shutil.disk_usage(folder).free:
                     raise OSError("the disk is full")
-                written = write_rank_files(folder, state, rank)
+                written = write_rank_files(folder, state, rank, finite=self.finite)
                 if rank:
                     write_done(folder, rank, written)
                     return

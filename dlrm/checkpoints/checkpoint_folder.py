@@ -28,10 +28,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dlrm.checkpoints.atomic_folder import sync
+from dlrm.checkpoints.finite_state import finite_blocks
 from dlrm.checkpoints.manifest import FileInfo, Manifest, describe_file, own_versions, write_manifest
 from dlrm.checkpoints.pieces import PartedTensor, Parts, Piece, describe_pieces, merge_pieces
 from dlrm.checkpoints.state_tree import FlatState, unflatten
-from dlrm.checkpoints.tensor_file import TensorFile
+from dlrm.checkpoints.tensor_file import TensorFile, write_tensors
 
 STATE = "state.json"
 PER_RANK = ("random", "stage_seconds", "prepared")
@@ -50,15 +51,25 @@ def own_part(state: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in state.items() if key in PER_RANK or isinstance(value, Parts)}
 
 
-def write_rank_files(folder: Path, state: FlatState, rank: int) -> RankFiles:
+def write_rank_files(folder: Path, state: FlatState, rank: int, *, finite: bool = False) -> RankFiles:
     """Write a rank's files, down to the disk; rank 0's `state.json` comes later, as it tells of all ranks' pieces.
 
+    Args:
+        folder: exists.
+        state: the rank's.
+        rank: the rank.
+        finite: refuse far pieces that hold NaN or infinities.
+
     Raises:
+        ValueError: they do.
         OSError, safetensors.SafetensorError: a write failed, for instance because the disk is full.
     """
     names = _name_files(state.tensors, _prefix(rank))
     for group, tensors in state.tensors.items():
-        save_file(tensors, folder / names[group])
+        if far := state.far.get(group):
+            _write_far(folder / names[group], group, tensors, far, finite=finite)
+        else:
+            save_file(tensors, folder / names[group])
     written = list(names.values())
     if rank:
         _write_json(folder / f"{_prefix(rank)}{STATE}", {"files": names, "state": state.skeleton})
@@ -66,6 +77,19 @@ def write_rank_files(folder: Path, state: FlatState, rank: int) -> RankFiles:
     files = {name: _settle(folder / name) for name in written}
     pieces = {group: describe_pieces(parts, names[group]) for group, parts in state.parts.items()}
     return RankFiles(files=files, pieces=pieces)
+
+
+def _write_far(path: Path, group: str, tensors: Mapping[str, Tensor], far: Parts, *, finite: bool) -> None:
+    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    shapes |= {name: (tensor.dtype, tensor.shape) for name, tensor in far.items()}
+
+    def blocks(name: str) -> Iterable[Tensor]:
+        if name in tensors:
+            return [tensors[name].contiguous()]
+        found = far[name].blocks()
+        return finite_blocks(f"{group}/{name}", found) if finite else found
+
+    write_tensors(path, shapes, blocks)
 
 
 def complete_checkpoint(

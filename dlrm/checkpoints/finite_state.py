@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -33,9 +35,28 @@ def check_finite(state: FlatState) -> None:
             if at is None:
                 continue
             name, first = whole.get((group, key), (key, (0,)))
-            value = tensor.reshape(-1)[at].item()
-            row = f" in row {first[0] + at // math.prod(tensor.shape[1:])}" if tensor.ndim else ""
-            raise ValueError(f"expected finite values in {group}/{name}, got {value}{row}; lower the learning rate")
+            _refuse(f"{group}/{name}", tensor, at, first[0] if first else 0)
+
+
+def finite_blocks(name: str, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Pass on a tensor's blocks of rows, each of which is searched first.
+
+    Raises:
+        ValueError: as `check_finite`.
+    """
+    first = 0
+    for block in blocks:
+        at = _first_nonfinite(block)
+        if at is not None:
+            _refuse(name, block, at, first)
+        first += len(block) if block.ndim else 0
+        yield block
+
+
+def _refuse(name: str, tensor: Tensor, at: int, first: int) -> NoReturn:
+    value = tensor.reshape(-1)[at].item()
+    row = f" in row {first + at // math.prod(tensor.shape[1:])}" if tensor.ndim else ""
+    raise ValueError(f"expected finite values in {name}, got {value}{row}; lower the learning rate")
 
 
 def _first_nonfinite(tensor: Tensor) -> int | None:

@@ -22,11 +22,13 @@ class Piece:
         first: where it begins in the whole: `(row, column)`, `(row,)` or `()`.
         shape: of the piece.
         read: gives rows [start, stop) of the piece; all of it if it has no dimension.
+        is_far: whether another process holds it: it is saved block by block, and never lies in memory as a whole.
     """
 
     first: tuple[int, ...]
     shape: tuple[int, ...]
     read: Callable[[int, int], Tensor]
+    is_far: bool = False
 
     def whole(self) -> Tensor:
         """Give all of the piece."""

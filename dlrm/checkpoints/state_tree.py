@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dlrm.checkpoints.pieces import Parts, name_piece
+from dlrm.checkpoints.pieces import PartedTensor, Parts, name_piece
 
 RESERVED = "__metadata__"  # the one name that a safetensors file keeps for itself
 
@@ -29,11 +29,20 @@ class FlatState:
         skeleton: what JSON can hold, with references to tensors.
         tensors: group (the state's top-level key) -> name (the keys below it, joined by "/") -> tensor.
         parts: group -> its parted tensors; the pieces at hand are among `tensors`, under the names of `name_piece`.
+        far: group -> pieces that other processes hold, under the same names.
     """
 
     skeleton: Any = None
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     parts: dict[str, Parts] = field(default_factory=dict)
+    far: dict[str, Parts] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all tensors."""
+        far = [tensor for parts in self.far.values() for tensor in parts.values()]
+        near = sum(tensor.nbytes for named in self.tensors.values() for tensor in named.values())
+        return near + sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in far)
 
 
 def flatten(state: Mapping[str, object]) -> FlatState:
@@ -52,11 +61,16 @@ def flatten(state: Mapping[str, object]) -> FlatState:
     for key, value in state.items():
         if isinstance(value, Parts):
             flat.parts[key] = value
-            flat.tensors[key] = {
-                name_piece(name, piece.first, piece.shape, tensor.shape): piece.whole().detach()
-                for name, tensor in value.items()
-                for piece in tensor.pieces
-            }
+            flat.tensors[key] = {}
+            for name, tensor in value.items():
+                for piece in tensor.pieces:
+                    its_name = name_piece(name, piece.first, piece.shape, tensor.shape)
+                    if piece.is_far:
+                        alone = replace(piece, first=(0,) * len(piece.shape))
+                        far = PartedTensor(shape=piece.shape, dtype=tensor.dtype, pieces=(alone,))
+                        flat.far.setdefault(key, Parts())[its_name] = far
+                    else:
+                        flat.tensors[key][its_name] = piece.whole().detach()
     flat.skeleton = _take_apart(state, (), flat.tensors)
     return flat
 

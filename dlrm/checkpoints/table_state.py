@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
-from dlrm.checkpoints.pieces import PartedTensor, Parts, as_parts, piece_of
+from dlrm.checkpoints.pieces import PartedTensor, Parts, Piece, as_parts, piece_of
 from dlrm.config import ResizedTables
-from embeddings.interface import TableRows, Tables
+from embeddings.interface import FarTable, TableRows, Tables
 from embeddings.tables import TableConfig
 
 FLAG = "--checkpoint.resized-tables"
 WEIGHT = ".weight"
+FAR_ROWS = 1 << 14  # written to other processes at a time
 
 
 def table_prefixes(model: nn.Module) -> tuple[str, ...]:
@@ -34,16 +37,15 @@ def take_tables(model: nn.Module) -> Parts:
             place = _place(rows, tensor)
             if tensor.ndim == 2 or (rows.first_column == 0 and (tensor.ndim == 1 or rows.first_row == 0)):
                 found.setdefault(f"{key}.{name}", []).append((tensor, *place))
-    return Parts(
-        {
-            name: PartedTensor(
-                shape=held[0][2],
-                dtype=held[0][0].dtype,
-                pieces=tuple(piece_of(tensor, first) for tensor, first, _ in held),
-            )
-            for name, held in found.items()
-        }
-    )
+    live = {
+        name: PartedTensor(
+            shape=held[0][2],
+            dtype=held[0][0].dtype,
+            pieces=tuple(piece_of(tensor, first) for tensor, first, _ in held),
+        )
+        for name, held in found.items()
+    }
+    return Parts(live | {f"{key}.{name}": part for key, far in _far_tables(model) for name, part in _parts_of(far)})
 
 
 def load_tables(
@@ -59,6 +61,9 @@ def load_tables(
     for key, rows in _all_rows(model):
         if f"{key}{WEIGHT}" in parts:
             _load_rows(key, rows, parts)
+    for key, far in _far_tables(model):
+        if f"{key}{WEIGHT}" in parts:
+            _load_far(key, far, parts)
     return lines
 
 
@@ -97,25 +102,68 @@ def _compare(
 
 def _load_rows(key: str, rows: TableRows, parts: Mapping[str, PartedTensor]) -> None:
     tensors = {"weight": rows.weight, **rows.state}
-    states = sorted(name.removeprefix(f"{key}.") for name in parts if name.rpartition(".")[0] == key)
-    if states != sorted(tensors):
-        raise ValueError(
-            f"expected a checkpoint of this model, got table {key!r} with {', '.join(states)} instead of "
-            f"{', '.join(sorted(tensors))}: another optimizer of rows; choose another --output"
-        )
+    _check_states(key, {name: tensor.ndim for name, tensor in tensors.items()}, parts)
     for name, tensor in tensors.items():
         source = parts[f"{key}.{name}"]
         first, _ = _place(rows, tensor)
-        if len(first) != len(source.shape):
-            raise ValueError(
-                f"expected a checkpoint of this model, got {key}.{name} of {len(source.shape)} dimensions instead of "
-                f"{len(first)}: another optimizer of rows; choose another --output"
-            )
         common = tensor[: max(0, source.shape[0] - rows.first_row)] if first else tensor
         try:
             source.read_into(common, first)
         except ValueError as error:
             raise ValueError(f"{key}.{name}: {error}; choose another --output") from None
+
+
+def _load_far(key: str, far: FarTable, parts: Mapping[str, PartedTensor]) -> None:
+    """Write the rows that both have to where they lie, block by block."""
+    shapes = far.tensors()
+    _check_states(key, {name: len(shape) for name, (shape, _) in shapes.items()}, parts)
+    sources = {name: parts[f"{key}.{name}"] for name in shapes}
+    end = min(far.config.num_rows, sources["weight"].shape[0])
+    for start in range(0, end, FAR_ROWS):
+        block = {
+            name: torch.empty((min(FAR_ROWS, end - start), *shape[1:]), dtype=dtype)
+            for name, (shape, dtype) in shapes.items()
+            if shape
+        }
+        for name, tensor in block.items():
+            try:
+                sources[name].read_into(tensor, (start, *(0 for _ in tensor.shape[1:])))
+            except ValueError as error:
+                raise ValueError(f"{key}.{name}: {error}; choose another --output") from None
+        far.write(start, block)
+    far.write_counters({name: sources[name].read() for name, (shape, _) in shapes.items() if not shape})
+
+
+def _check_states(key: str, expected: Mapping[str, int], parts: Mapping[str, PartedTensor]) -> None:
+    """Check that a table is stored with the tensors that it has, of as many dimensions."""
+    states = sorted(name.removeprefix(f"{key}.") for name in parts if name.rpartition(".")[0] == key)
+    if states != sorted(expected):
+        raise ValueError(
+            f"expected a checkpoint of this model, got table {key!r} with {', '.join(states)} instead of "
+            f"{', '.join(sorted(expected))}: another optimizer of rows; choose another --output"
+        )
+    for name, dimensions in expected.items():
+        stored = len(parts[f"{key}.{name}"].shape)
+        if stored != dimensions:
+            raise ValueError(
+                f"expected a checkpoint of this model, got {key}.{name} of {stored} dimensions instead of "
+                f"{dimensions}: another optimizer of rows; choose another --output"
+            )
+
+
+def _parts_of(far: FarTable) -> Iterator[tuple[str, PartedTensor]]:
+    """Yield the tensors of a table that other processes hold, to be read as they are saved."""
+    for name, (shape, dtype) in far.tensors().items():
+        piece = Piece(first=(0,) * len(shape), shape=shape, read=partial(_read_far, far, name), is_far=True)
+        yield name, PartedTensor(shape=shape, dtype=dtype, pieces=(piece,))
+
+
+def _read_far(far: FarTable, name: str, start: int, stop: int) -> Tensor:
+    try:
+        is_counter = not far.tensors()[name][0]
+        return far.read_counters()[name] if is_counter else far.read(start, stop, [name])[name]
+    except OSError as error:  # not one of the disk, as a save would take it to be
+        raise ValueError(f"table {far.config.name!r}: {error}") from error
 
 
 def _place(rows: TableRows, tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -132,6 +180,12 @@ def _all_rows(model: nn.Module) -> Iterator[tuple[str, TableRows]]:
     for prefix, tables in _sets(model):
         for rows in tables.rows():
             yield f"{prefix}{rows.config.name}", rows
+
+
+def _far_tables(model: nn.Module) -> Iterator[tuple[str, FarTable]]:
+    for prefix, tables in _sets(model):
+        for far in tables.far_tables():
+            yield f"{prefix}{far.config.name}", far
 
 
 def _all_configs(model: nn.Module) -> Iterator[tuple[str, TableConfig]]:
