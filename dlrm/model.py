@@ -22,6 +22,7 @@ from dlrm.ghost_batch_norm import GhostBatchNorm
 from dlrm.interaction import CrossInteraction, DotInteraction, FactorizationMachine
 from embeddings import ShardingPlan, TableConfig
 from embeddings.build import Kernel, build_tables
+from embeddings.interface import Tables
 from embeddings.shards import Exchange
 
 Norm = Callable[[int], nn.Module]
@@ -49,6 +50,8 @@ class DLRM(nn.Module):
         kernel: whose kernels look rows up; see `embeddings.build`.
         plan: which rank holds which rows; None holds all of them here.
         exchange: type in which rows travel between ranks.
+        built_tables: those of `tables`, where somebody has built them, as tables on servers; the five before say nothing
+            then.
 
     Raises:
         ValueError: a table's dim does not suit the interaction, or a setting is out of range.
@@ -74,13 +77,16 @@ class DLRM(nn.Module):
         kernel: Kernel = "auto",
         plan: ShardingPlan | None = None,
         exchange: Exchange = "fp32",
+        built_tables: Tables | None = None,
     ) -> None:
         super().__init__()
         self.num_numeric = num_numeric
         dims = {feature: table.dim for table in tables for feature in table.features}
         if interaction != "dcn":
             _check_dims(dims, dim, interaction)
-        self.tables = build_tables(tables, seed=seed, device=device, kernel=kernel, plan=plan, exchange=exchange)
+        self.tables = built_tables or build_tables(
+            tables, seed=seed, device=device, kernel=kernel, plan=plan, exchange=exchange
+        )
         self.dense = DenseNetwork(
             bottom=mlp([num_numeric, *bottom, dim]) if num_numeric else Constant(dim),
             interaction=_build_interaction(interaction, dims, dim, projection, cross_layers, cross_rank),
@@ -160,6 +166,7 @@ def build_dlrm(
     device: str,
     plan: ShardingPlan | None = None,
     exchange: Exchange = "fp32",
+    built_tables: Tables | None = None,
 ) -> DLRM:
     """Build the model that a recipe describes, for the columns of a dataset."""
     settings = {name: getattr(model, name) for name in ModelConfig.__dataclass_fields__}
@@ -171,6 +178,7 @@ def build_dlrm(
         kernel=tables.kernel,
         plan=plan,
         exchange=exchange,
+        built_tables=built_tables,
         **settings,
     )
 

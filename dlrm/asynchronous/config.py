@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from dlrm.asynchronous.dense_average_config import DenseAverageConfig
 from dlrm.config import RunConfig
+from parameter_server.config import ClientConfig
 from parameter_server.description import Durability
 
 
@@ -41,6 +43,20 @@ class ServersConfig:
             raise ValueError(f"--servers.staleness: expected a number >= 0, or None, got {self.staleness}")
         if not self.deadline_seconds > 0:
             raise ValueError(f"--servers.deadline-seconds: expected a number above 0, got {self.deadline_seconds}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsynchronousConfig(RunConfig):
+    """A recipe, trained by several trainers around parameter servers."""
+
+    servers: ServersConfig = field(default_factory=ServersConfig)
+    dense_average: DenseAverageConfig = field(default_factory=DenseAverageConfig)
+    client: ClientConfig = field(default_factory=ClientConfig)
+
+    @staticmethod
+    def of(config: RunConfig) -> AsynchronousConfig:
+        """Return the configuration of a recipe, and defaults of what it does not know."""
+        return AsynchronousConfig(**{item.name: getattr(config, item.name) for item in fields(config)})
 
 
 def check_asynchronous(config: RunConfig) -> None:

@@ -40,8 +40,9 @@ class PlacedTables(Protocol):
     def enter(self, features: KeyedJaggedTensor, place: PushPlace) -> None:
         """Say where the pushes of these features belong."""
 
-    def acknowledged(self, place: PushPlace) -> Future[None]:
-        """Return what is done when the pushes of a place are."""
+    @property
+    def last_push(self) -> Future[None]:
+        """Of a batch: done once all shards have acknowledged it."""
 
 
 @dataclass(kw_only=True)
@@ -69,7 +70,7 @@ class LeasedBatches(Attachment):
 
     def __init__(self, reader: Reader, work: Work, tables: PlacedTables, *, is_gated: bool) -> None:
         self._reader, self._work, self._tables, self._is_gated = reader, work, tables, is_gated
-        self._read_ahead: deque[tuple[_Open, PushPlace]] = deque()
+        self._read_ahead: deque[_Open] = deque()
         self._pushed: deque[tuple[_Open, Future[None]]] = deque()
         self._trained = 0
 
@@ -98,7 +99,7 @@ class LeasedBatches(Attachment):
         for index, batch in enumerate(self._reader.batches(chunk.batch_size, start=chunk.first_sample, stop=stop)):
             place = PushPlace(LaneLease(chunk.lane, chunk.lease), chunk.first_clock + index)
             self._tables.enter(batch.sparse, place)
-            self._read_ahead.append((opened, place))
+            self._read_ahead.append(opened)
             yield batch
 
     def before_step(self, moment: Moment) -> None:
@@ -108,8 +109,7 @@ class LeasedBatches(Attachment):
 
     def after_step(self, moment: Moment, loss: float) -> None:
         """Give back chunks all of whose batches are in the tables."""
-        opened, place = self._read_ahead.popleft()
-        self._pushed.append((opened, self._tables.acknowledged(place)))
+        self._pushed.append((self._read_ahead.popleft(), self._tables.last_push))
         self._trained += 1
         self.give_back(wait=False)
 

@@ -24,11 +24,11 @@ class Membership:
     Args:
         client: of the coordinator.
         name: of the trainer.
-        description: of the run as this trainer has it; the first one to register decides.
+        description: of the run as this trainer has it; that of the first one to register is the run's.
         facts: what each heartbeat tells.
 
     Raises:
-        ValueError: the coordinator has another run, and the message names what differs.
+        RefusedError: the coordinator has another run, and the message names what differs.
         ConnectionError: it cannot be reached.
     """
 
@@ -43,9 +43,8 @@ class Membership:
         self._facts = facts
         registered = client.register("trainer", name, "", description.to_json())
         self.member, self._lease_seconds = registered.member, registered.lease_seconds
-        assert registered.description_json is not None
-        self.description = RunDescription.from_json(registered.description_json)
-        self._check(description)
+        self.description = RunDescription.from_json(registered.description_json or client.describe())
+        self.last_clocks: dict[int, Callable[[], int]] = {}  # of lanes of its own, so that others may have them next
         self._lost: LeaseLostError | None = None
         self._left = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="heartbeats", daemon=True)
@@ -58,7 +57,7 @@ class Membership:
         self._left.set()
         self._beating.join()
         with suppress(ConnectionError, ValueError):  # who is not heard of any more has left as well
-            self.client.leave(self.member)
+            self.client.leave(self.member, {lane: last_clock() for lane, last_clock in self.last_clocks.items()})
 
     def next_chunk(self) -> Chunk | Wait | Finished:
         """Ask for data."""
@@ -73,7 +72,7 @@ class Membership:
     def pass_gate(self, batches: int) -> None:
         """Wait until nobody is too far behind."""
         self.check()
-        self.client.gate(self.member, batches)
+        self.client.gate(self.member, batches, deadline_seconds=None)
 
     def is_oldest(self) -> bool:
         """Say whether no living trainer has registered before this one."""
@@ -92,16 +91,6 @@ class Membership:
         """
         if self._lost is not None:
             raise self._lost
-
-    def _check(self, own: RunDescription) -> None:
-        different = own.differences(self.description)
-        if different:
-            self.client.leave(self.member)
-            name = different[0]
-            raise ValueError(
-                f"{self.name}: expected the run's {name} = {getattr(self.description, name)}, got "
-                f"{getattr(own, name)}; give all trainers of a run the same flags and data"
-            )
 
     def _beat(self) -> None:
         while not self._left.wait(self._lease_seconds / BEATS_PER_LEASE):

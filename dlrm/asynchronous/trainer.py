@@ -1,10 +1,10 @@
-"""The training loop beside parameter servers: batches are leased, tables are elsewhere, and the last to leave sums up."""
+"""The training loop beside parameter servers: batches are leased, tables are elsewhere, the last to leave sums up."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from dlrm.batch import Batch
 from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.config import TrainingConfig
 from dlrm.data.dataset import Dataset
+from dlrm.training.attach import RunParts
 from dlrm.training.attachments import Attachment
 from dlrm.training.interrupt import only_run_in
 from dlrm.training.restore import CHECKPOINTS
@@ -54,7 +55,7 @@ class AsynchronousTrainer(Trainer):
         membership: of this trainer.
         leased: its batches.
         servers: all shards.
-        others: attachments, of which `leased` comes last.
+        others: makes attachments; `leased` comes after them.
     """
 
     def __init__(
@@ -68,10 +69,10 @@ class AsynchronousTrainer(Trainer):
         membership: Membership,
         leased: LeasedBatches,
         servers: Servers,
-        others: Sequence[Attachment] = (),
+        others: Callable[[RunParts], Sequence[Attachment]],
     ) -> None:
         own = output / TRAINERS / f"{membership.name}-{membership.member}"
-        super().__init__(model, dataset, config, own, recipe=recipe, others=(*others, leased))
+        super().__init__(model, dataset, config, own, recipe=recipe, others=lambda run: (*others(run), leased))
         self.output, self.membership, self.leased, self.servers = output, membership, leased, servers
 
     @override

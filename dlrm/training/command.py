@@ -50,7 +50,7 @@ def run_train(argv: list[str]) -> int:
             return _launch(argv, config)
         summary = train(argv[0], recipe, config, voice=voice)
     if place.rank == 0:
-        print(_describe(summary))
+        print(describe_summary(summary))
     return 0
 
 
@@ -82,7 +82,7 @@ def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | Non
         join_ranks(place, device, settings, hang_timeout_seconds=limit, on_meeting=voice.share) as group,
         HangWatch(group, voice, timeout_seconds=limit) as watch,
     ):
-        output = config.output or Path(group.keep_name("output", _name_run(name)))
+        output = config.output or Path(group.keep_name("output", name_run(name)))
         if place.rank == 0:
             lines = describe_step(config.step, device, torch.get_num_threads(), ranks_on_machine=place.per_node)
             for line in [f"run {output}", *lines]:
@@ -231,12 +231,14 @@ def _launch(argv: list[str], config: RunConfig) -> int:
     from dlrm.distributed.launch import check_room, launch_ranks
 
     check_room(config.ranks or 1)
-    output = [] if config.output is not None else ["--output", _name_run(argv[0])]
+    output = [] if config.output is not None else ["--output", name_run(argv[0])]
     program = ["-m", "dlrm", "train", *argv, *output]
     return launch_ranks(program, ranks=config.ranks or 1, max_restarts=config.max_restarts)
 
 
-def _name_run(name: str) -> str:
+def name_run(name: str) -> str:
+    """Make up the folder of a run of a recipe."""
+    """Return a folder for a run of a recipe that nobody has named."""
     return str(Path("runs") / f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
@@ -253,7 +255,9 @@ def _usage() -> str:
     )
 
 
-def _describe(summary: dict[str, Any]) -> str:
+def describe_summary(summary: dict[str, Any]) -> str:
+    """Say in lines how a run has ended."""
+    """Return a summary as people read it."""
     line = f"auc {summary['auc']:.4f}"
     if "bayes_auc" in summary:
         line += (

@@ -1,0 +1,90 @@
+"""What do asynchronous trainers cost in AUC against one synchronous run on the same samples, and how stale may rows be?
+
+Each run is a whole one of the command line on the built-in synthetic log: `recforge train` once for each seed, then
+`recforge ps up` with 2 and 4 trainers that go as fast as they can, then with 4 trainers and a bound on staleness, from
+lock-step to none. A gap is that to the synchronous run of the same seed; half a 95 % confidence interval stands beside
+each mean over seeds (`_ci`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RECIPE = "synthetic"
+BOUNDS: tuple[int | None, ...] = (0, 1, 4, 16, 64, None)
+# Student's t, two-sided 95 %, by degrees of freedom.
+T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36}
+
+
+def main() -> None:
+    """Train, and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/asynchronous_quality"), help="what was trained is kept"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind: seeds 0, 1, ...")
+    parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--bounds", nargs="*", type=_bound, default=list(BOUNDS), help="bounds on staleness, or none")
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="further flags of all runs")
+    arguments = parser.parse_args()
+    runs = _Runs(arguments.folder, arguments.shards, arguments.flags)
+    seeds = range(arguments.seeds)
+    synchronous = [runs.synchronous(seed)["auc"] for seed in seeds]
+    result: dict[str, Any] = {"seeds": arguments.seeds, "auc_synchronous": statistics.mean(synchronous)}
+    for trainers in (2, 4):
+        found = [runs.asynchronous(seed, trainers, None) for seed in seeds]
+        result |= _compare(f"{trainers}_trainers", found, synchronous)
+    result["by_staleness"] = [
+        {"bound": bound} | _compare("4_trainers", [runs.asynchronous(seed, 4, bound) for seed in seeds], synchronous)
+        for bound in arguments.bounds
+    ]
+    print(json.dumps(result))
+
+
+def _bound(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
+def _compare(name: str, found: list[dict[str, Any]], synchronous: list[float]) -> dict[str, float]:
+    gaps = [run["auc"] - auc for run, auc in zip(found, synchronous, strict=True)]
+    compared = {f"auc_{name}": statistics.mean(run["auc"] for run in found), f"gap_{name}": statistics.mean(gaps)}
+    if len(gaps) - 1 in T:
+        compared[f"gap_{name}_ci"] = T[len(gaps) - 1] * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    if all("mean_staleness" in run for run in found):
+        compared[f"mean_staleness_{name}"] = statistics.mean(run["mean_staleness"] for run in found)
+    return compared
+
+
+class _Runs:
+    """Whole runs, each in a folder of its own, which is not trained again once it has a summary."""
+
+    def __init__(self, folder: Path, shards: int, flags: list[str]) -> None:
+        self._folder, self._shards, self._flags = folder, shards, flags
+
+    def synchronous(self, seed: int) -> dict[str, Any]:
+        return self._run(f"synchronous-{seed}", ["train", RECIPE, "--seed", str(seed), "--evaluation.no-test-best"])
+
+    def asynchronous(self, seed: int, trainers: int, bound: int | None) -> dict[str, Any]:
+        counts = ["--shards", str(self._shards), "--trainers", str(trainers)]
+        command = ["ps", "up", RECIPE, *counts, "--seed", str(seed), "--servers.staleness", str(bound)]
+        return self._run(f"{trainers}-trainers-{bound}-{seed}", command)
+
+    def _run(self, name: str, command: list[str]) -> dict[str, Any]:
+        output = self._folder / name
+        summary = output / "summary.json"
+        if not summary.is_file():
+            program = [sys.executable, "-m", "deploy.cli", *command, "--output", str(output), *self._flags]
+            subprocess.run(program, check=True, stdout=sys.stderr)
+        read: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
+        return read
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""`recforge ps trainer`: joins a run of parameter servers with a recipe, and trains what the coordinator gives it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from dlrm.asynchronous.config import AsynchronousConfig, check_asynchronous
+from dlrm.cli import parse
+from dlrm.recipes import Recipe, find_recipe
+from dlrm.training.command import SHORT
+from parameter_server.description import RunDescription
+
+if TYPE_CHECKING:
+    from dlrm.data.dataset import Dataset
+    from dlrm.training.attach import RunParts
+    from dlrm.training.attachments import Attachment
+    from embeddings import TableConfig
+    from parameter_server.coordinator_client import CoordinatorClient
+
+# What trainers may have of their own; nothing of it bends what is learned.
+DENSE_OPTIONS = "dense_options"  # of servers that update the dense part
+OWN = ("output", "data", "branch_from", "servers", "step", "time_limit_seconds", "log_every_samples", "parallel")
+
+
+def run_trainer(argv: list[str]) -> int:
+    """Train as one of several what `argv` names: a recipe or a configuration file, then flags."""
+    if not argv or argv[0].startswith("-"):
+        print("usage: recforge ps trainer RECIPE|CONFIG.toml --servers.coordinator ADDRESS --output RUN [flags]")
+        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    recipe = find_recipe(argv[0])
+    config = parse(
+        AsynchronousConfig,
+        argv[1:],
+        program=f"recforge ps trainer {argv[0]}",
+        description=recipe.help,
+        default=AsynchronousConfig.of(recipe.config),
+        short=SHORT,
+    )
+    summary = train(argv[0], recipe, config)
+    print(f"{config.servers.name}: {summary['stopped']}" + (f", auc {summary['auc']:.4f}" if "auc" in summary else ""))
+    return 0
+
+
+def train(name: str, recipe: Recipe, config: AsynchronousConfig) -> dict[str, Any]:
+    """Join the run, train until no data are left, and return the summary; of all but the last to leave a short one.
+
+    Raises:
+        ValueError: a setting is not for parameter servers, or others of the run have another one.
+        ConnectionError: the coordinator or a shard cannot be reached.
+    """
+    from dlrm.data.provide import provide_dataset
+    from dlrm.descriptions import describe_tables
+    from dlrm.optim.scaling import scale_config
+    from parameter_server.coordinator_client import GrpcCoordinatorClient
+
+    scaled, _ = scale_config(config)
+    config = replace(scaled, noise_scale=replace(scaled.noise_scale, every_steps=0))
+    check_asynchronous(config)
+    if config.output is None:
+        raise ValueError("--output: expected the run's folder, the same for all trainers, got none")
+    dataset = provide_dataset(recipe.source, config.data)
+    tables = describe_tables(dataset.info, config.model.dim, config.tables, config.small_tables)
+    client = GrpcCoordinatorClient(
+        config.servers.coordinator, config.client.client_security, deadline_seconds=config.servers.deadline_seconds
+    )
+    try:
+        return train_with(client, name, config, dataset, tables)
+    finally:
+        client.close()
+
+
+def describe_asynchronous(
+    config: AsynchronousConfig, dataset: Dataset, tables: list[TableConfig], *, first_sample: int = 0
+) -> RunDescription:
+    """Describe a run to its coordinator, so that no trainer of other data or settings takes part.
+
+    Args:
+        config: of a trainer.
+        dataset: prepared.
+        tables: of the model.
+        first_sample: where the run begins in the stream of samples.
+    """
+    from dlrm.training.run_config import leaves
+
+    settings = {name: value for name, value in leaves(asdict(config)) if name.split(".")[0] not in OWN}
+    settings |= {"data": dataset.fingerprint, DENSE_OPTIONS: config.dense_average.server_options(config.dense)}
+    rows = dataset.rows("train")
+    return RunDescription(
+        run_id=0,
+        seed=config.seed,
+        tables=tuple(tables),
+        lanes=config.servers.lanes,
+        staleness=config.servers.staleness,
+        durability=config.servers.durability,
+        dense=config.dense_average.mode,
+        samples=max(1, round(config.epochs * rows)),
+        epoch_samples=rows,
+        first_sample=first_sample,
+        batch_size=config.step.global_batch_size,
+        chunk_batches=config.servers.chunk_batches,
+        settings=json.loads(json.dumps(settings, default=str)),
+    )
+
+
+def train_with(
+    client: CoordinatorClient, name: str, config: AsynchronousConfig, dataset: Dataset, tables: list[TableConfig]
+) -> dict[str, Any]:
+    """Train as one of several.
+
+    Args:
+        client: of the coordinator.
+        name: of the recipe.
+        config: of this trainer, checked.
+        dataset: prepared.
+        tables: of the model.
+    """
+    import torch
+
+    from dlrm.asynchronous.dense_average import DenseAverage
+    from dlrm.asynchronous.leased_batches import LeasedBatches
+    from dlrm.asynchronous.membership import Membership
+    from dlrm.asynchronous.servers import Shards
+    from dlrm.asynchronous.trainer import AsynchronousTrainer
+    from dlrm.checkpoints.run_state import seed_generators
+    from dlrm.data.reader import Reader
+    from dlrm.model import build_dlrm
+    from dlrm.this_machine import count_cores
+    from parameter_server.coordinator_client import CoordinatorRoutes
+    from parameter_server.dense_client import DenseClient
+    from parameter_server.remote_tables import RemoteTables
+    from parameter_server.rows_client import RowsClient
+    from parameter_server.transports import GrpcConnection
+
+    assert config.output is not None
+    servers = config.servers
+    torch.set_num_threads(config.step.threads or max(1, count_cores()))
+    with ExitStack() as stack:
+        described = describe_asynchronous(config, dataset, tables)
+        membership = stack.enter_context(Membership(client, servers.name, described))
+        routes, security = CoordinatorRoutes(client), config.client.client_security
+
+        def connect(address: str) -> GrpcConnection:
+            return GrpcConnection(address, security)
+
+        rows = RowsClient(
+            membership.description,
+            routes,
+            connect,
+            value_type=servers.values,
+            max_in_flight=servers.max_in_flight,
+            deadline_seconds=servers.deadline_seconds,
+        )
+        stack.enter_context(closing(rows))
+        remote = RemoteTables(membership.description, rows)
+        stack.enter_context(closing(remote))
+        # Trainers begin alike, with the master copy; what they draw later differs.
+        seed_generators(config.seed)
+        model = build_dlrm(
+            dataset.info,
+            config.model,
+            config.tables,
+            config.small_tables,
+            seed=config.seed,
+            device="cpu",
+            built_tables=remote,
+        )
+
+        def attach_dense(run: RunParts) -> list[Attachment]:
+            lane = client.client_lane(membership.member)
+            dense_client = DenseClient(
+                membership.description.run_id, routes, connect, deadline_seconds=servers.deadline_seconds
+            )
+            average = DenseAverage(
+                run.model,
+                run.optimizer,
+                dense_client,
+                config.dense_average,
+                lane=lane,
+                count_trainers=membership.count_trainers,
+            )
+            membership.last_clocks[lane.lane] = lambda: average.last_clock
+            stack.callback(average.close)
+            return [average]
+
+        reader = Reader(dataset, "train", shuffle=config.shuffle, seed=config.seed)
+        trainer = AsynchronousTrainer(
+            model,
+            dataset,
+            config,
+            config.output,
+            recipe=name,
+            membership=membership,
+            leased=LeasedBatches(reader, membership, remote, is_gated=servers.staleness is not None),
+            servers=Shards(client, remote, is_kept=servers.durability != "none"),
+            others=attach_dense,
+        )
+        return trainer.fit()
