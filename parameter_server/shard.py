@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from embeddings.kernels.hash_kernels import NUM_BUCKETS
 from parameter_server.description import RunDescription
 from parameter_server.errors import Refusal, RefusedError
+from parameter_server.frame_checks import check_gradients, check_ids
 from parameter_server.lane_order import CLIENT_LANES
 from parameter_server.marks import ELSEWHERE, FROZEN, HERE, Places, check_places
 from parameter_server.partition import Routes
@@ -219,6 +220,7 @@ class Shard:
         dim = self._check_head(header, Op.PULL)
         if header.dim != dim or len(frame.ids) != header.n or len(frame.values):
             raise _wrong(f"table {header.table}: expected ids of rows of {dim} numbers, got {header.dim}, or no ids")
+        check_ids(frame, self.description.tables[header.table])
         return frame_bytes(header.n, header.dim, Type(header.type), has_ids=False, has_values=True)
 
     def _check_push(self, frame: Frame) -> None:
@@ -232,6 +234,9 @@ class Shard:
             raise _wrong(f"lane {header.lane}: expected a clock from 1 to {_MAX_CLOCK}, got {header.clock}")
         if not (math.isfinite(header.factor) and math.isfinite(header.eps_factor)):
             raise _wrong(f"expected finite factors, got {header.factor} and {header.eps_factor}")
+        config = self.description.tables[header.table]
+        check_ids(frame, config)
+        check_gradients(frame, config, self._state.salts[header.table])
 
     def _check_head(self, header: Header, op: Op) -> int:
         tables: Sequence[object] = self.description.tables
