@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,7 +36,7 @@ class RowStore:
         self.record_width = self.words + META_WORDS
         self.stride = self.record_width + ID_WORDS
         self.salt = np.uint64(salt)
-        self.entries = np.zeros(_FEWEST_ENTRIES, np.uint64)
+        self.entries = _no_entries(_FEWEST_ENTRIES)
         self.blocks = np.empty(0, np.int64)  # addresses
         self._held: list[Tensor] = []  # their memory
         self._free = np.empty(0, np.int64)
@@ -117,12 +118,16 @@ class RowStore:
         while len(self) + more > _MOST_FILLED * size:
             size *= 2
         if size > self.entries.size:
-            self.entries = np.zeros(size, np.uint64)
+            self.entries = _no_entries(size)
             id_map_kernels.fill_entries(self.entries, self.blocks, self.stride, self.salt, self._used)
         while len(self._held) * BLOCK_RECORDS < self._used + more:
             block = zero_rows(BLOCK_RECORDS, self.stride)
             self._held.append(block)
             self.blocks = np.append(self.blocks, block.data_ptr())
+
+
+def _no_entries(size: int) -> NDArray[np.uint64]:
+    return zero_rows(size, dtype=torch.int64).numpy().view(np.uint64)
 
 
 def split_meta(rows: Floats) -> tuple[NDArray[np.uint32], NDArray[np.uint32], Longs]:

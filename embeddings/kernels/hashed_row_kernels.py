@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings.kernels.addresses import floats_at
-from embeddings.kernels.compiled import compiled
+from embeddings.kernels.compiled import compiled, inlined
 from embeddings.kernels.fused_kernels import run_block
 from embeddings.kernels.hash_kernels import hash_of
 from embeddings.kernels.id_map_kernels import AHEAD, Entries, find_slot, guess_slot
@@ -91,7 +91,7 @@ def pull_rows(
     return found
 
 
-@compiled
+@inlined
 def _write_row(row: Floats, out: Values, at: int) -> None:
     whole = row.size - row.size % LANES
     for d in range(0, whole, LANES):
@@ -125,10 +125,18 @@ def push_rows(
         version: That rows have from now on.
         seen: The time, in seconds.
     """
-    held, sums = np.empty((_BLOCK, layout.dim), np.float32), np.empty((_BLOCK, layout.dim), np.float32)
-    first, second = np.empty((_BLOCK, layout.first), np.float32), np.empty((_BLOCK, layout.second), np.float32)
-    last, measured = np.empty((_BLOCK, layout.last), np.float32), np.empty((_BLOCK, MEASURES))
+    dim, first, second, last = layout.dim, layout.first, layout.second, layout.last
+    # Flat, since a view of a row would be counted, which takes as long as copying it.
+    held, sums = np.empty(_BLOCK * dim, np.float32), np.empty(_BLOCK * dim, np.float32)
+    state1, state2 = np.empty(_BLOCK * first, np.float32), np.empty(_BLOCK * second, np.float32)
+    state3, measured = np.empty(_BLOCK * last, np.float32), np.empty((_BLOCK, MEASURES))
     places = np.arange(_BLOCK).astype(np.uint64)
+    held_rows, sum_rows = held.reshape(_BLOCK, dim), sums.reshape(_BLOCK, dim)
+    rows1, rows2, rows3 = (
+        state1.reshape(_BLOCK, first),
+        state2.reshape(_BLOCK, second),
+        state3.reshape(_BLOCK, last),
+    )
     for i in range(min(_PUSH_AHEAD, slots.size)):
         prefetch(floats_at(record_address(blocks, stride, slots[i]), stride))
     for begin in range(0, slots.size, _BLOCK):
@@ -138,55 +146,39 @@ def push_rows(
             if i + _PUSH_AHEAD < slots.size:
                 prefetch(floats_at(record_address(blocks, stride, slots[i + _PUSH_AHEAD]), stride))
             record = floats_at(record_address(blocks, stride, slots[i]), stride)
-            _widen(gradients, i * layout.dim, sums[k])
-            _copy_in(record, held[k], first[k], second[k], last[k])
+            _widen(gradients, i * dim, sums, k * dim, dim)
+            _copy(record, 0, held, k * dim, dim)
+            _copy(record, dim, state1, k * first, first)
+            _copy(record, dim + first, state2, k * second, second)
+            _copy(record, dim + first + second, state3, k * last, last)
             measured[k, IDS] = counts[i] if counts.size else 1
         at = places[:used]
         if settings.kind == COW_CLIP:
-            take_gaps(at, last, measured, settings)
-        run_block(held, at, at, sums, first, second, measured, settings)
+            take_gaps(at, rows3, measured, settings)
+        run_block(held_rows, at, at, sum_rows, rows1, rows2, measured, settings)
         for k in range(used):
             slot = slots[begin + k]
             record = floats_at(record_address(blocks, stride, slot), stride)
-            _copy_out(record, held[k], first[k], second[k], last[k])
+            _copy(held, k * dim, record, 0, dim)
+            _copy(state1, k * first, record, dim, first)
+            _copy(state2, k * second, record, dim + first, second)
+            _copy(state3, k * last, record, dim + first + second, last)
             versions_at(blocks, stride, slot)[0] = version
             number = counts_at(blocks, stride, slot)
             number[0] += np.uint32(1)
             number[1] = seen
 
 
-@compiled
-def _widen(numbers: Values, at: int, wide: Floats) -> None:
-    whole = wide.size - wide.size % LANES
+@inlined
+def _widen(numbers: Values, start: int, wide: Floats, at: int, count: int) -> None:
+    whole = count - count % LANES
     for d in range(0, whole, LANES):
-        store(wide, d, load_wide(numbers, at + d))
-    for d in range(whole, wide.size):
-        wide[d] = widen(numbers[at + d])
+        store(wide, at + d, load_wide(numbers, start + d))
+    for d in range(whole, count):
+        wide[at + d] = widen(numbers[start + d])
 
 
-@compiled
-def _copy_in(record: Floats, row: Floats, first: Floats, second: Floats, last: Floats) -> None:
-    _copy(record, 0, row, 0, row.size)
-    at = row.size
-    _copy(record, at, first, 0, first.size)
-    at += first.size
-    _copy(record, at, second, 0, second.size)
-    at += second.size
-    _copy(record, at, last, 0, last.size)
-
-
-@compiled
-def _copy_out(record: Floats, row: Floats, first: Floats, second: Floats, last: Floats) -> None:
-    _copy(row, 0, record, 0, row.size)
-    at = row.size
-    _copy(first, 0, record, at, first.size)
-    at += first.size
-    _copy(second, 0, record, at, second.size)
-    at += second.size
-    _copy(last, 0, record, at, last.size)
-
-
-@compiled
+@inlined
 def _copy(source: Floats, start: int, target: Floats, at: int, count: int) -> None:
     whole = count - count % LANES
     for d in range(0, whole, LANES):

@@ -128,7 +128,11 @@ def insert_ids(
     Returns:
         ``num_free`` and ``used`` from now on.
     """
+    mask = np.uint64(entries.size - 1)
     for i in range(ids.size):
+        if i + AHEAD < ids.size:
+            place = hash_of(ids[i + AHEAD], salt) & mask
+            prefetch(entries[place : place + _ONE])
         hash = hash_of(ids[i], salt)
         place = _find_place(entries, blocks, stride, ids[i], hash)
         new[i] = entries[place] == 0
@@ -182,6 +186,11 @@ def fill_entries(entries: Entries, blocks: Longs, stride: int, salt: np.uint64, 
     """Writes the entries of all rows into an empty map."""
     mask = np.uint64(entries.size - 1)
     for slot in range(used):
+        if slot + 2 * AHEAD < used:
+            prefetch(versions_at(blocks, stride, slot + 2 * AHEAD))
+        if slot + AHEAD < used:
+            place = hash_of(id_of(blocks, stride, slot + AHEAD), salt) & mask
+            prefetch(entries[place : place + _ONE])
         if versions_at(blocks, stride, slot)[0] != FREE:
             hash = hash_of(id_of(blocks, stride, slot), salt)
             place = hash & mask
