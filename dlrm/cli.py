@@ -44,6 +44,7 @@ COMMANDS: dict[str, Command] = {
         "answer a question that takes many runs: the batch size, the learning rate",
         "dlrm.analysis.study.command:run_study",
     ),
+    "ps": Command("train against parameter servers: coordinator, shards, trainers", "dlrm.asynchronous.command:run_ps"),
     "report": Command("write a run as one HTML page", "dlrm.analysis.report:run_report"),
 }
 

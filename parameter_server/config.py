@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -100,7 +102,7 @@ class ShardConfig(MemberConfig):
     coordinator: str
     """Address of the run's coordinator."""
     name: str = ""
-    """By which the shard gets its number back when it is started again; by default from its folder or address."""
+    """By which the shard gets its number back when it is started again; by default that of its folder."""
     folder: Path | None = None
     """Snapshots and journal. Needed unless the run's durability is none."""
     journal_sync: Literal["group", "none"] = "group"
@@ -109,6 +111,13 @@ class ShardConfig(MemberConfig):
     """Rows that are to go by age or number are looked for so often."""
     connect_seconds: float = 60.0
     """How long to wait for the coordinator at the start."""
+
+    @property
+    def called(self) -> str:
+        """The name: the given one, or that of the folder, or one that no other process on this machine has."""
+        if self.name:
+            return self.name
+        return self.folder.resolve().name if self.folder is not None else f"{socket.gethostname()}-{os.getpid()}"
 
     def __post_init__(self) -> None:
         super().__post_init__()

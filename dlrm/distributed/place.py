@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+LAUNCHER = "RECFORGE_LAUNCHER"  # of the environment: number of the process that has started this one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,25 @@ class Place:
 
     def end_with_launcher(self) -> None:
         """Have the system ask this process to stop when its launcher dies, whom nobody would replace."""
-        if self.has_agent and sys.platform == "linux":
-            with contextlib.suppress(OSError, AttributeError):
-                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if self.has_agent:
+            stop_with_parent()
+
+
+def stop_with_parent() -> None:
+    """Have the system ask this process to stop when the one dies that has started it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def stop_with_launcher() -> None:
+    """Stop when the process dies that the environment names, if any; at once if it already has.
+
+    Raises:
+        ValueError: it has.
+    """
+    launcher = os.environ.pop(LAUNCHER, "")  # not for this process's own children
+    if launcher:
+        stop_with_parent()
+        if os.getppid() != int(launcher):
+            raise ValueError(f"expected process {launcher}, which has started this one, to be there; it has ended")

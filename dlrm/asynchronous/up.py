@@ -1,0 +1,193 @@
+"""`recforge ps up`: a whole run on one machine, that is coordinator, shards and trainers, started and seen after."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from dlrm.asynchronous.config import AsynchronousConfig
+from dlrm.asynchronous.crew import Crew, Role
+from dlrm.asynchronous.crew_progress import CrewProgress
+from dlrm.cli import parse
+from dlrm.recipes import find_recipe, list_recipes
+from dlrm.this_machine import count_cores
+from dlrm.training.command import SHORT, describe_summary, name_run
+from parameter_server.address import MAX_PATH_BYTES
+from parameter_server.stop_signal import StopSignal
+
+MEMBERS, COORDINATOR, SHARDS = "members", "coordinator", "shards"
+SUMMARY = "summary.json"
+LOOK_SECONDS = 0.2
+OWN_FLAGS = ("--servers.coordinator", "--servers.name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpConfig:
+    """How many processes there are.
+
+    Attributes:
+        shards: that hold rows.
+        trainers: that compute.
+        max_restarts: of each process.
+        snapshot_seconds: between two snapshots.
+        metrics_port: of the coordinator; shards have the ports that follow; 0 is none.
+    """
+
+    shards: int = 2
+    trainers: int = 2
+    max_restarts: int = 3
+    snapshot_seconds: float = 300.0
+    metrics_port: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("shards", 1), ("trainers", 1), ("max_restarts", 0), ("snapshot_seconds", 0)):
+            if getattr(self, name) < least:
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{flag}: expected at least {least}, got {getattr(self, name)}")
+
+
+def run_up(argv: list[str]) -> int:
+    """Start, watch and stop what `argv` asks for: a recipe or a configuration file, then flags."""
+    if not argv or argv[0].startswith("-"):
+        print(_usage())
+        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    recipe = find_recipe(argv[0])
+    config, rest = read_flags(argv[1:])
+    if "-h" in rest or "--help" in rest:
+        print(_usage())
+        return 0
+    trained = parse(
+        AsynchronousConfig,
+        rest,
+        program=f"recforge ps up {argv[0]}",
+        description=recipe.help,
+        default=AsynchronousConfig.of(recipe.config),
+        short=SHORT,
+    )
+    if given := [flag for flag in OWN_FLAGS if any(part.partition("=")[0] == flag for part in rest)]:
+        raise ValueError(
+            f"{given[0]}: expected none, as all members are started here; use `recforge ps trainer` for it"
+        )
+    output = trained.output or Path(name_run(argv[0]))
+    print(f"recforge: run {output}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="recforge-", dir=_short_folder()) as sockets:
+        given_threads = trained.step.threads is not None
+        trainer = [argv[0], *rest, *([] if given_threads else ["--step.threads", str(_threads(config.trainers))])]
+        roles = plan_roles(config, trainer, output, Path(sockets), durability=trained.servers.durability)
+        watch(roles, config, output, Path(sockets))
+    if (output / SUMMARY).is_file():
+        print(describe_summary(json.loads((output / SUMMARY).read_text(encoding="utf-8"))))
+    return 0
+
+
+def read_flags(argv: Sequence[str]) -> tuple[UpConfig, list[str]]:
+    """Read the flags of this command, and return those that are for trainers.
+
+    Raises:
+        ValueError: a value is none.
+    """
+    parser = _Parser(prog="recforge ps up", add_help=False, allow_abbrev=False)
+    for name, default in vars(UpConfig()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    known, rest = parser.parse_known_args(argv)
+    return UpConfig(**vars(known)), rest
+
+
+def plan_roles(config: UpConfig, trainer: Sequence[str], output: Path, sockets: Path, *, durability: str) -> list[Role]:
+    """Say which processes there are.
+
+    Args:
+        config: how many.
+        trainer: recipe and flags of each trainer.
+        output: the run's folder.
+        sockets: a folder of this user alone, for Unix sockets.
+        durability: of the run.
+    """
+    coordinator = address_in(sockets)
+
+    def metrics(number: int) -> list[str]:
+        return ["--metrics-port", str(config.metrics_port + number)] if config.metrics_port else []
+
+    program = ["--folder", str(output / COORDINATOR), "--address", coordinator, "--shards", str(config.shards)]
+    program += ["--snapshot-seconds", str(config.snapshot_seconds), *metrics(0)]
+    roles = [Role(name="coordinator", program=("-m", "dlrm", "ps", "coordinator", *program), order=2)]
+    for number in range(config.shards):
+        name = f"shard-{number}"
+        program = ["--coordinator", coordinator, "--address", f"unix:{sockets / str(number)}", "--name", name]
+        program += [] if durability == "none" else ["--folder", str(output / SHARDS / name)]
+        roles.append(Role(name=name, program=("-m", "dlrm", "ps", "shard", *program, *metrics(1 + number)), order=1))
+    for number in range(config.trainers):
+        name = f"trainer-{number}"
+        program = [*trainer, "--output", str(output), "--servers.coordinator", coordinator, "--servers.name", name]
+        roles.append(Role(name=name, program=("-m", "dlrm", "ps", "trainer", *program), order=0, ends_by_itself=True))
+    return roles
+
+
+def watch(roles: Sequence[Role], config: UpConfig, output: Path, sockets: Path) -> None:
+    """See after processes until the trainers are done, with one progress display for all.
+
+    Raises:
+        ValueError: one cannot go on.
+        KeyboardInterrupt: somebody has asked to stop; all have ended in good order.
+    """
+    with (
+        StopSignal() as stop,
+        CrewProgress(address_in(sockets)) as progress,
+        Crew(roles, output / MEMBERS, max_restarts=config.max_restarts, say=progress.say) as crew,
+    ):
+        while not crew.look():
+            if stop.wait(LOOK_SECONDS):
+                progress.say("all members are asked to save what they hold, and to end")
+                crew.stop()
+                raise KeyboardInterrupt(f"; the same command with --output {output} continues")
+            progress.show()
+        progress.show(at_once=True)
+        crew.stop()
+        for failure in crew.failures():
+            raise ValueError(failure)
+
+
+def address_in(sockets: Path) -> str:
+    """Return the coordinator's address in a folder of sockets."""
+    return f"unix:{sockets / 'c'}"
+
+
+def _threads(trainers: int) -> int:
+    return max(1, count_cores() // trainers)
+
+
+def _short_folder() -> str | None:
+    """Return where paths of sockets are short enough; None is where temporary files usually are."""
+    usual = tempfile.gettempdir()
+    return None if len(usual.encode()) < MAX_PATH_BYTES - 40 else "/tmp"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"recforge ps up: {message}")
+
+
+def _usage() -> str:
+    config = UpConfig()
+    return "\n".join(
+        [
+            "usage: recforge ps up RECIPE|CONFIG.toml [--shards N] [--trainers N] [--output RUN] [flags of a trainer]",
+            "",
+            f"  --shards N            processes that hold rows ({config.shards})",
+            f"  --trainers N          processes that compute ({config.trainers})",
+            f"  --max-restarts N      of each process that is lost ({config.max_restarts})",
+            f"  --snapshot-seconds S  between two snapshots ({config.snapshot_seconds:g})",
+            "  --metrics-port PORT   Prometheus metrics of the coordinator; shards have the ports after it (none)",
+            "",
+            "recipes:",
+            *list_recipes(),
+            "",
+            "`recforge ps trainer RECIPE --help` lists all other flags. What members print is in RUN/members.",
+        ]
+    )

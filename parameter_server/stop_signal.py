@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM ask a process to end in good order; a second one ends it at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+# A terminal sends Ctrl-C to all processes, and a launcher may pass its own on: these are one request.
+SECONDS_OF_ONE_REQUEST = 1.0
+_LOOK_SECONDS = 0.1
+
+
+class StopSignal:
+    """While open, signals set ``requested`` instead of ending the process."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._since = 0.0
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def wait(self, seconds: float = _LOOK_SECONDS) -> bool:
+        """Waits for a signal; says whether there was one."""
+        end = time.monotonic() + seconds
+        # No lock is waited for: its holder may be whom the signal interrupts.
+        while not self.requested and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK_SECONDS))
+        return self.requested
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.requested:
+            self.requested, self._since = True, time.monotonic()
+        elif time.monotonic() - self._since > SECONDS_OF_ONE_REQUEST:
+            raise KeyboardInterrupt
