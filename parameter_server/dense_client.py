@@ -143,10 +143,9 @@ class DenseClient:
         while any(call.missing.any() for call in calls):
             if self._closed.is_set():
                 raise ShardUnreachableError("dense part: closed while an exchange was under way")
-            pause = self._send_once(calls, own, outage)
-            if pause is not None:
+            self._send_once(calls, own, outage)
+            if (pause := outage.next_pause()) is not None:
                 self.retries += 1
-                outage.check()
                 self._closed.wait(pause)
         outage.end()
         return [call.answers for call in calls]
@@ -157,35 +156,48 @@ class DenseClient:
         for connection in self._connections.values():
             connection.close()
 
-    def _send_once(self, calls: Sequence[_Call], own: Floats, outage: _Outage) -> float | None:
-        """Sends what has no answer, once around; gives how long to wait before the next time, None if all went well."""
-        pauses: list[float] = []
+    def _send_once(self, calls: Sequence[_Call], own: Floats, outage: _Outage) -> None:
+        """Sends what has no answer, once around."""
         absent: list[tuple[_Call, Longs]] = []
         try:
             routes = self._source.current()
             for sent in self._send(calls, routes):
+                where = f"shard {sent.shard} at {routes.addresses[sent.shard]}"
                 try:
                     self._receive(sent)
                 except RefusedError as error:
                     if error.refusal == Refusal.OUT_OF_RANGE:
                         absent.append((sent.call, sent.rows))
                     else:
-                        pauses.append(self._judge(error, sent, routes, outage))
+                        self._check_passes(error, routes.epoch)
+                        outage.note(where, error, error.retry_after_seconds)
                 except (ConnectionLost, NotDoneError, CancelledError) as error:
-                    pauses.append(outage.note(f"shard {sent.shard} at {routes.addresses[sent.shard]}", error))
+                    outage.note(where, error)
         except ConnectionError as error:  # of the coordinator
-            pauses.append(outage.note("routes", error))
+            outage.note("routes", error)
         for call, rows in absent:
-            pauses += self._bring(call, rows, own, outage)
-        return max(pauses) if pauses else None
+            self._bring(call, rows, own, outage)
 
-    def _bring(self, call: _Call, rows: Longs, own: Floats, outage: _Outage) -> list[float]:
+    def _bring(self, call: _Call, rows: Longs, own: Floats, outage: _Outage) -> None:
         """Sets pieces that a shard has never had, or has lost, and leaves the exchange to the next time around."""
         pieces = call.part.pieces[rows]
         bringing = Part(combine=Combine.SET_IF_ABSENT, place=call.part.place, pieces=pieces, values=own[pieces])
         answers = np.empty((len(pieces), PIECE), np.float32)
         self._send_once([_Call(part=bringing, numbers=call.numbers, answers=answers)], own, outage)
-        return [outage.note("dense pieces", "absent, and brought anew")]
+        outage.note("dense pieces", "absent, and brought anew")
+
+    def _check_passes(self, error: RefusedError, epoch: int) -> None:
+        """Checks that a refusal is one that passes, and does something about it if it helps.
+
+        Raises:
+            LaneLostError, RefusedError: It does not pass.
+        """
+        if error.moved:
+            self._ask_for_newer(epoch)
+        elif error.refusal == Refusal.FAILED_PRECONDITION:
+            raise LaneLostError(f"dense part: {error}") from error
+        elif error.refusal not in _FOR_NOW:
+            raise error
 
     def _ask_for_newer(self, epoch: int) -> None:
         """Lets the source ask, beside the exchange: it may be the shard that has not heard of these routes yet."""
@@ -246,21 +258,6 @@ class DenseClient:
         sent.call.answers[sent.rows] = values
         sent.call.missing[sent.rows] = False
 
-    def _judge(self, error: RefusedError, sent: _Sent, routes: Routes, outage: _Outage) -> float:
-        """Gives how long to wait after a refusal that passes.
-
-        Raises:
-            LaneLostError, RefusedError: It does not.
-        """
-        if error.refusal == Refusal.FAILED_PRECONDITION and not error.moved:
-            raise LaneLostError(f"dense part: {error}") from error
-        if error.moved:
-            self._ask_for_newer(routes.epoch)
-        elif error.refusal not in _FOR_NOW:
-            raise error
-        pause = outage.note(f"shard {sent.shard} at {routes.addresses[sent.shard]}", error)
-        return pause if error.retry_after_seconds is None else error.retry_after_seconds
-
     def _connection(self, address: str) -> ShardConnection:
         if address not in self._connections:
             self._connections[address] = self._connect(address)
@@ -274,29 +271,37 @@ class _Outage:
         self._say, self._deadline_seconds = say, deadline_seconds
         self._began = time.monotonic()
         self._pause = FIRST_PAUSE_SECONDS
+        self._asked: list[float | None] = []  # this time around, by each that has failed
         self._what = ""
         self._has_spoken = False
 
-    def note(self, where: str, why: object) -> float:
-        """Takes down that something has failed; gives how long to wait before the next time."""
-        self._what = f"{where}: {str(why) or type(why).__name__}"
-        self._pause, pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS), self._pause
-        return pause
+    def note(self, where: str, why: object, pause: float | None = None) -> None:
+        """Takes down that something has failed, and how long it asks to wait."""
+        self._what = f"{where}: {str(why) or 'no answer'}"
+        self._asked.append(pause)
 
-    def check(self) -> None:
-        """Speaks of trouble that lasts.
+    def next_pause(self) -> float | None:
+        """Gives how long to wait before the next time around, and speaks of trouble that lasts; None if there was none.
 
         Raises:
-            ShardUnreachableError: For too long.
+            ShardUnreachableError: It has lasted for too long.
         """
+        asked, self._asked = self._asked, []
+        if not asked:
+            return None
         lasted = time.monotonic() - self._began
         if lasted > self._deadline_seconds:
             raise ShardUnreachableError(
                 f"dense part: expected an answer within {self._deadline_seconds:g} s, got none; {self._what}"
             )
-        if self._what and not self._has_spoken and lasted > SILENT_SECONDS:
+        if not self._has_spoken and lasted > SILENT_SECONDS:
             self._has_spoken = True
             self._say(f"dense part: no answer, training goes on with this trainer's own copy ({self._what})")
+        known = [pause for pause in asked if pause is not None]
+        if len(known) == len(asked):
+            return max(known)
+        self._pause, pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS), self._pause
+        return pause
 
     def end(self) -> None:
         """Says that it is over, if anything was said."""
