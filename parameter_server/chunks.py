@@ -47,20 +47,24 @@ class ChunkPlan:
     """
 
     def __init__(self, description: RunDescription) -> None:
-        for name in ("lanes", "batch_size", "chunk_batches", "samples", "epoch_samples"):
-            if type(number := getattr(description, name)) is not int or not 0 <= number < 1 << 62:
-                raise ValueError(f"{name}: expected a whole number >= 0, got {number!r}")
-        if description.lanes > MAX_LANES:
-            raise ValueError(f"lanes: expected at most {MAX_LANES}, got {description.lanes}")
         self.lanes = description.lanes
         self.batch_size = description.batch_size
         self._chunk_batches = description.chunk_batches
-        self._samples = description.samples
+        self._first, self._end = description.first_sample, description.samples
         self._epoch_samples = description.epoch_samples or description.samples
-        self._epoch_batches = -(-self._epoch_samples // self.batch_size)
-        self._epoch_chunks = -(-self._epoch_batches // self._chunk_batches)
-        full_epochs, rest = divmod(self._samples, self._epoch_samples) if self._samples else (0, 0)
-        self.num_chunks = full_epochs * self._epoch_chunks - (-rest // (self.batch_size * self._chunk_batches))
+        if self._end < 0 or self._epoch_samples < 0 or not 0 <= self._first <= self._end:
+            raise ValueError(
+                f"samples: expected numbers >= 0, the first one no later than the last, got {self._first} to "
+                f"{self._end} and {self._epoch_samples} per epoch"
+            )
+        # What is left of the epoch that the run begins in, if it begins within one.
+        into = self._first % self._epoch_samples if self._epoch_samples else 0
+        self._head_end = min(self._end, self._first + self._epoch_samples - into) if into else self._first
+        self._head_chunks, self._head_gap = self._count(self._head_end - self._first)
+        self._epoch_chunks, self._epoch_gap = self._count(self._epoch_samples)
+        rest = self._end - self._head_end
+        epochs, left = divmod(rest, self._epoch_samples) if rest else (0, 0)
+        self.num_chunks = self._head_chunks + epochs * self._epoch_chunks + self._count(left)[0]
 
     def chunk(self, index: int) -> ChunkShape:
         """Gives a chunk.
@@ -70,16 +74,20 @@ class ChunkPlan:
         """
         if not 0 <= index < self.num_chunks:
             raise ValueError(f"chunk: expected an index below {self.num_chunks}, got {index}")
-        epoch, place = divmod(index, self._epoch_chunks)
-        start = place * self._chunk_batches * self.batch_size
-        in_epoch = min(self._epoch_samples, self._samples - epoch * self._epoch_samples)
-        num_samples = min(self._chunk_batches * self.batch_size, in_epoch - start)
+        if index < self._head_chunks:
+            begin, end, place = self._first, self._head_end, index
+        else:
+            epoch, place = divmod(index - self._head_chunks, self._epoch_chunks)
+            begin = self._head_end + epoch * self._epoch_samples
+            end = min(begin + self._epoch_samples, self._end)
+        first = begin + place * self._chunk_batches * self.batch_size
+        num_samples = min(self._chunk_batches * self.batch_size, end - first)
         return ChunkShape(
             index=index,
             lane=index % self.lanes,
-            epoch=epoch,
+            epoch=first // self._epoch_samples,
             first_clock=self._first_clock(index),
-            first_sample=epoch * self._epoch_samples + start,
+            first_sample=first,
             num_samples=num_samples,
             num_batches=-(-num_samples // self.batch_size),
         )
@@ -88,10 +96,18 @@ class ChunkPlan:
         """Says how many chunks a lane has."""
         return max(0, -(-(self.num_chunks - lane) // self.lanes))
 
+    def _count(self, samples: int) -> tuple[int, int]:
+        """Says how many chunks samples of one epoch come to, and by how many batches the last one is short."""
+        batches = -(-samples // self.batch_size)
+        chunks = -(-batches // self._chunk_batches)
+        return chunks, chunks * self._chunk_batches - batches
+
     def _first_clock(self, index: int) -> int:
         """Counts the lane's batches before a chunk: all its chunks are full but those which end an epoch."""
-        short_by = self._epoch_chunks * self._chunk_batches - self._epoch_batches
-        earlier = range(index // self._epoch_chunks) if short_by else range(0)
         lane = index % self.lanes
-        short = sum(1 for epoch in earlier if ((epoch + 1) * self._epoch_chunks - 1) % self.lanes == lane)
-        return 1 + index // self.lanes * self._chunk_batches - short * short_by
+        missing = self._head_gap if index >= self._head_chunks and (self._head_chunks - 1) % self.lanes == lane else 0
+        if self._epoch_gap:
+            ended = max(0, index - self._head_chunks) // self._epoch_chunks
+            last = (self._head_chunks + (epoch + 1) * self._epoch_chunks - 1 for epoch in range(ended))
+            missing += self._epoch_gap * sum(chunk % self.lanes == lane for chunk in last)
+        return 1 + index // self.lanes * self._chunk_batches - missing

@@ -21,13 +21,15 @@ RUN = RunDescription(run_id=1, seed=0, tables=(TableConfig(name="t", num_rows=10
     batch_size=st.integers(1, 9),
     chunk_batches=st.integers(1, 5),
     lanes=st.integers(1, 7),
+    begun=st.floats(0, 1),
 )
 def test_chunks_cover_all_samples_once(
-    samples: int, epoch_samples: int, batch_size: int, chunk_batches: int, lanes: int
+    samples: int, epoch_samples: int, batch_size: int, chunk_batches: int, lanes: int, begun: float
 ) -> None:
     run = replace(
         RUN,
         samples=samples,
+        first_sample=int(begun * samples),
         epoch_samples=epoch_samples,
         batch_size=batch_size,
         chunk_batches=chunk_batches,
@@ -35,7 +37,7 @@ def test_chunks_cover_all_samples_once(
     )
     plan = ChunkPlan(run)
     epoch_length = epoch_samples or samples
-    expected_start, clocks = 0, [1] * lanes
+    expected_start, clocks = run.first_sample, [1] * lanes
     for index in range(plan.num_chunks):
         chunk = plan.chunk(index)
         assert (chunk.index, chunk.lane) == (index, index % lanes)
