@@ -50,7 +50,7 @@ class DLRM(nn.Module):
         kernel: whose kernels look rows up; see `embeddings.build`.
         plan: which rank holds which rows; None holds all of them here.
         exchange: type in which rows travel between ranks.
-        built_tables: those of `tables`, where somebody has built them, as tables on servers; the five before say nothing
+        built_tables: those of `tables`, where somebody has built them, as on servers; the five before say nothing
             then.
 
     Raises:

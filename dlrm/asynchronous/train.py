@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from dlrm.training.attachments import Attachment
     from embeddings import TableConfig
     from parameter_server.coordinator_client import CoordinatorClient
+    from parameter_server.transports import ShardConnection
 
 # What trainers may have of their own; nothing of it bends what is learned.
 DENSE_OPTIONS = "dense_options"  # of servers that update the dense part
@@ -55,6 +57,7 @@ def train(name: str, recipe: Recipe, config: AsynchronousConfig) -> dict[str, An
     from dlrm.descriptions import describe_tables
     from dlrm.optim.scaling import scale_config
     from parameter_server.coordinator_client import GrpcCoordinatorClient
+    from parameter_server.transports import GrpcConnection
 
     scaled, _ = scale_config(config)
     config = replace(scaled, noise_scale=replace(scaled.noise_scale, every_steps=0))
@@ -63,11 +66,12 @@ def train(name: str, recipe: Recipe, config: AsynchronousConfig) -> dict[str, An
         raise ValueError("--output: expected the run's folder, the same for all trainers, got none")
     dataset = provide_dataset(recipe.source, config.data)
     tables = describe_tables(dataset.info, config.model.dim, config.tables, config.small_tables)
+    security = config.client.client_security
     client = GrpcCoordinatorClient(
-        config.servers.coordinator, config.client.client_security, deadline_seconds=config.servers.deadline_seconds
+        config.servers.coordinator, security, deadline_seconds=config.servers.deadline_seconds
     )
     try:
-        return train_with(client, name, config, dataset, tables)
+        return train_with(client, lambda address: GrpcConnection(address, security), name, config, dataset, tables)
     finally:
         client.close()
 
@@ -106,12 +110,18 @@ def describe_asynchronous(
 
 
 def train_with(
-    client: CoordinatorClient, name: str, config: AsynchronousConfig, dataset: Dataset, tables: list[TableConfig]
+    client: CoordinatorClient,
+    connect: Callable[[str], ShardConnection],
+    name: str,
+    config: AsynchronousConfig,
+    dataset: Dataset,
+    tables: list[TableConfig],
 ) -> dict[str, Any]:
     """Train as one of several.
 
     Args:
         client: of the coordinator.
+        connect: opens a connection to a shard's address.
         name: of the recipe.
         config: of this trainer, checked.
         dataset: prepared.
@@ -132,7 +142,6 @@ def train_with(
     from parameter_server.dense_client import DenseClient
     from parameter_server.remote_tables import RemoteTables
     from parameter_server.rows_client import RowsClient
-    from parameter_server.transports import GrpcConnection
 
     assert config.output is not None
     servers = config.servers
@@ -140,11 +149,7 @@ def train_with(
     with ExitStack() as stack:
         described = describe_asynchronous(config, dataset, tables)
         membership = stack.enter_context(Membership(client, servers.name, described))
-        routes, security = CoordinatorRoutes(client), config.client.client_security
-
-        def connect(address: str) -> GrpcConnection:
-            return GrpcConnection(address, security)
-
+        routes = CoordinatorRoutes(client)
         rows = RowsClient(
             membership.description,
             routes,

@@ -1,0 +1,62 @@
+"""A whole run in one process, without gRPC: a coordinator and its shards, for notebooks and tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from parameter_server.coordinator import Coordinator
+from parameter_server.coordinator_client import LocalCoordinatorClient
+from parameter_server.description import RunDescription
+from parameter_server.shard import Shard
+from parameter_server.transports import LocalConnection
+
+SCHEME = "local:"
+
+
+class LocalRun:
+    """A coordinator and shards, which end with this object.
+
+    So it is used::
+
+        with LocalRun(description, shards=2) as run:
+            rows = RowsClient(description, CoordinatorRoutes(run.client), run.connect)
+
+    Args:
+        description: Of the run.
+        shards: How many.
+        folder: For what shards keep; needed where the run's durability asks for any.
+        lease_seconds: How long a member may be silent.
+    """
+
+    def __init__(
+        self, description: RunDescription, *, shards: int = 1, folder: Path | None = None, lease_seconds: float = 10.0
+    ) -> None:
+        self.coordinator = Coordinator(description, start_shards=shards, lease_seconds=lease_seconds)
+        self.client = LocalCoordinatorClient(self.coordinator)
+        described = self.coordinator.description
+        assert described is not None
+        self.description = described
+        places = [None if folder is None else folder / f"shard-{number}" for number in range(shards)]
+        self.shards = [Shard(described, number, folder=place) for number, place in enumerate(places)]
+        for number in range(shards):
+            self.coordinator.register("shard", f"shard-{number}", f"{SCHEME}{number}")
+        routes = self.client.routes()
+        for shard in self.shards:
+            shard.set_routes(routes)
+
+    def connect(self, address: str) -> LocalConnection:
+        """Opens a connection to a shard, given its address in the routes."""
+        return LocalConnection(self.shards[int(address.removeprefix(SCHEME))])
+
+    def close(self) -> None:
+        """Ends the shards and the coordinator."""
+        for shard in self.shards:
+            shard.close()
+        self.client.close()
+        self.coordinator.close()
+
+    def __enter__(self) -> LocalRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
