@@ -207,7 +207,8 @@ class PushStream:
                     frame.acknowledge()
                 while self.frames and self.frames[0].is_applied:
                     self.frames.popleft()
-                    self._num_sent -= 1
+                    # Frames behind one that had to go again may have been acknowledged before, and are not sent twice.
+                    self._num_sent = max(0, self._num_sent - 1)
                 self._is_probing = False
                 self._patience.reset()
                 if applied < len(frames):
