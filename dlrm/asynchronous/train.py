@@ -76,17 +76,18 @@ def train(name: str, recipe: Recipe, config: AsynchronousConfig) -> dict[str, An
         client.close()
 
 
-def describe_asynchronous(
-    config: AsynchronousConfig, dataset: Dataset, tables: list[TableConfig], *, first_sample: int = 0
-) -> RunDescription:
+def describe_asynchronous(config: AsynchronousConfig, dataset: Dataset, tables: list[TableConfig]) -> RunDescription:
     """Describe a run to its coordinator, so that no trainer of other data or settings takes part.
 
     Args:
         config: of a trainer.
         dataset: prepared.
         tables: of the model.
-        first_sample: where the run begins in the stream of samples.
+
+    Raises:
+        ValueError: there is no checkpoint to begin with.
     """
+    from dlrm.asynchronous.branching import find_first_sample
     from dlrm.training.run_config import leaves
 
     settings = {name: value for name, value in leaves(asdict(config)) if name.split(".")[0] not in OWN}
@@ -102,7 +103,7 @@ def describe_asynchronous(
         dense=config.dense_average.mode,
         samples=max(1, round(config.epochs * rows)),
         epoch_samples=rows,
-        first_sample=first_sample,
+        first_sample=find_first_sample(config.branch_from, config.branch_at),
         batch_size=config.step.global_batch_size,
         chunk_batches=config.servers.chunk_batches,
         settings=json.loads(json.dumps(settings, default=str)),
@@ -129,6 +130,7 @@ def train_with(
     """
     import torch
 
+    from dlrm.asynchronous.branching import brings_weights
     from dlrm.asynchronous.dense_average import DenseAverage
     from dlrm.asynchronous.leased_batches import LeasedBatches
     from dlrm.asynchronous.membership import Membership
@@ -143,7 +145,8 @@ def train_with(
     from parameter_server.remote_tables import RemoteTables
     from parameter_server.rows_client import RowsClient
 
-    assert config.output is not None
+    output = config.output
+    assert output is not None
     servers = config.servers
     torch.set_num_threads(config.step.threads or max(1, count_cores()))
     with ExitStack() as stack:
@@ -190,12 +193,14 @@ def train_with(
             stack.callback(average.close)
             return [average]
 
+        if config.branch_from is not None and not brings_weights(membership):
+            config = replace(config, branch_from=None, branch_at=None)
         reader = Reader(dataset, "train", shuffle=config.shuffle, seed=config.seed)
         trainer = AsynchronousTrainer(
             model,
             dataset,
             config,
-            config.output,
+            output,
             recipe=name,
             membership=membership,
             leased=LeasedBatches(reader, membership, remote, is_gated=servers.staleness is not None),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import xxhash
+from filelock import FileLock
 from tqdm import tqdm
 
 from dlrm.data.dataset import DESCRIPTION, Dataset
@@ -45,7 +48,8 @@ def provide_dataset(source: str | tuple[DataSchema, tuple[Path, ...]], data: Pat
     places = "\n".join(str(file.resolve()) for file in files)
     folder = FOLDER / f"{name}-{_digest(f'{places}{source_identity(schema, files)}')}"
     print(f"recforge: preparing {', '.join(map(str, files))} into {folder}", file=sys.stderr)
-    return prepare(schema, files, folder)
+    with _alone_in(folder):
+        return prepare(schema, files, folder)
 
 
 def _generate() -> Dataset:
@@ -53,13 +57,21 @@ def _generate() -> Dataset:
     folder = FOLDER / f"synthetic-{_digest(str(config))}"
     if (folder / DESCRIPTION).is_file():
         return Dataset(folder)
-    with tqdm(desc=f"generating {folder}", unit=" rows", unit_scale=True) as bar:
+    with _alone_in(folder), tqdm(desc=f"generating {folder}", unit=" rows", unit_scale=True) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
         return generate(config, folder, progress=show)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait for other processes that make the same data, of which those that come later then find it made."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        yield
 
 
 def _digest(text: str) -> str:

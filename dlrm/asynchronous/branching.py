@@ -1,0 +1,49 @@
+"""Begins a run of parameter servers with the weights of another run: one trainer brings them, the others wait."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from dlrm.asynchronous.membership import Membership
+from dlrm.checkpoints.checkpoint import CheckpointStore
+from dlrm.training.restore import CHECKPOINTS
+
+LOOK_SECONDS = 0.5
+
+
+def find_first_sample(run: Path | None, at: int | None) -> int:
+    """Say after how many samples the checkpoint was taken with which a run begins; 0 without one.
+
+    Args:
+        run: another run's folder.
+        at: samples after which it was taken at the latest; None: the newest one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if run is None:
+        return 0
+    taken = [info.samples for info in CheckpointStore(run / CHECKPOINTS, read_only=True).list()]
+    early = [samples for samples in taken if at is None or samples <= at]
+    if not early:
+        raise ValueError(f"--branch-from: expected a checkpoint in {run / CHECKPOINTS} up to there, got none")
+    return max(early)
+
+
+def brings_weights(membership: Membership) -> bool:
+    """Say whether this trainer is the one that loads the checkpoint, or else wait until another one has.
+
+    The oldest one that lives does, so that another takes over where it dies; a second load of the same is no harm. It
+    has, once a first chunk of data is complete.
+
+    Args:
+        membership: of this trainer.
+    """
+    while True:
+        if membership.client.status().chunks_completed:
+            return False
+        if membership.is_oldest():
+            return True
+        membership.check()
+        time.sleep(LOOK_SECONDS)
