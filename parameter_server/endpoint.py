@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import grpc
-from grpc_health.v1 import health
+from grpc_health.v1.health import HealthServicer
 from grpc_health.v1.health_pb2 import DESCRIPTOR as HEALTH
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
@@ -27,7 +27,7 @@ class Endpoint:
 
     Attributes:
         server: To which services are added.
-        address: Where it listens, once started.
+        address: Where it listens.
     """
 
     def __init__(
@@ -40,29 +40,38 @@ class Endpoint:
         self._security = security
         self.server = make_server(limits, security=security, interceptors=interceptors)
         self.address = ""
-        self._health = health.HealthServicer()
+        self._health = HealthServicer()
         add_HealthServicer_to_server(self._health, self.server)
         self.set_serving(False)
 
-    def start(self, address: str, services: Sequence[str] = ()) -> str:
-        """Listens, and gives the address with the port that was taken.
+    def listen(self, address: str) -> str:
+        """Takes an address, and gives it with the port that was taken; callers wait until ``start``.
 
         Args:
             address: ``host:port`` or ``unix:/path``.
-            services: Full names of the added ones that reflection tells of.
 
         Raises:
             ValueError: See ``ServerSecurity.listen``.
             OSError: See there.
         """
-        names = [*services, *HEALTH.services_by_name.values()]
-        told = [name if isinstance(name, str) else name.full_name for name in names]
-        reflection.enable_server_reflection([*told, reflection.SERVICE_NAME], self.server)
         try:
             self.address = self._security.listen(self.server, address)
         except BaseException:
             self.stop(0.0)
             raise
+        return self.address
+
+    def start(self, address: str = "", services: Sequence[str] = ()) -> str:
+        """Answers calls from now on; gives the address where.
+
+        Args:
+            address: See ``listen``; empty where that has been called.
+            services: Full names of the added ones that reflection tells of.
+        """
+        if address:
+            self.listen(address)
+        health = [service.full_name for service in HEALTH.services_by_name.values()]
+        reflection.enable_server_reflection([*services, *health, reflection.SERVICE_NAME], self.server)
         self.server.start()
         return self.address
 

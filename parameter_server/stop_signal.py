@@ -14,10 +14,15 @@ _LOOK_SECONDS = 0.1
 
 
 class StopSignal:
-    """While open, signals set ``requested`` instead of ending the process."""
+    """While open, signals set ``requested`` instead of ending the process.
 
-    def __init__(self) -> None:
+    Args:
+        at_once: They end it for now, with KeyboardInterrupt, as there is nothing yet to be ended in good order.
+    """
+
+    def __init__(self, *, at_once: bool = False) -> None:
         self.requested = False
+        self.at_once = at_once
         self._since = 0.0
         self._former: dict[int, Any] = {}
 
@@ -40,6 +45,8 @@ class StopSignal:
         return self.requested
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.at_once:
+            raise KeyboardInterrupt("before it was ready")
         if not self.requested:
             self.requested, self._since = True, time.monotonic()
         elif time.monotonic() - self._since > SECONDS_OF_ONE_REQUEST:

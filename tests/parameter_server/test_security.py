@@ -167,7 +167,7 @@ def test_ones_own_certificate_is_checked_at_the_start(files: Files, tmp_path: Pa
     }
     for message, tls in wrong.items():
         with pytest.raises(ValueError, match=message):
-            Endpoint(ServerSecurity(tls=tls)).start("localhost:0")
+            Endpoint(ServerSecurity(tls=tls)).listen("localhost:0")
         with pytest.raises(ValueError, match=message):
             ClientSecurity(tls=tls).open_channel("localhost:1")
     with pytest.raises(
@@ -202,14 +202,14 @@ def test_streams_need_the_token_too() -> None:
 @pytest.mark.parametrize("token", ["", TOKEN])
 def test_plain_text_stays_on_this_machine(address: str, token: str) -> None:
     with pytest.raises(ValueError, match=r"give --tls.certificate, --tls.key and --tls.authority"):
-        Endpoint(ServerSecurity(token=token)).start(address)
+        Endpoint(ServerSecurity(token=token)).listen(address)
     with pytest.raises(ValueError, match=r"give --tls.certificate, --tls.key and --tls.authority"):
         ClientSecurity(token=token).open_channel(address)
 
 
 def test_tls_alone_is_not_enough_off_this_machine(files: Files) -> None:
     with pytest.raises(ValueError, match=r"give --token-file \(or RECFORGE_TOKEN\), or use"):
-        Endpoint(ServerSecurity(tls=files("server"))).start("0.0.0.0:0")
+        Endpoint(ServerSecurity(tls=files("server"))).listen("0.0.0.0:0")
     with served(ServerSecurity(tls=files("other"), token=TOKEN), "0.0.0.0:0") as address:
         near = address.replace("0.0.0.0", "localhost")
         assert call(near, ClientSecurity(tls=files("client"), token=TOKEN)) == b"hello"
@@ -220,7 +220,7 @@ def test_an_address_in_use_is_not_shared_nor_stolen(tmp_path: Path, monkeypatch:
     for asked in ("localhost:0", "unix:socket"):
         with served(ServerSecurity(), asked) as address:
             with pytest.raises(OSError, match=r"in use.*; choose another --address"):
-                Endpoint(ServerSecurity()).start(address)
+                Endpoint(ServerSecurity()).listen(address)
             assert call(address, ClientSecurity()) == b"hello"
 
 
@@ -237,7 +237,7 @@ def test_a_unix_socket_is_its_owners_alone_and_a_dead_ones_is_taken_over(
         assert call(address, ClientSecurity()) == b"hello"
     Path("file").write_text("precious")
     with pytest.raises(OSError, match="expected a socket or nothing there"):
-        Endpoint(ServerSecurity()).start("unix:file")
+        Endpoint(ServerSecurity()).listen("unix:file")
     assert Path("file").read_text() == "precious"
 
 
