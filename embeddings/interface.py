@@ -54,6 +54,14 @@ class FarTable(Protocol):
         """Overwrites them."""
 
 
+def read_blocks(table: FarTable) -> Iterator[TableRows]:
+    """Copies a table's rows, some at a time; counters are left out."""
+    step = max(1, _COPIED_NUMBERS // table.config.dim)
+    for first in range(0, table.config.num_rows, step):
+        state = table.read(first, min(first + step, table.config.num_rows))
+        yield TableRows(table.config, state.pop("weight"), state, first)
+
+
 class Tables(nn.Module, ABC):
     """Tables whose rows are updated inside backward.
 
@@ -114,16 +122,6 @@ class Tables(nn.Module, ABC):
     def far_tables(self) -> Sequence[FarTable]:
         """Gives the tables of which no process has live rows: none, or all of them, in the order of configurations."""
         return ()
-
-    def read_rows(self) -> Iterator[TableRows]:
-        """Gives every table's rows to read, live ones or copies of some at a time; counters are left out of copies."""
-        yield from self.rows()
-        for table in self.far_tables():
-            step = max(1, _COPIED_NUMBERS // table.config.dim)
-            for first in range(0, table.config.num_rows, step):
-                state = table.read(first, min(first + step, table.config.num_rows))
-                weight = state.pop("weight")
-                yield TableRows(table.config, weight, state, first)
 
     def prefetch(self, features: KeyedJaggedTensor) -> None:
         """Begins what a later ``forward`` of the same object needs and what no row has a part in: exchanging ids.

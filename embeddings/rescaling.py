@@ -56,11 +56,13 @@ def rescale_states(
             each of the table's features in a sample.
 
     Raises:
-        ValueError: When a batch size is not above 0, or frequencies are not those of a table's rows.
+        ValueError: When a batch size is not above 0, frequencies are not those of a table's rows, or no rows are here.
     """
     for batch in (batch_before, batch_after):
         if not 0 < batch < float("inf"):
             raise ValueError(f"rescale_states: expected batch sizes above 0, got {batch_before} and {batch_after}")
+    if tables.far_tables():
+        raise ValueError("rescale_states: expected rows in this process or its group, got tables on servers")
     for rows in tables.rows():
         is_lazy = not moves_all_rows(rows.config.optimizer)
         listed, rates = _rates_of(rows, frequencies or {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from dlrm.distributed.ranks import ALONE, Ranks
 from embeddings import TableConfig
-from embeddings.interface import TableRows, Tables
+from embeddings.interface import FarTable, TableRows, Tables, read_blocks
 
 ROWS_AT_ONCE = 1 << 16
 # States that are above 0 in every row that was ever updated.
@@ -22,15 +23,28 @@ def describe_rows(every_tables: Iterable[Tables], ranks: Ranks = ALONE) -> list[
     """Return one dictionary per table: name, features, num_rows, dim, bytes, share of rows trained, mean row norm.
 
     On several ranks it is a collective call, which gives the same on all. A copy of what another rank holds as well is
-    not counted.
+    not counted. Rows that other processes hold are read block by block, all of them.
     """
-    return [
-        _describe(
-            config, [rows for rows in tables.rows() if rows.config.name == config.name and rows.is_primary], ranks
-        )
-        for tables in every_tables
-        for config in tables.table_configs
-    ]
+    described = []
+    for tables in every_tables:
+        if far := tables.far_tables():
+            described += [_describe_far(table) for table in far]
+            continue
+        for config in tables.table_configs:
+            held = [rows for rows in tables.rows() if rows.config.name == config.name and rows.is_primary]
+            described.append(_describe(config, held, ranks))
+    return described
+
+
+def _describe_far(table: FarTable) -> dict[str, Any]:
+    """Describe a table that other processes hold, in one pass over its rows."""
+    norms, trained, is_known = 0.0, 0, True
+    for rows in read_blocks(table):
+        norms += _sum_norms([rows])
+        count = _count_trained(rows)
+        trained, is_known = trained + (count or 0), is_known and count is not None
+    total_bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in table.tensors().values())
+    return _facts(table.config, total_bytes, trained if is_known else None, norms)
 
 
 def _describe(config: TableConfig, held: list[TableRows], ranks: Ranks) -> dict[str, Any]:
@@ -43,6 +57,10 @@ def _describe(config: TableConfig, held: list[TableRows], ranks: Ranks) -> dict[
     )
     # A row's norm is a sum over columns, which may lie on several ranks.
     norms = _whole_norms(config, held, ranks) if cuts else ranks.sum([_sum_norms(held)])[0]
+    return _facts(config, int(total_bytes), None if unknown else int(trained), norms)
+
+
+def _facts(config: TableConfig, total_bytes: int, trained: int | None, norms: float) -> dict[str, Any]:
     return {
         "name": config.name,
         "features": list(config.features),
@@ -50,8 +68,8 @@ def _describe(config: TableConfig, held: list[TableRows], ranks: Ranks) -> dict[
         "dim": config.dim,
         "pooling": config.pooling,
         "optimizer": type(config.optimizer).__name__,
-        "bytes": int(total_bytes),
-        "trained_rows": None if unknown else int(trained),
+        "bytes": total_bytes,
+        "trained_rows": trained,
         "mean_row_norm": norms / config.num_rows,
     }
 
