@@ -61,19 +61,15 @@ class Endpoint:
             raise
         return self.address
 
-    def start(self, address: str = "", services: Sequence[str] = ()) -> str:
-        """Answers calls from now on; gives the address where.
+    def start(self, services: Sequence[str] = ()) -> None:
+        """Answers calls from now on.
 
         Args:
-            address: See ``listen``; empty where that has been called.
             services: Full names of the added ones that reflection tells of.
         """
-        if address:
-            self.listen(address)
         health = [service.full_name for service in HEALTH.services_by_name.values()]
         reflection.enable_server_reflection([*services, *health, reflection.SERVICE_NAME], self.server)
         self.server.start()
-        return self.address
 
     def set_serving(self, is_serving: bool) -> None:
         """Sets what health answers."""

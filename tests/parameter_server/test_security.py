@@ -48,7 +48,9 @@ def served(security: ServerSecurity, address: str = "localhost:0") -> Iterator[s
     echo = grpc.unary_unary_rpc_method_handler(lambda request, _: request)
     endpoint.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", {"Echo": echo}),))
     try:
-        yield endpoint.start(address)
+        at = endpoint.listen(address)
+        endpoint.start()
+        yield at
     finally:
         endpoint.stop(0.0)
 

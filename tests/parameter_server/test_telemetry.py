@@ -81,7 +81,8 @@ def meter() -> Iterator[CallMeter]:
 
     handlers = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
     endpoint.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", handlers),))
-    address = endpoint.start("localhost:0")
+    address = endpoint.listen("localhost:0")
+    endpoint.start()
     for token, request in (("x" * 16, b"a"), ("x" * 16, b"b"), ("x" * 16, b"bad"), ("y" * 16, b"a")):
         with ClientSecurity(token=token).open_channel(address) as channel:
             future = channel.unary_unary("/test/Echo").future(request, timeout=5)
