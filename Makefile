@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help train test test-long lint docs benchmark constraints clean
+.PHONY: help train test test-long lint docs benchmark proto constraints clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,6 +18,7 @@ help:
 	@echo "make test         set up, then lint, types, import direction and tests"
 	@echo "make test-long    the tests that take minutes or install packages"
 	@echo "make benchmark    NAME=train_step (or another file of benchmarks/): one JSON object as the last line"
+	@echo "make proto        write the gRPC code anew after a change of parameter_server/control.proto"
 	@echo "make docs         build the documentation into site/"
 	@echo "make constraints  renew constraints.txt after a change of dependencies (needs uv)"
 	@echo "make clean        remove .venv, site and caches"
@@ -44,6 +45,9 @@ benchmark: $(VENV)/.test
 docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 	@echo "site/index.html"
+
+proto: $(VENV)/.test
+	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. parameter_server/control.proto
 
 constraints:
 	@uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-annotate --no-header pyproject.toml -o .constraints

@@ -47,16 +47,18 @@ class ChunkPlan:
     """
 
     def __init__(self, description: RunDescription) -> None:
+        for name in ("lanes", "batch_size", "chunk_batches", "samples", "epoch_samples", "first_sample"):
+            if type(number := getattr(description, name)) is not int or not 0 <= number < 1 << 62:
+                raise ValueError(f"{name}: expected a whole number >= 0, got {number!r}")
+        if description.lanes > MAX_LANES:
+            raise ValueError(f"lanes: expected at most {MAX_LANES}, got {description.lanes}")
         self.lanes = description.lanes
         self.batch_size = description.batch_size
         self._chunk_batches = description.chunk_batches
         self._first, self._end = description.first_sample, description.samples
         self._epoch_samples = description.epoch_samples or description.samples
-        if self._end < 0 or self._epoch_samples < 0 or not 0 <= self._first <= self._end:
-            raise ValueError(
-                f"samples: expected numbers >= 0, the first one no later than the last, got {self._first} to "
-                f"{self._end} and {self._epoch_samples} per epoch"
-            )
+        if self._first > self._end:
+            raise ValueError(f"first_sample: expected one of {self._end} samples, got {self._first}")
         # What is left of the epoch that the run begins in, if it begins within one.
         into = self._first % self._epoch_samples if self._epoch_samples else 0
         self._head_end = min(self._end, self._first + self._epoch_samples - into) if into else self._first

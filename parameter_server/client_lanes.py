@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from parameter_server.coordinator_answers import ClientLane
 from parameter_server.coordinator_state import CoordinatorState, StoredClientLane
 from parameter_server.errors import Refusal, RefusedError
+from parameter_server.lane_order import CLIENT_LANES
 
-MAX_CLIENT_LANES = 1024
+MAX_CLIENT_LANES = CLIENT_LANES
 """Each lane that ever pushed costs a shard 32 KiB of marks."""
 
 

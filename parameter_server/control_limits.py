@@ -15,6 +15,7 @@ MAX_ADDRESS = 300
 MAX_DESCRIPTION = 4 << 20
 MAX_FACTS = 64
 MAX_HOLDING = 64
+MAX_CLOCK = 1 << 40
 MAX_MESSAGE_BYTES = 8 << 20
 
 
@@ -70,6 +71,17 @@ def check_facts(facts: Mapping[str, float]) -> Mapping[str, float]:
         if not math.isfinite(value):
             raise wrong(f"facts: expected a finite number of {name}, got {value}")
     return facts
+
+
+def check_clock(clock: int) -> int:
+    """Checks the number of a batch.
+
+    Raises:
+        RefusedError: With INVALID_ARGUMENT.
+    """
+    if not 0 <= clock <= MAX_CLOCK:
+        raise wrong(f"clock: expected 0 to {MAX_CLOCK}, got {clock}")
+    return clock
 
 
 def wrong(message: str) -> RefusedError:

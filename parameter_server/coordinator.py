@@ -113,9 +113,10 @@ class Coordinator(RunState):
             member: Its number.
             clocks: Of the client lanes that it holds, the last clock that it used; other lanes are not used again.
         """
+        clocks = {lane: limits.check_clock(clock) for lane, clock in (clocks or {}).items()}
         with self._locked():
             if (found := self.members.renew(member)) is not None:
-                self._remove(found, clocks or {})
+                self._remove(found, clocks)
                 _log.info("%s %s left (member %d)", found.role, found.name, member)
 
     def describe(self, *, wait_seconds: float = 0.0) -> str | None:
@@ -152,6 +153,7 @@ class Coordinator(RunState):
         Raises:
             RefusedError: When the member does not hold the lane.
         """
+        limits.check_clock(clock)
         with self._locked():
             self.members.require(member)
             self._check_lane(member, lane, lease)
@@ -186,6 +188,7 @@ class Coordinator(RunState):
         Raises:
             RefusedError: With FAILED_PRECONDITION: its lease has expired.
         """
+        limits.check_clock(clock)
         with self._locked():
             self.members.require(member)
             self.gate_keeper.enter(member, clock)

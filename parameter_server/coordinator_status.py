@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class MoveFigures:
-    """What moves of buckets have cost since the coordinator started."""
+class RunFigures:
+    """What moves of buckets have cost since the coordinator started, and how many leases have expired."""
 
     moves_done: int = 0
     moving_buckets: int = 0
     longest_freeze_seconds: float = 0.0
+    expired_leases: int = 0
     trouble: str = ""
 
 
@@ -34,7 +35,7 @@ def summarize(run: Coordinator) -> Status:
         chunks=queue.plan.num_chunks if queue else 0,
         chunks_completed=queue.completed if queue else 0,
         chunks_out=queue.out if queue else 0,
-        samples=description.samples if description else 0,
+        samples=description.samples - description.first_sample if description else 0,
         samples_completed=queue.completed_samples if queue else 0,
         rows=_sum(members, "rows"),
         row_bytes=_sum(members, "bytes"),
@@ -45,6 +46,7 @@ def summarize(run: Coordinator) -> Status:
         moving_buckets=figures.moving_buckets,
         longest_freeze_seconds=figures.longest_freeze_seconds,
         notes=tuple(_notes(run)),
+        expired_leases=figures.expired_leases,
     )
 
 

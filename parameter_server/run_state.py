@@ -16,7 +16,7 @@ from parameter_server.chunks import ChunkPlan
 from parameter_server.client_lanes import ClientLanes
 from parameter_server.coordinator_answers import Role
 from parameter_server.coordinator_state import CoordinatorState
-from parameter_server.coordinator_status import MoveFigures
+from parameter_server.coordinator_status import RunFigures
 from parameter_server.description import RunDescription
 from parameter_server.errors import Refusal, RefusedError
 from parameter_server.gate import Gate
@@ -48,7 +48,7 @@ class RunState:
         client_lanes: As ``queue``.
         gate_keeper: How far trainers are.
         clocks: Of lanes, the highest that was told; for people.
-        figures: Of moves; for people.
+        figures: Of moves and leases; for people.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class RunState:
         self.queue: ChunkQueue | None = None
         self.client_lanes: ClientLanes | None = None
         self.clocks: dict[int, int] = {}
-        self.figures = MoveFigures()
+        self.figures = RunFigures()
         self._closed = False
         try:
             stored = self.state.setting("description")
@@ -171,6 +171,7 @@ class RunState:
             silent = self.members.seconds_since_heard(member)
             _log.warning("%s %s (member %d): silent for %.1f s", member.role, member.name, member.number, silent)
             self._remove(member, {})
+            self.figures.expired_leases += 1
 
     def _wait(self, is_ready: Callable[[], bool], seconds: float) -> bool:
         end = time.monotonic() + seconds

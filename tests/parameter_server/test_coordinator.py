@@ -17,9 +17,10 @@ from parameter_server.chunk_queue import MAX_HELD
 from parameter_server.client_lanes import MAX_CLIENT_LANES
 from parameter_server.coordinator import Coordinator
 from parameter_server.coordinator_answers import Chunk, Finished, Wait
-from parameter_server.coordinator_client import CoordinatorRoutes, LocalCoordinatorClient
+from parameter_server.coordinator_client import LocalCoordinatorClient
 from parameter_server.description import RunDescription
 from parameter_server.errors import Refusal, RefusedError
+from parameter_server.routes_source import CoordinatorRoutes
 
 RUN = RunDescription(
     run_id=7,
