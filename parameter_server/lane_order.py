@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.errors import Refusal, RefusedError
-from parameter_server.wire import Header
+from parameter_server.wire import Frame, Header
 
 CLIENT_LANES = 1024  # beside those that train: handed out to clients that push by hand
 _NO_LEASE = -1
@@ -63,11 +64,31 @@ class LaneOrders:
         order.frames += 1
         self.see_clock(header.lane, header.clock)
 
+    def clocks_with(self, header: Header) -> int:
+        """Says what ``clocks`` will be after a push."""
+        order = self.lanes.get(header.lane)
+        return self.clocks + max(0, header.clock - (order.clock if order else 0))
+
     def see_clock(self, lane: int, clock: int) -> None:
         """Takes down that a lane has come so far, here or on the shard that some buckets come from."""
         order = self.lanes.setdefault(lane, LaneOrder())
         self.clocks += max(0, clock - order.clock)
         order.clock = max(order.clock, clock)
+
+    def adopt(self, lane: int, known: LaneOrder) -> int:
+        """Goes on from where a lane was by another account, if that is further; returns how many frames further."""
+        order = self.lanes.setdefault(lane, LaneOrder())
+        if (known.lease, known.next_seq) > (order.lease, order.next_seq):
+            order.lease, order.next_seq = known.lease, known.next_seq
+        self.see_clock(lane, known.clock)
+        ahead = max(0, known.frames - order.frames)
+        order.frames += ahead
+        return ahead
+
+    def copy_of(self, frames: Iterable[Frame]) -> dict[int, LaneOrder]:
+        """Copies the orders of the lanes that pushed frames."""
+        lanes = {frame.header.lane for frame in frames}
+        return {lane: replace(self.lanes[lane]) for lane in lanes if lane in self.lanes}
 
     def to_array(self) -> NDArray[np.int64]:
         """Gives [n, 5] numbers: of each lane its number, and those of its order."""

@@ -36,10 +36,12 @@ class Marks:
 
     Attributes:
         lanes: Of each lane [4096] int64: the stamp of the bucket's last push, 0 before the first.
+        changed: Lanes whose marks have changed since somebody last cleared it.
     """
 
     def __init__(self) -> None:
         self.lanes: dict[int, Longs] = {}
+        self.changed: set[int] = set()
 
     def find_fresh(self, lane: int, stamp: int, ids: Longs, salt: np.uint64, places: Places) -> Fresh:
         """Finds which rows of a push are new; changes nothing.
@@ -60,6 +62,19 @@ class Marks:
         """Marks the buckets of a push's new rows."""
         if len(fresh.buckets) > fresh.skipped:
             _set_marks(fresh.buckets if fresh.rows is None else fresh.buckets[fresh.rows], stamp, self.of(lane))
+            self.changed.add(lane)
+
+    def raise_to(self, lane: int, buckets: Longs, marks: Longs) -> None:
+        """Takes over marks [n] of some buckets [n] from elsewhere, where they are higher."""
+        own = self.of(lane)
+        own[buckets] = np.maximum(own[buckets], marks)
+        self.changed.add(lane)
+
+    def clear(self, buckets: NDArray[np.bool_]) -> None:
+        """Forgets the marks of buckets [4096]."""
+        for lane, marks in self.lanes.items():
+            marks[buckets] = 0
+            self.changed.add(lane)
 
     def of(self, lane: int) -> Longs:
         """Gives the marks of a lane, [4096], to be changed in place."""
@@ -113,5 +128,5 @@ def _find_elsewhere(ids: Longs, salt: np.uint64, places: Places) -> int:
     for i in range(ids.size):
         bucket = bucket_of(ids[i], salt)
         if places[bucket] == ELSEWHERE:
-            return np.int64(bucket)
+            return int(bucket)
     return -1
