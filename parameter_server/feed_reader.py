@@ -17,21 +17,12 @@ from parameter_server.description import RunDescription
 from parameter_server.errors import Refusal, RefusedError
 from parameter_server.feed import FeedConnection, FeedRequest, Floats, Longs, Mark, Mask, mark_of, pack_buckets
 from parameter_server.partition import Routes, buckets_of, salt_of
+from parameter_server.shard_connections import RoutesSource
 from parameter_server.wire import Frame, Op, decode
 
 _RETRY_SECONDS = 0.2
 
 log = logging.getLogger(__name__)
-
-
-class RoutesSource(Protocol):
-    """Where routes come from."""
-
-    def current(self) -> Routes:
-        """Gives the newest known."""
-
-    def newer_than(self, epoch: int) -> Routes:
-        """Waits for routes of a later epoch."""
 
 
 class RowsTarget(Protocol):
@@ -203,6 +194,8 @@ class FeedReader:
             raise RefusedError(Refusal.INVALID_ARGUMENT, "feed: expected a frame of this run and its tables")
         if header.route_epoch > self._routes.epoch:
             self._learn(self._source.newer_than(header.route_epoch - 1))
+            if header.route_epoch > self._routes.epoch:
+                raise RefusedError(Refusal.UNAVAILABLE, f"feed: no routes of epoch {header.route_epoch} so far")
         with self._lock:  # what another shard tells must not come between the look at the routes and the rows
             if header.seq != part.history:
                 part.begin(header.seq)

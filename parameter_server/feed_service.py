@@ -34,6 +34,7 @@ class Changes(NamedTuple):
         ids: [n] rows of the asked-for buckets that changed since the asked-for version.
         weights: [n, dim].
         evicted: Ids of rows that went since, and did not come back.
+        evictions_since: The version since which it is known which rows went.
     """
 
     version: int
@@ -43,6 +44,7 @@ class Changes(NamedTuple):
     ids: Longs
     weights: Floats
     evicted: Longs
+    evictions_since: int = 0
 
 
 class ChangesSource(Protocol):
@@ -111,6 +113,7 @@ class FeedSession:
             raise _wrong(f"expected a version of table {table} up to {seen.version}, got {self._since[table]}")
         # What came here since the last pass is read anew, also if it had been here before.
         held = self._whole[table] & (seen.claims > 0) & (seen.claims <= self._epochs[table])
+        held &= self._since[table] >= seen.evictions_since
         missing = np.flatnonzero((seen.claims > 0) & ~held)
         if not held.any():
             self._since[table] = seen.version

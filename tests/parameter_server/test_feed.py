@@ -42,6 +42,7 @@ class SomeShard:
     def __init__(self, number: int) -> None:
         self.description, self.number, self.lock = DESCRIPTION, number, threading.Lock()
         self.history = 1
+        self.evictions_since = 0
         self.claims = np.zeros(NUM_BUCKETS, np.int64)
         self.route_epoch = 0
         self.gone: list[dict[int, int]] = [{} for _ in SALTS]  # by id, the version at which it was evicted
@@ -58,9 +59,8 @@ class SomeShard:
             evicted = np.array([id for id, version in self.gone[table].items() if version > since], np.int64)
             evicted = evicted[mask[buckets_of(evicted, SALTS[table])]]
             weights = np.ascontiguousarray(rows[:, : held.config.dim])
-            return Changes(
-                held.version, self.route_epoch, self.claims.copy(), held.num_rows, ids, weights, np.sort(evicted)
-            )
+            numbers = (held.version, self.route_epoch, self.claims.copy(), held.num_rows)
+            return Changes(*numbers, ids, weights, np.sort(evicted), self.evictions_since)
 
     def set_routes(self, routes: Routes) -> None:
         with self.lock:
@@ -252,6 +252,21 @@ def test_evicted_rows_go_and_may_come_back(cluster: Cluster) -> None:
         assert_equal(cluster, reader, served)
         assert sum(served.num_rows) < before
         cluster.push(3)
+        assert_equal(cluster, reader, served)
+
+
+def test_a_reader_that_was_away_for_too_long_reads_all_anew(cluster: Cluster) -> None:
+    cluster.push(3)
+    reader, served = read(cluster)
+    with reader:
+        assert_equal(cluster, reader, served)
+        shard = cluster.shards[0]
+        with shard.lock:  # no pass can see it
+            held = shard.tables[0]
+            held.count_change()
+            assert held.remove(held.take().ids[:20]) == 20
+            held.count_change()
+            shard.evictions_since = held.version
         assert_equal(cluster, reader, served)
 
 
