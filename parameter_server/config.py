@@ -12,6 +12,7 @@ from typing import Literal
 from parameter_server.address import Address
 from parameter_server.logs import LogFormat
 from parameter_server.security import ClientSecurity, ServerSecurity, TlsConfig, read_token
+from parameter_server.service import ServerLimits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,7 @@ class MemberConfig(ClientConfig):
     """Where to listen: HOST:PORT (port 0: any free one) or unix:/PATH. Off this machine TLS and a token are needed."""
     advertise: str | None = None
     """The address that others are told to use; needed where --address stands for all of this machine's."""
-    threads: int = 16
-    """Calls that are worked on at a time."""
+    limits: ServerLimits = field(default_factory=ServerLimits)
     metrics_port: int = 0
     """Port of the Prometheus metrics; 0 turns them off."""
     metrics_host: str = "127.0.0.1"
@@ -58,7 +58,6 @@ class MemberConfig(ClientConfig):
             raise ValueError(
                 f"--advertise: expected the address that others use beside --address {self.address}, got none"
             )
-        at_least(1, self.threads, "--threads")
         if not 0 <= self.metrics_port < 1 << 16:
             raise ValueError(f"--metrics-port: expected 0 to 65535, got {self.metrics_port}")
 

@@ -55,6 +55,12 @@ class EventFormatter(logging.Formatter):
         event |= {f"{name}_" if name in event else name: value for name, value in fields.items()}
         return json.dumps(event, default=str)
 
+    def tell_ready(self, address: str) -> None:
+        """Prints one line to the standard output, for whoever waits for this process to answer calls."""
+        facts = {"event": "ready", "address": address, "levelno": logging.INFO, "levelname": "INFO"}
+        ready = logging.makeLogRecord({"msg": f"ready on {address}", **facts})
+        print(f"ready on {address}" if self._form == "text" else self.format(ready), flush=True)
+
 
 @contextmanager
 def events_written(form: LogFormat, member: str) -> Iterator[EventFormatter]:
