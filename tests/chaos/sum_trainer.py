@@ -16,9 +16,10 @@ from sum_job import gradients_of
 
 from dlrm.asynchronous.membership import LeaseLostError, Membership
 from parameter_server.coordinator_answers import Chunk, Finished, Wait
-from parameter_server.coordinator_client import CoordinatorClient, CoordinatorRoutes
+from parameter_server.coordinator_client import CoordinatorClient
 from parameter_server.description import RunDescription
 from parameter_server.errors import LaneLostError, RefusedError
+from parameter_server.routes_source import CoordinatorRoutes
 from parameter_server.rows_client import LaneLease, Push, RowsClient
 from parameter_server.transports import ShardConnection
 
@@ -112,7 +113,7 @@ def _insist(ask: Callable[[], None]) -> None:
 
 def main() -> None:
     """Run as a process until the data are trained; SIGTERM asks it to leave."""
-    from parameter_server.coordinator_grpc_client import GrpcCoordinatorClient
+    from parameter_server.coordinator_client import GrpcCoordinatorClient
 
     from parameter_server.transports import GrpcConnection
 

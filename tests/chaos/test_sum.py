@@ -1,0 +1,136 @@
+"""Exactly once, whatever happens: after all chaos every row is the sum of its gradients, each of them once.
+
+Every round prints its seed where it fails; `CHAOS_SEED=<n> pytest tests/chaos/test_sum.py` repeats it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from byte_proxy import ByteFaults, ByteProxy
+from message_proxy import MessageFaults, MessageProxy
+from sum_job import describe, expected_rows
+from sum_trainer import train
+
+from parameter_server.coordinator import Coordinator
+from parameter_server.coordinator_client import LocalCoordinatorClient
+from parameter_server.partition import Routes
+from parameter_server.routes_source import CoordinatorRoutes
+from parameter_server.rows_client import RowsClient
+from parameter_server.service import add_rows_service, make_server
+from parameter_server.shard import Shard
+from parameter_server.transports import GrpcConnection
+
+SEED = int(os.environ.get("CHAOS_SEED", "1"))
+MESSAGES = MessageFaults(
+    drop_request=0.08, drop_reply=0.08, duplicate=0.1, late=0.1, delay=0.2, delay_seconds=0.05, hang=0.05
+)
+BYTES = ByteFaults(reset=0.9, reset_bytes=200_000, delay=0.05, delay_seconds=0.01, silence=0.3, silence_seconds=0.3)
+
+
+class LocalRun:
+    """Shards behind gRPC servers and proxies, and a coordinator, all in this process."""
+
+    def __init__(self, folder: Path, samples: int) -> None:
+        self.folder = folder
+        self.description = replace(describe(samples=samples), run_id=5)
+        self.coordinator = Coordinator(self.description, start_shards=2, lease_seconds=600)
+        self.client = LocalCoordinatorClient(self.coordinator)
+        self.shards: list[Shard] = []
+        self.servers, self.proxies = [], []
+
+    def add_shard(self, faults: MessageFaults | ByteFaults, seed: int) -> None:
+        number = len(self.shards)
+        shard = Shard(self.description, number, folder=self.folder / f"shard-{number}")
+        server = make_server()
+        add_rows_service(server, shard)
+        target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        kind = MessageProxy if isinstance(faults, MessageFaults) else ByteProxy
+        self.proxies.append(kind(target, seed=seed + number, faults=faults))
+        self.shards.append(shard)
+        self.servers.append(server)
+        assert self.coordinator.register("shard", f"shard-{number}", self.proxies[-1].address).shard == number
+
+    def set_routes(self) -> Routes:
+        routes = self.client.routes()
+        for shard in self.shards:
+            shard.set_routes(routes)
+        return routes
+
+    def start_trainers(self, count: int) -> list[threading.Thread]:
+        threads = [
+            threading.Thread(
+                target=train,
+                args=(f"trainer-{number}", self.description, lambda: self.client, connect_soon),
+                daemon=True,
+            )
+            for number in range(count)
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def close(self) -> None:
+        for proxy in self.proxies:
+            proxy.close()
+        for server, shard in zip(self.servers, self.shards, strict=True):
+            server.stop(None).wait()
+            shard.close()
+        self.coordinator.close()
+
+
+def connect_soon(address: str) -> GrpcConnection:
+    """Connects so that lost calls are soon known to be lost."""
+    return GrpcConnection(address, call_seconds=1.0)
+
+
+def assert_sums(client: RowsClient, samples: int) -> None:
+    """Every row is the sum of the gradients of all samples, each of them once."""
+    for table, (ids, weights) in enumerate(expected_rows(samples)):
+        found = client.pull([(table, ids)]).result()[0].rows
+        wrong = np.flatnonzero((found != weights).any(axis=1))
+        assert not wrong.size, (
+            f"seed {SEED}, table {table}: {wrong.size} of {ids.size} rows differ, first id {ids[wrong[0]]}: "
+            f"expected {weights[wrong[0]]}, got {found[wrong[0]]}"
+        )
+
+
+@pytest.fixture
+def local_run(tmp_path: Path) -> Iterator[LocalRun]:
+    run = LocalRun(tmp_path, samples=6_000)
+    yield run
+    run.close()
+
+
+@pytest.mark.parametrize("faults", [MESSAGES, BYTES], ids=["messages", "bytes"])
+def test_the_sum_is_right_behind_a_network_that_misbehaves(
+    local_run: LocalRun, faults: MessageFaults | ByteFaults
+) -> None:
+    for _ in range(2):
+        local_run.add_shard(faults, SEED)
+    local_run.set_routes()
+    trainers = local_run.start_trainers(2)
+    for thread in trainers:
+        thread.join(120)
+        assert not thread.is_alive(), f"seed {SEED}"
+    for proxy in local_run.proxies:
+        if isinstance(proxy, MessageProxy):
+            assert all(proxy.met[fault] for fault in ("drop_request", "drop_reply", "duplicate", "late", "delay"))
+            proxy.faults = MessageFaults()
+        else:
+            assert proxy.harmed > 2
+            proxy.faults = ByteFaults()
+            proxy.reset_all()
+    assert sum(shard.counts.duplicates for shard in local_run.shards) > 0, "nothing was sent twice"
+    client = RowsClient(local_run.description, CoordinatorRoutes(local_run.client), connect_soon)
+    try:
+        assert_sums(client, local_run.description.samples)
+    finally:
+        client.close()
