@@ -153,7 +153,7 @@ class PushSender:
         for lane, streams in list(self._streams.items()):
             moved: list[QueuedFrame] = []
             for shard, stream in list(streams.items()):
-                moved += stream.take_moved(routes.owners, self._salts)
+                moved += stream.take_moved(routes, self._salts)
                 if shard not in routes.addresses:
                     stream.close()  # all of its rows lie elsewhere
                     del streams[shard]

@@ -13,10 +13,10 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from parameter_server.errors import LaneLostError, Refusal, RefusedError
 from parameter_server.frame_cutting import resplit
+from parameter_server.partition import Routes
 from parameter_server.retries import Patience, is_hopeless
 from parameter_server.wire import (
     MAX_FRAME_BYTES,
@@ -70,6 +70,7 @@ class QueuedFrame:
     values: Values
     pending: PendingPush
     seq: int = 0
+    is_sent: bool = False
     is_applied: bool = False
 
     def encode(self) -> list[bytes | memoryview]:
@@ -121,8 +122,8 @@ class PushStream:
         self.lane, self.shard, self._owner = lane, shard, owner
         self.frames: deque[QueuedFrame] = deque()
         self.in_flight = 0
-        self._num_sent = 0
         self._next_seq = 1
+        self._numberings = 0
         self._is_probing = False
         self._trouble: tuple[int, Exception] | None = None
         self._patience = Patience(owner.deadline_seconds)
@@ -137,25 +138,29 @@ class PushStream:
         """Sends what may be sent now."""
         window = 1 if self._is_probing else self._owner.window
         while not (self._is_closed or self._owner.is_paused or self._timer or self._trouble):
-            if self.in_flight >= window or self._num_sent >= len(self.frames):
+            frames = list(self._next_message()) if self.in_flight < window else []
+            if not frames:
                 return
-            frames = list(self._next_message())
-            self._num_sent += len(frames)
             self.in_flight += 1
             for frame in frames:
+                frame.is_sent = True
                 if not frame.seq:
                     frame.seq, self._next_seq = self._next_seq, self._next_seq + 1
+                    frame.header = frame.header._replace(codec=min(self._numberings, 255))
             message = join([frame.encode() for frame in frames])
             self._owner.send(self.shard, message, partial(self._finish, frames))
 
-    def take_moved(self, owners: NDArray[np.int32], salts: list[np.uint64]) -> list[QueuedFrame]:
+    def take_moved(self, routes: Routes, salts: list[np.uint64]) -> list[QueuedFrame]:
         """Takes out rows that lie on other shards by now, as frames for those; nothing may be under way.
 
-        A frame that has a number keeps it, though it may be empty by now: the shard may have seen it.
+        A frame that has a number keeps it, though it may be empty by now: the shard may have seen it. Once it has seen
+        one cut by the newer routes, it refuses what comes late and was cut by earlier ones: that may hold rows of
+        buckets that have moved away and back, and whose earlier pushes are queued behind it.
         """
         moved, kept = [], deque[QueuedFrame]()
         for frame in self.frames:
-            parts = dict(resplit(frame.ids, salts[frame.header.table], owners))
+            frame.header = frame.header._replace(route_epoch=routes.epoch)
+            parts = dict(resplit(frame.ids, salts[frame.header.table], routes.owners))
             mine = parts.pop(self.shard, np.zeros(len(frame.ids), np.bool_))
             for shard, theirs in parts.items():
                 moved.append(QueuedFrame(shard, frame.header, frame.ids[theirs], frame.values[theirs], frame.pending))
@@ -167,7 +172,6 @@ class PushStream:
             else:
                 frame.acknowledge()
         self.frames = kept
-        self._num_sent = 0
         return moved
 
     def resume(self) -> None:
@@ -191,7 +195,8 @@ class PushStream:
     def _next_message(self) -> Iterator[QueuedFrame]:
         """Gives frames of one clock, as many as fit."""
         length, clock = 0, None
-        for frame in islice(self.frames, self._num_sent, self._num_sent + MAX_MESSAGE_FRAMES):
+        unsent = (frame for frame in self.frames if not frame.is_sent)
+        for frame in islice(unsent, MAX_MESSAGE_FRAMES):
             length += frame.ids.nbytes + frame.values.nbytes + 2 * 80
             if clock is not None and (length > MAX_FRAME_BYTES or frame.header.clock != clock):
                 return
@@ -207,8 +212,6 @@ class PushStream:
                     frame.acknowledge()
                 while self.frames and self.frames[0].is_applied:
                     self.frames.popleft()
-                    # Frames behind one that had to go again may have been acknowledged before, and are not sent twice.
-                    self._num_sent = max(0, self._num_sent - 1)
                 self._is_probing = False
                 self._patience.reset()
                 if applied < len(frames):
@@ -264,12 +267,15 @@ class PushStream:
             raise LaneLostError(f"{what}: expected a shard that keeps what it has acknowledged, got {error}")
         _LOG.warning("%s: the shard has lost %d acknowledged pushes of this lane", what, first - expected)
         self._next_seq = expected
+        self._numberings += 1  # the shard refuses what comes late and has a number of the old kind
         for frame in self.frames:
             frame.seq = 0
 
     def _retry(self) -> None:
         self._timer = self._trouble = None
-        self._num_sent, self._is_probing = 0, True
+        self._is_probing = True
+        for frame in self.frames:
+            frame.is_sent = frame.is_applied
         self.send()
 
 

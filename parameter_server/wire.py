@@ -77,11 +77,13 @@ class Header(NamedTuple):
         lease: Of the lane; a shard refuses an earlier one.
         seq: Number of the push in (lane, lease, shard), from 1, without gaps.
         table: Number of the table in the run's description.
-        route_epoch: Of the routes that the sender knows.
+        route_epoch: Of the routes that the sender knows; pushes are cut by them. In a lease, a shard applies no push
+            after one of a later (route_epoch, codec): it is late, and has been sent again in another form.
         n: Number of ids, or of rows of values.
         dim: Numbers per row.
         type: See ``Type``.
-        codec: Of ``Op.DENSE``, how pieces are combined; else 0.
+        codec: Of ``Op.DENSE``, how pieces are combined; of a push, how often its lane's frames to this shard have been
+            numbered anew.
         clock: Number of the lane's batch, from 1. What has been applied is known by it for ever.
         version: Of a pull's reply, how many pushes the table's rows on this shard had seen; of a push, that of the
             pull that its gradients were computed from.
