@@ -37,7 +37,7 @@ class DenseAverageConfig:
     beta: float = 0.9
     """`easgd`: alpha times the number of trainers."""
     momentum: float | None = None
-    """`average`: of the master; None: 1 - 1 / trainers."""
+    """`average`: of the master; None: 0. It makes all steps longer, by 1 / (1 - momentum)."""
     background: bool = True
     """Train on while an exchange is under way."""
 
@@ -87,7 +87,3 @@ class DenseAverageConfig:
     def alpha_for(self, trainers: int) -> float:
         """Return the elastic force's share, for so many live trainers."""
         return min(0.5, self.beta / trainers) if self.alpha is None else self.alpha
-
-    def momentum_for(self, trainers: int) -> float:
-        """Return the master's momentum, for so many live trainers."""
-        return 1.0 - 1.0 / trainers if self.momentum is None else self.momentum

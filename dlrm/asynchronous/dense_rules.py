@@ -119,6 +119,7 @@ class BlockRule(DenseRule):
 
     Chen and Huo 2016 (BMUF): v <- momentum v + change / trainers, m <- m + v. The weights become m, and what they have
     changed by while it was under way stays on top and is part of the next change. One trainer's master is its copy.
+    The paper's momentum, 1 - 1 / trainers, is for trainers that all wait for a round's end; without, it diverges early.
     """
 
     def begin(self, master: Floats) -> None:
@@ -132,7 +133,7 @@ class BlockRule(DenseRule):
 
     def parts(self, sent: Sent, place: Place, trainers: int) -> list[Part]:
         """See `DenseRule`."""
-        momentum = self.config.momentum_for(trainers)
+        momentum = self.config.momentum or 0.0
         return [
             self._part(Combine.AVERAGE, place, sent.change, 1.0 / trainers, momentum),
             *self._follow(sent, place, trainers),
