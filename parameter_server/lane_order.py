@@ -24,12 +24,14 @@ class LaneOrder:
         next_seq: Of the lease's next push.
         clock: The highest seen; that of another lease or before a move included.
         frames: Applied here, of all leases together.
+        form: In which routes and numbers the lease's newest push came, see ``_form_of``.
     """
 
     lease: int = _NO_LEASE
     next_seq: int = 1
     clock: int = 0
     frames: int = 0
+    form: int = 0
 
 
 class LaneOrders:
@@ -55,12 +57,16 @@ class LaneOrders:
             message = f"lane {header.lane}, lease {header.lease}: expected push {expected}, got {header.seq}"
             refusal = Refusal.OUT_OF_RANGE if header.seq > expected else Refusal.INVALID_ARGUMENT
             raise RefusedError(refusal, message, expected_seq=expected)
+        if header.seq == expected and header.lease == order.lease and _form_of(header) < order.form:
+            # It may hold rows of a bucket that went and came back, and whose earlier pushes are queued behind it.
+            message = f"lane {header.lane}: push {header.seq} comes late, and has been sent again by newer routes"
+            raise RefusedError(Refusal.FAILED_PRECONDITION, message, moved=True)
         return header.seq < expected
 
     def advance(self, header: Header) -> None:
         """Takes down that a push that ``check`` has let pass is applied."""
         order = self.lanes.setdefault(header.lane, LaneOrder())
-        order.lease, order.next_seq = header.lease, header.seq + 1
+        order.lease, order.next_seq, order.form = header.lease, header.seq + 1, _form_of(header)
         order.frames += 1
         self.see_clock(header.lane, header.clock)
 
@@ -91,11 +97,16 @@ class LaneOrders:
         return {lane: replace(self.lanes[lane]) for lane in lanes if lane in self.lanes}
 
     def to_array(self) -> NDArray[np.int64]:
-        """Gives [n, 5] numbers: of each lane its number, and those of its order."""
-        rows = [(lane, o.lease, o.next_seq, o.clock, o.frames) for lane, o in sorted(self.lanes.items())]
-        return np.array(rows, np.int64).reshape(-1, 5)
+        """Gives [n, 6] numbers: of each lane its number, and those of its order."""
+        rows = [(lane, o.lease, o.next_seq, o.clock, o.frames, o.form) for lane, o in sorted(self.lanes.items())]
+        return np.array(rows, np.int64).reshape(-1, 6)
 
     def set_array(self, rows: NDArray[np.int64]) -> None:
         """Replaces all orders by those of ``to_array``."""
         self.lanes = {lane: LaneOrder(*order) for lane, *order in rows.tolist()}
         self.clocks = sum(order.clock for order in self.lanes.values())
+
+
+def _form_of(header: Header) -> int:
+    """Numbers the forms in which a lease's pushes are sent: by newer routes, or numbered anew."""
+    return header.route_epoch << 8 | header.codec
