@@ -24,7 +24,8 @@ from parameter_server.description import RunDescription
 from parameter_server.errors import ConnectionLost, LaneLostError, Refusal, RefusedError, ShardUnreachableError
 from parameter_server.partition import Routes, buckets_of, salt_of, spread_evenly
 from parameter_server.rows_client import LaneLease, Push, RowsClient
-from parameter_server.wire import Flag, decode, encode, join
+from parameter_server.shard import Shard
+from parameter_server.wire import Flag, Header, Op, decode, encode, join
 
 NAMES, DIM, ROWS = ("a", "b", "c"), 4, 400
 SALTS = [salt_of(name) for name in NAMES]
@@ -366,3 +367,31 @@ def test_closing_fails_what_is_under_way_and_leaves_no_threads(make_world) -> No
         world.push(LaneLease(0, 1), 2)
     world.close()
     assert set(threading.enumerate()) == before
+
+
+@pytest.mark.parametrize("shard_kind", ["model", "real"])
+def test_what_comes_late_cannot_overtake_rows_whose_bucket_went_and_came_back(shard_kind) -> None:
+    """Clocks 1 and 2 are lost; their bucket goes and comes back, so that they are queued again, behind what stayed."""
+    addresses = {0: "local:0", 1: "local:1"}
+    routes = Routes(epoch=3, owners=np.zeros(4096, np.int32), addresses=addresses)
+    shard = ModelShard(routes, 0) if shard_kind == "model" else Shard(describe("none"), 0)
+    if isinstance(shard, Shard):
+        shard.set_routes(routes)
+    went = np.array([5])
+
+    def push(seq: int, clock: int, epoch: int, ids: np.ndarray) -> None:
+        head = Header(op=Op.PUSH, run_id=7, table=0, lane=1, lease=1, seq=seq, clock=clock, route_epoch=epoch, dim=DIM)
+        shard.push(join([encode(head, ids, np.ones((len(ids), DIM), np.float32))]))
+
+    push(seq=1, clock=1, epoch=3, ids=went[:0])  # what stayed of the first, sent again
+    with pytest.raises(RefusedError) as late:
+        push(seq=2, clock=2, epoch=1, ids=went)  # the second, as it was sent before
+    assert late.value.moved
+    push(seq=2, clock=2, epoch=3, ids=went[:0])
+    push(seq=3, clock=1, epoch=3, ids=went)
+    push(seq=4, clock=2, epoch=3, ids=went)
+    if isinstance(shard, Shard):
+        assert shard.counts.pushed_rows == 2
+        shard.close()
+    else:
+        assert shard.rows[0, 5].tolist() == [-2.0] * DIM
