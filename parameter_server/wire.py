@@ -1,6 +1,6 @@
 """The frames of the data plane: a header of fixed size, ids and values; nothing of one is used before all is checked.
 
-A message is one frame or several, one after the other. A frame, little-endian, is a header of 80 bytes, then ``n``
+A message is one frame or several, one after the other. A frame, little-endian, is a header of 96 bytes, then ``n``
 int64 ids and ``[n, dim]`` values where the flags say so, each padded with zeros to 16 bytes. The header's last field is
 the XXH3 (64 bits; Collet) of all that comes before it and after it, so that a frame is as it was sent or is refused.
 """
@@ -20,13 +20,13 @@ from parameter_server.errors import Refusal, RefusedError
 
 MAGIC = 0x46524350  # "PCRF"
 VERSION = 1
-HEADER_BYTES = 80
+HEADER_BYTES = 96
 MAX_FRAME_BYTES = 4 << 20  # a sender cuts larger ones
 MAX_MESSAGE_BYTES = (8 << 20) + HEADER_BYTES
 MAX_REPLY_BYTES = MAX_MESSAGE_BYTES + (1 << 20)  # headers of many frames add up
 MAX_MESSAGE_FRAMES = 4096  # each costs some microseconds, however little it holds
 
-_LAYOUT = struct.Struct("<IHBBQIIQIIIHBBQQffQ")
+_LAYOUT = struct.Struct("<IHBBQIIQIIIHBBQQdd8xQ")  # factors in full: a rate is rounded once, where it is used
 _CHECKSUM_AT = _LAYOUT.size - 8
 _ALIGNMENT = 16
 assert _LAYOUT.size == HEADER_BYTES
