@@ -25,11 +25,11 @@ class LocalRun:
         description: Of the run.
         shards: How many.
         folder: For what shards keep; needed where the run's durability asks for any.
-        lease_seconds: How long a member may be silent.
+        lease_seconds: How long a member may be silent; a shard of this process needs no heartbeats.
     """
 
     def __init__(
-        self, description: RunDescription, *, shards: int = 1, folder: Path | None = None, lease_seconds: float = 10.0
+        self, description: RunDescription, *, shards: int = 1, folder: Path | None = None, lease_seconds: float = 3600.0
     ) -> None:
         self.coordinator = Coordinator(description, start_shards=shards, lease_seconds=lease_seconds)
         self.client = LocalCoordinatorClient(self.coordinator)

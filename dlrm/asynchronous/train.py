@@ -140,9 +140,10 @@ def train_with(
     from dlrm.data.reader import Reader
     from dlrm.model import build_dlrm
     from dlrm.this_machine import count_cores
-    from parameter_server.coordinator_client import CoordinatorRoutes
     from parameter_server.dense_client import DenseClient
+    from parameter_server.remote_storage import RemoteStorage
     from parameter_server.remote_tables import RemoteTables
+    from parameter_server.routes_source import CoordinatorRoutes
     from parameter_server.rows_client import RowsClient
 
     output = config.output
@@ -162,7 +163,8 @@ def train_with(
             deadline_seconds=servers.deadline_seconds,
         )
         stack.enter_context(closing(rows))
-        remote = RemoteTables(membership.description, rows)
+        storage = stack.enter_context(closing(RemoteStorage(membership.description, routes, connect)))
+        remote = RemoteTables(membership.description, rows, storage=storage)
         stack.enter_context(closing(remote))
         # Trainers begin alike, with the master copy; what they draw later differs.
         seed_generators(config.seed)
