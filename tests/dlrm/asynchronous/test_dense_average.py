@@ -186,7 +186,7 @@ OF_SERVERS: dict[str, Any] = {"sgd": {"momentum": 0.9}, "adagrad": {}, "adam": {
 def test_one_trainer_that_averages_trains_as_alone(
     serve: Callable[..., Servers], name: str, every: int, background: bool
 ) -> None:
-    alone, model = network(), network()
+    alone, model = network(norm=True), network(norm=True)
     optimizers = [LOCAL[name](each.parameters()) for each in (alone, model)]
     average = serve("average").average(model, optimizers[1], every_steps=every, background=background)
     for batch in batches(0, 20):
@@ -195,6 +195,8 @@ def test_one_trainer_that_averages_trains_as_alone(
     assert_alike(model, alone)
     average.before_measuring()
     assert_alike(model, alone)
+    for (name, one), its in zip(model.named_buffers(), alone.buffers(), strict=True):
+        torch.testing.assert_close(one, its, rtol=1e-5, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adagrad", "adam"])
