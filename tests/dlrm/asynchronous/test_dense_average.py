@@ -186,7 +186,8 @@ OF_SERVERS: dict[str, Any] = {"sgd": {"momentum": 0.9}, "adagrad": {}, "adam": {
 def test_one_trainer_that_averages_trains_as_alone(
     serve: Callable[..., Servers], name: str, every: int, background: bool
 ) -> None:
-    alone, model = network(norm=True), network(norm=True)
+    # Not with the others: they take steps in a direction of rounding errors where a norm leaves no gradient.
+    alone, model = network(norm=name == "sgd"), network(norm=name == "sgd")
     optimizers = [LOCAL[name](each.parameters()) for each in (alone, model)]
     average = serve("average").average(model, optimizers[1], every_steps=every, background=background)
     for batch in batches(0, 20):
