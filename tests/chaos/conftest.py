@@ -189,3 +189,18 @@ def left_alone(faulty_run: Callable[[], FaultyRun]) -> FaultyRun:
     run = faulty_run()
     assert run.run() == 0, run.errors.read_text()
     return run
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--chaos-minutes", type=float, default=5.0, help="how long the long form of tests/chaos lasts")
+    parser.addoption("--chaos-seed", type=int, default=1, help="of its first round")
+
+
+@pytest.fixture
+def chaos_minutes(request: pytest.FixtureRequest) -> float:
+    return float(request.config.getoption("--chaos-minutes", 5.0))
+
+
+@pytest.fixture
+def chaos_seed(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--chaos-seed", 1))

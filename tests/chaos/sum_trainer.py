@@ -114,7 +114,6 @@ def _insist(ask: Callable[[], None]) -> None:
 def main() -> None:
     """Run as a process until the data are trained; SIGTERM asks it to leave."""
     from parameter_server.coordinator_client import GrpcCoordinatorClient
-
     from parameter_server.transports import GrpcConnection
 
     parser = argparse.ArgumentParser(description=__doc__)

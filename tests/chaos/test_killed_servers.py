@@ -1,0 +1,128 @@
+"""Real processes, killed and stopped at any moment: no acknowledged push is lost, none is applied twice or in part.
+
+The short form runs in the default suite. The long one, with everything at once, is a command of its own::
+
+    pytest tests/chaos/test_killed_servers.py -m long --chaos-minutes 5
+
+Where a round fails, it has said what happened; `--chaos-seed <n>` draws the same again.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from byte_proxy import ByteFaults
+from chaos_round import Chaos, Hands, assert_sums, connect
+from cluster import Cluster, wait_until
+from message_proxy import MessageFaults
+from sum_job import describe
+
+from parameter_server.coordinator_client import GrpcCoordinatorClient
+from parameter_server.description import RunDescription
+from parameter_server.routes_source import CoordinatorRoutes
+from parameter_server.rows_client import RowsClient
+
+FAULTS = [
+    None,
+    MessageFaults(drop_request=0.03, drop_reply=0.03, duplicate=0.05, late=0.05, delay=0.1, hang=0.1),
+    ByteFaults(reset=0.7, reset_bytes=2 << 20, delay=0.02, delay_seconds=0.02, silence=0.2, silence_seconds=1.0),
+]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    # Sockets' paths are short, and pytest's folders long.
+    made = Path(tempfile.mkdtemp(prefix="chaos"))
+    yield made
+    shutil.rmtree(made)
+
+
+def begin(cluster: Cluster, faults: list[ByteFaults | MessageFaults | None], trainers: int) -> None:
+    cluster.start_coordinator(len(faults))
+    for number, of_shard in enumerate(faults):
+        cluster.start_shard(number, of_shard)
+    for number in range(trainers):
+        cluster.start_trainer(number)
+
+
+def described(cluster: Cluster) -> RunDescription:
+    """The run's description, once it is under way."""
+    client = GrpcCoordinatorClient(cluster.address, deadline_seconds=60)
+    try:
+        found = RunDescription.from_json(client.describe(deadline_seconds=60))
+        client.routes(deadline_seconds=60)
+        wait_until(lambda: client.status().chunks_completed > 0 or not found.samples, "a first chunk")
+    finally:
+        client.close()
+    return found
+
+
+def check_sums(cluster: Cluster, description: RunDescription, told: str) -> None:
+    client = GrpcCoordinatorClient(cluster.address, deadline_seconds=60)
+    rows = RowsClient(description, CoordinatorRoutes(client), connect, deadline_seconds=60)
+    try:
+        assert_sums(rows, description.samples, told)
+    finally:
+        rows.close()
+        client.close()
+
+
+def test_the_sum_is_right_though_everybody_is_killed(folder: Path) -> None:
+    with Cluster(folder, describe(samples=16_000), seed=1, pace_seconds=0.02) as cluster:
+        begin(cluster, [None, None], trainers=2)
+        description = described(cluster)
+        hands = Hands(cluster, description)
+        chaos = Chaos(cluster, seed=1)
+        try:
+            for event in (chaos.kill_shard, chaos.kill_trainer, chaos.kill_coordinator, chaos.kill_shard):
+                event()
+                time.sleep(0.5)
+                cluster.check_alive()
+            chaos.pause("trainer", 2.0)
+            chaos.exchange_trainers()
+            cluster.hurry()
+            chaos.settle()
+            cluster.wait_for_trainers(100)
+            hands.check("killed")
+            check_sums(cluster, description, "killed")
+        finally:
+            hands.close()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_the_sum_is_right_in_many_rounds(chaos_minutes: float, chaos_seed: int) -> None:
+    end = time.monotonic() + 60 * chaos_minutes
+    for seed in range(chaos_seed, chaos_seed + 10_000):
+        if time.monotonic() > end:
+            break
+        print(f"round with seed {seed}", flush=True)
+        made = Path(tempfile.mkdtemp(prefix="chaos"))
+        run_round(made, seed, seconds=min(40.0, max(10.0, end - time.monotonic())))
+        shutil.rmtree(made)  # what a failing round leaves is kept
+
+
+def run_round(folder: Path, seed: int, seconds: float) -> None:
+    draw = random.Random(seed)
+    told = f"round with seed {seed}, files in {folder}"
+    staleness = draw.choice([None, None, 3])
+    with Cluster(folder, describe(samples=60_000, staleness=staleness), seed=seed, pace_seconds=0.05) as cluster:
+        begin(cluster, [draw.choice(FAULTS) for _ in range(2)], trainers=draw.randint(2, 3))
+        description = described(cluster)
+        hands = Hands(cluster, description)
+        chaos = Chaos(cluster, seed)
+        try:
+            chaos.happen(time.monotonic() + seconds)
+            cluster.hurry()
+            chaos.settle()
+            cluster.wait_for_trainers(180)
+            hands.check(told)
+            check_sums(cluster, description, told)
+        finally:
+            hands.close()
