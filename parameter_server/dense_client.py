@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as NotDoneError  # a name of its own before Python 3.11
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from parameter_server.dense_codec import MAX_FRAME_PIECES, PIECE, PIECE_SALT, Combine, Floats
 from parameter_server.errors import ConnectionLost, LaneLostError, Refusal, RefusedError, ShardUnreachableError
 from parameter_server.partition import Longs, Routes, buckets_of
+from parameter_server.shard_connections import RoutesSource, RoutesWatch, ShardConnections
 from parameter_server.transports import ShardConnection
 from parameter_server.wire import Flag, Header, Op, decode, encode, join
 
@@ -25,16 +25,6 @@ FRAMES_AT_A_TIME = 4  # per shard, so that other calls get their turn
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 2.0
 SILENT_SECONDS = 1.0  # of trouble before it is spoken of: a move of buckets is over by then
 _FOR_NOW = (Refusal.RESOURCE_EXHAUSTED, Refusal.UNAVAILABLE, Refusal.DATA_LOSS)
-
-
-class RoutesSource(Protocol):
-    """Where routes come from."""
-
-    def current(self) -> Routes:
-        """Gives the newest routes known."""
-
-    def newer_than(self, epoch: int) -> Routes:
-        """Waits for newer ones."""
 
 
 class Place(NamedTuple):
@@ -115,12 +105,12 @@ class DenseClient:
         attempt_seconds: float = 30.0,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self._run_id, self._source, self._connect = run_id, source, connect
+        self._run_id, self._source = run_id, source
         self.deadline_seconds, self._attempt_seconds = deadline_seconds, attempt_seconds
         self._say = say or _print_line
-        self._connections: dict[str, ShardConnection] = {}
+        self._connections = ShardConnections(connect)
+        self._watch = RoutesWatch(source, self._connections.keep)
         self._closed = threading.Event()
-        self._asking: threading.Thread | None = None
         self.retries = 0
 
     def exchange(self, parts: Sequence[Part], own: Floats, numbers: int) -> list[Floats]:
@@ -153,8 +143,8 @@ class DenseClient:
     def close(self) -> None:
         """Closes all connections; an exchange under way ends with an error."""
         self._closed.set()
-        for connection in self._connections.values():
-            connection.close()
+        self._connections.close()
+        self._watch.close()
 
     def _send_once(self, calls: Sequence[_Call], own: Floats, outage: _Outage) -> None:
         """Sends what has no answer, once around."""
@@ -193,21 +183,11 @@ class DenseClient:
             LaneLostError, RefusedError: It does not pass.
         """
         if error.moved:
-            self._ask_for_newer(epoch)
+            self._watch.ask(epoch)  # beside this, as it may be the shard that knows older ones
         elif error.refusal == Refusal.FAILED_PRECONDITION:
             raise LaneLostError(f"dense part: {error}") from error
         elif error.refusal not in _FOR_NOW:
             raise error
-
-    def _ask_for_newer(self, epoch: int) -> None:
-        """Lets the source ask, beside the exchange: it may be the shard that has not heard of these routes yet."""
-        if self._asking is None or not self._asking.is_alive():
-            self._asking = threading.Thread(target=self._ask, args=(epoch,), name="dense-routes", daemon=True)
-            self._asking.start()
-
-    def _ask(self, epoch: int) -> None:
-        with suppress(ConnectionError):  # the next refusal asks again
-            self._source.newer_than(epoch)
 
     def _send(self, calls: Sequence[_Call], routes: Routes) -> Iterator[_Sent]:
         """Sends frames to all shards side by side, some to each at a time, and gives them in the order of sending."""
@@ -222,7 +202,7 @@ class DenseClient:
         while waiting:
             until = time.monotonic() + self._attempt_seconds
             under_way = [
-                _Sent(call, rows, shard, until, self._connection(routes.addresses[shard]).push_pull_dense(message))
+                _Sent(call, rows, shard, until, self._connections.to(routes.addresses[shard]).push_pull_dense(message))
                 for shard, frames in waiting.items()
                 for call, rows in frames[:FRAMES_AT_A_TIME]
                 for message in [self._encode(call, rows, routes.epoch)]
@@ -257,11 +237,6 @@ class DenseClient:
             raise ConnectionLost(f"expected {len(sent.rows)} pieces in answer, got {len(values)}")
         sent.call.answers[sent.rows] = values
         sent.call.missing[sent.rows] = False
-
-    def _connection(self, address: str) -> ShardConnection:
-        if address not in self._connections:
-            self._connections[address] = self._connect(address)
-        return self._connections[address]
 
 
 class _Outage:

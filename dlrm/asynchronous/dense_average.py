@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
@@ -49,7 +50,7 @@ class DenseAverage(Attachment):
     The first trainer brings the master copy, others begin with it. What is measured and saved is the master: it is what
     all trainers have found together, and has less noise than any copy, which wanders about it (Zhang et al. 2015: the
     centre variable is what the algorithm gives). So weights are the master's from `before_measuring` on, and the
-    trainer's own again from the next step on: an evaluation and the checkpoint after it are of the same weights.
+    trainer's own again from the next step on.
 
     Args:
         model: tables and dense part; tables have no part in this.
@@ -117,11 +118,10 @@ class DenseAverage(Attachment):
             self._collect(wait=not self.config.background)
 
     def before_measuring(self) -> None:
-        """Exchange what is new, and put the master into the model."""
-        if self._aside is not None:
-            return
-        self.exchange_now()
-        self._aside = self._weights.take()
+        """Exchange what is new, and put the master into the model, as it is by now."""
+        if self._aside is None:
+            self.exchange_now()
+            self._aside = self._weights.take()
         self._weights.put(self._ask(Combine.READ, None))
 
     def exchange_now(self) -> None:
@@ -178,16 +178,16 @@ class DenseAverage(Attachment):
         if self._under_way is None:
             return
         limit = 2 * self._client.deadline_seconds  # where even the client hangs
-        if not wait and not self._under_way.done():
-            if time.monotonic() - self._began_at > limit:
+        wait_for([self._under_way], limit if wait else 0.0)
+        if not self._under_way.done():
+            if wait or time.monotonic() - self._began_at > limit:
                 raise ShardUnreachableError(f"dense part: expected an exchange to end within {limit:g} s, it did not")
             return
+        under_way, self._under_way = self._under_way, None
         try:
-            done = self._under_way.result(limit)
+            done = under_way.result()
         except LaneLostError as error:
             raise ValueError(f"{error}; start this trainer again") from error
-        finally:
-            self._under_way = None
         self._distance = self._rule.take(done.sent, done.parts, done.answer)
         self.exchanges += 1
         self._answered_at = time.monotonic()
