@@ -40,6 +40,7 @@ class Endpoint:
         self._security = security
         self.server = make_server(limits, security=security, interceptors=interceptors)
         self.address = ""
+        self._has_started = False
         self._health = HealthServicer()
         add_HealthServicer_to_server(self._health, self.server)
         self.set_serving(False)
@@ -70,6 +71,7 @@ class Endpoint:
         health = [service.full_name for service in HEALTH.services_by_name.values()]
         reflection.enable_server_reflection([*services, *health, reflection.SERVICE_NAME], self.server)
         self.server.start()
+        self._has_started = True
 
     def set_serving(self, is_serving: bool) -> None:
         """Sets what health answers."""
@@ -79,4 +81,6 @@ class Endpoint:
     def stop(self, grace_seconds: float = STOP_SECONDS) -> None:
         """Takes no further calls, and waits for those that are under way."""
         self.set_serving(False)
+        if not self._has_started:
+            self.server.start()  # or gRPC keeps the address
         self.server.stop(grace_seconds).wait()

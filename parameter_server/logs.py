@@ -57,7 +57,7 @@ class EventFormatter(logging.Formatter):
 
     def tell_ready(self, address: str) -> None:
         """Prints one line to the standard output, for whoever waits for this process to answer calls."""
-        facts = {"event": "ready", "address": address, "levelno": logging.INFO, "levelname": "INFO"}
+        facts = {"name": __name__, "event": "ready", "address": address, "levelno": logging.INFO, "levelname": "INFO"}
         ready = logging.makeLogRecord({"msg": f"ready on {address}", **facts})
         print(f"ready on {address}" if self._form == "text" else self.format(ready), flush=True)
 

@@ -19,6 +19,7 @@ from dlrm.distributed.place import LAUNCHER
 FINAL = (ERROR, INTERRUPTED)  # statuses that another start would not change
 TAIL_BYTES = 8192
 STOP_SECONDS = 120.0  # for a last save, when asked to end
+FAILED_STOP_SECONDS = 15.0  # the same beside one that cannot go on, for which others may wait in vain
 _LOOK_SECONDS = 0.05
 
 
@@ -130,7 +131,7 @@ class Crew:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
             if isinstance(error, Exception):  # others may still save what they hold; who presses Ctrl-C twice has seen
-                self.stop()
+                self.stop(FAILED_STOP_SECONDS)
         finally:
             self._kill()
 
