@@ -316,33 +316,43 @@ class Member(_message.Message):
     facts: _containers.ScalarMap[str, float]
     def __init__(self, member: _Optional[int] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., alive: _Optional[bool] = ..., seconds_since_heard: _Optional[float] = ..., shard: _Optional[int] = ..., shard_state: _Optional[str] = ..., buckets: _Optional[int] = ..., facts: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
+class SettleRequest(_message.Message):
+    __slots__ = ("order", "routes")
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    ROUTES_FIELD_NUMBER: _ClassVar[int]
+    order: int
+    routes: Routes
+    def __init__(self, order: _Optional[int] = ..., routes: _Optional[_Union[Routes, _Mapping]] = ...) -> None: ...
+
 class FreezeRequest(_message.Message):
-    __slots__ = ("freeze", "buckets", "seconds")
-    FREEZE_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("order", "buckets", "seconds")
+    ORDER_FIELD_NUMBER: _ClassVar[int]
     BUCKETS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
-    freeze: int
+    order: int
     buckets: bytes
     seconds: float
-    def __init__(self, freeze: _Optional[int] = ..., buckets: _Optional[bytes] = ..., seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, order: _Optional[int] = ..., buckets: _Optional[bytes] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class FreezeName(_message.Message):
-    __slots__ = ("freeze",)
-    FREEZE_FIELD_NUMBER: _ClassVar[int]
-    freeze: int
-    def __init__(self, freeze: _Optional[int] = ...) -> None: ...
+    __slots__ = ("order",)
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    order: int
+    def __init__(self, order: _Optional[int] = ...) -> None: ...
 
 class CopyBucketsRequest(_message.Message):
-    __slots__ = ("address", "buckets", "since", "freeze")
+    __slots__ = ("order", "address", "buckets", "since", "is_last")
+    ORDER_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     BUCKETS_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
-    FREEZE_FIELD_NUMBER: _ClassVar[int]
+    IS_LAST_FIELD_NUMBER: _ClassVar[int]
+    order: int
     address: str
     buckets: bytes
     since: _containers.RepeatedScalarFieldContainer[int]
-    freeze: int
-    def __init__(self, address: _Optional[str] = ..., buckets: _Optional[bytes] = ..., since: _Optional[_Iterable[int]] = ..., freeze: _Optional[int] = ...) -> None: ...
+    is_last: bool
+    def __init__(self, order: _Optional[int] = ..., address: _Optional[str] = ..., buckets: _Optional[bytes] = ..., since: _Optional[_Iterable[int]] = ..., is_last: _Optional[bool] = ...) -> None: ...
 
 class CopyBucketsReply(_message.Message):
     __slots__ = ("versions", "bytes")
@@ -361,9 +371,9 @@ class TakeBucketsRequest(_message.Message):
     def __init__(self, buckets: _Optional[bytes] = ..., since: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Piece(_message.Message):
-    __slots__ = ("frames", "versions")
-    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("versions", "chunk")
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
-    frames: bytes
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
     versions: Indices
-    def __init__(self, frames: _Optional[bytes] = ..., versions: _Optional[_Union[Indices, _Mapping]] = ...) -> None: ...
+    chunk: bytes
+    def __init__(self, versions: _Optional[_Union[Indices, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...

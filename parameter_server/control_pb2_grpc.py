@@ -667,6 +667,8 @@ class Coordinator:
 
 class ShardControlStub:
     """What the coordinator and other shards ask of a shard, on the server that also answers pulls and pushes.
+    Orders are numbered by the coordinator: a shard refuses one that is older than what it has seen, as late messages
+    of a move that was given up must not disturb the next one.
     """
 
     def __init__(self, channel):
@@ -682,7 +684,7 @@ class ShardControlStub:
                 _registered_method=True)
         self.Settle = channel.unary_unary(
                 '/recforge.v1.ShardControl/Settle',
-                request_serializer=parameter__server_dot_control__pb2.Routes.SerializeToString,
+                request_serializer=parameter__server_dot_control__pb2.SettleRequest.SerializeToString,
                 response_deserializer=parameter__server_dot_control__pb2.Done.FromString,
                 _registered_method=True)
         self.Freeze = channel.unary_unary(
@@ -719,6 +721,8 @@ class ShardControlStub:
 
 class ShardControlServicer:
     """What the coordinator and other shards ask of a shard, on the server that also answers pulls and pushes.
+    Orders are numbered by the coordinator: a shard refuses one that is older than what it has seen, as late messages
+    of a move that was given up must not disturb the next one.
     """
 
     def SetRoutes(self, request, context):
@@ -728,7 +732,7 @@ class ShardControlServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Settle(self, request, context):
-        """Ends what an earlier coordinator has begun: nothing is frozen any more, and what is elsewhere is dropped.
+        """Ends what was begun before: nothing is frozen any more, and what lies elsewhere is dropped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -742,7 +746,7 @@ class ShardControlServicer:
         raise NotImplementedError('Method not implemented!')
 
     def KeepFrozen(self, request, context):
-        """Lets a freeze last until routes say otherwise; refused once it is over.
+        """Lets a freeze last until it is thawed or settled; refused once it is over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -762,7 +766,7 @@ class ShardControlServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TakeBuckets(self, request, context):
-        """Gives what is in buckets, as frames of the data plane.
+        """Gives what is in buckets, in pieces for another shard.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -784,7 +788,7 @@ def add_ShardControlServicer_to_server(servicer, server):
             ),
             'Settle': grpc.unary_unary_rpc_method_handler(
                     servicer.Settle,
-                    request_deserializer=parameter__server_dot_control__pb2.Routes.FromString,
+                    request_deserializer=parameter__server_dot_control__pb2.SettleRequest.FromString,
                     response_serializer=parameter__server_dot_control__pb2.Done.SerializeToString,
             ),
             'Freeze': grpc.unary_unary_rpc_method_handler(
@@ -827,6 +831,8 @@ def add_ShardControlServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ShardControl:
     """What the coordinator and other shards ask of a shard, on the server that also answers pulls and pushes.
+    Orders are numbered by the coordinator: a shard refuses one that is older than what it has seen, as late messages
+    of a move that was given up must not disturb the next one.
     """
 
     @staticmethod
@@ -871,7 +877,7 @@ class ShardControl:
             request,
             target,
             '/recforge.v1.ShardControl/Settle',
-            parameter__server_dot_control__pb2.Routes.SerializeToString,
+            parameter__server_dot_control__pb2.SettleRequest.SerializeToString,
             parameter__server_dot_control__pb2.Done.FromString,
             options,
             channel_credentials,

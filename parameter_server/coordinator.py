@@ -26,6 +26,7 @@ from parameter_server.coordinator_state import StoredSnapshot
 from parameter_server.coordinator_status import summarize
 from parameter_server.errors import Refusal, RefusedError
 from parameter_server.leases import Member
+from parameter_server.move_plan import Move
 from parameter_server.partition import Routes
 from parameter_server.run_state import RunState
 
@@ -248,6 +249,26 @@ class Coordinator(RunState):
             with self._change():
                 self._queue().go_to(found.position)
             _log.info("went back to snapshot %s", name)
+
+    def commit_move(self, move: Move) -> Routes:
+        """Gives buckets to another shard: the one moment of a move that counts.
+
+        Raises:
+            RefusedError: With FAILED_PRECONDITION: one of the two shards has been started anew since the move began,
+                so that it may not hold what was copied, or may have taken pushes; or the buckets are another's.
+        """
+        with self._locked():
+            routes = self.routing.routes
+            both = (self.members.shard(move.sender), self.members.shard(move.receiver))
+            same = tuple(member.number if member else 0 for member in both) == move.members
+            if not same or routes is None or not routes.owned_by(move.sender)[move.buckets].all():
+                raise RefusedError(Refusal.FAILED_PRECONDITION, "move: expected both shards as it began, got others")
+            owners = routes.owners.copy()
+            owners[move.buckets] = move.receiver
+            with self._change():
+                made = self.routing.commit(owners)
+            self.changed.notify_all()
+            return made
 
     def drain(self, shard: int) -> None:
         """Has a shard emptied; it may end when its heartbeats are answered with ``may_end``.

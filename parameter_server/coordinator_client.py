@@ -232,7 +232,9 @@ class GrpcCoordinatorClient:
 
         def ask(seconds: float) -> Routes | None:
             request = self._pb.RoutesRequest(newer_than=newer_than, wait_seconds=seconds)
-            found: Routes | None = self._messages.read_routes(self._call(self._stub.GetRoutes, request))
+            found: Routes | None = self._messages.read_routes(
+                self._call(self._stub.GetRoutes, request, deadline_seconds)
+            )
             return found
 
         return wait_for(ask, f"routes newer than epoch {newer_than}", deadline_seconds)
@@ -298,8 +300,9 @@ class GrpcCoordinatorClient:
 
         return call(method, request, seconds, f"coordinator at {self.address}")
 
-    def _call(self, method: Any, request: Any) -> Any:
-        end = time.monotonic() + self._deadline_seconds
+    def _call(self, method: Any, request: Any, deadline_seconds: float | None = None) -> Any:
+        seconds = self._deadline_seconds if deadline_seconds is None else deadline_seconds
+        end = time.monotonic() + min(seconds, self._deadline_seconds)
         while True:
             try:
                 return self._try(method, request)
@@ -310,8 +313,7 @@ class GrpcCoordinatorClient:
                     from parameter_server.unreachable import why_unreachable
 
                     raise ConnectionLost(
-                        f"coordinator: {why_unreachable(self.address, self._security)}; tried for "
-                        f"{self._deadline_seconds:g} s"
+                        f"coordinator: {why_unreachable(self.address, self._security)}; tried for {seconds:g} s"
                     ) from error
                 time.sleep(_AGAIN_SECONDS)
 

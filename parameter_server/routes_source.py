@@ -11,6 +11,9 @@ from parameter_server.partition import Routes
 
 WAIT_SECONDS = 2.0
 
+_ASK_SECONDS = 2.0
+_AGAIN_SECONDS = 0.1
+
 
 class CoordinatorRoutes:
     """Keeps the newest routes, and asks for newer ones where somebody needs them.
@@ -32,19 +35,16 @@ class CoordinatorRoutes:
             return self._routes
 
     def newer_than(self, epoch: int) -> Routes:
-        """Waits for routes of a later epoch, some seconds at most, and gives the newest ones, later or not.
-
-        Whoever asks may want to end: there may be no later ones for as long as the run lasts.
-        """
-        end = time.monotonic() + WAIT_SECONDS
+        """Waits for routes of a later epoch, some seconds at most, and gives the newest ones, later or not."""
         with self._asking:
-            while (known := self.current()).epoch <= epoch and (left := end - time.monotonic()) > 0:
+            known = self.current()
+            if known.epoch <= epoch:
                 try:
-                    self.take(self._client.routes(max(epoch, known.epoch), deadline_seconds=left))
+                    self.take(self._client.routes(epoch, deadline_seconds=_ASK_SECONDS))
                 except TimeoutError:
-                    break
+                    pass
                 except ConnectionLost:
-                    time.sleep(min(0.1, left))
+                    time.sleep(_AGAIN_SECONDS)
             return self.current()
 
     def take(self, routes: Routes) -> None:

@@ -49,6 +49,7 @@ class RunState:
         gate_keeper: How far trainers are.
         clocks: Of lanes, the highest that was told; for people.
         figures: Of moves and leases; for people.
+        start_number: How often a coordinator of this state has been started.
     """
 
     def __init__(
@@ -81,6 +82,9 @@ class RunState:
             if description is not None:
                 self._describe(description)
             self._go_on()
+            self.start_number = int(self.state.setting("starts") or 0) + 1
+            with self.state.change():
+                self.state.set_setting("starts", str(self.start_number))
         except BaseException:
             self.state.close()
             raise
