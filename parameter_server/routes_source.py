@@ -11,7 +11,7 @@ from parameter_server.partition import Routes
 
 WAIT_SECONDS = 2.0
 
-_ASK_SECONDS = 2.0
+_ASK_SECONDS = 1.0
 _AGAIN_SECONDS = 0.1
 
 
