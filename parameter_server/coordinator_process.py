@@ -36,6 +36,8 @@ def serve(config: CoordinatorConfig, events: EventFormatter) -> None:
     from parameter_server.coordinator import Coordinator
     from parameter_server.coordinator_service import SERVICE, CoordinatorService
     from parameter_server.endpoint import Endpoint
+    from parameter_server.moves import ShardKeeper
+    from parameter_server.shard_control_service import GrpcShardLink
     from parameter_server.telemetry import MetricsServer, RunMetrics
 
     with StopSignal(at_once=True) as stop, ExitStack() as stack:
@@ -49,7 +51,9 @@ def serve(config: CoordinatorConfig, events: EventFormatter) -> None:
                 Coordinator(path=config.folder / STATE, start_shards=config.shards, lease_seconds=config.lease_seconds)
             )
         )
-        keeper = None
+        keeper = ShardKeeper(coordinator, lambda address: GrpcShardLink(address, config.client_security))
+        keeper.start()
+        stack.callback(keeper.close)
         CoordinatorService(coordinator, keeper).add_to(endpoint.server)
         if config.metrics_port:
             metrics = RunMetrics(coordinator, meter)

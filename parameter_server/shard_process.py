@@ -16,6 +16,7 @@ from parameter_server.stop_signal import StopSignal
 if TYPE_CHECKING:
     from parameter_server.logs import EventFormatter
     from parameter_server.shard import Shard
+    from parameter_server.shard_control_service import SHARD_SERVICE, ShardControlService
     from parameter_server.shard_membership import ShardMembership
 
 _LOG = logging.getLogger(__name__)
@@ -59,11 +60,14 @@ def serve(config: ShardConfig, events: EventFormatter) -> None:
         stack.enter_context(closing(shard))
         add_rows_service(endpoint.server, shard, config.limits)
         add_feed_to(endpoint.server, shard)
+        control = ShardControlService(shard, config.client_security)
+        control.add_to(endpoint.server)
+        stack.callback(control.close)
         if config.metrics_port:
             metrics = ShardMetrics(shard, meter)
             stack.enter_context(MetricsServer(metrics, config.metrics_host, config.metrics_port))
         membership.follow(shard)
-        endpoint.start([SERVICE])
+        endpoint.start([SERVICE, SHARD_SERVICE])
         stop.at_once = False
         endpoint.set_serving(True)
         events.tell_ready(address)
