@@ -101,7 +101,7 @@ class Chaos:
             weights, events = zip(*self._events, strict=True)
             self.draw.choices(events, weights)[0]()
             self.cluster.check_alive()
-            time.sleep(self.draw.random() * 0.8)
+            time.sleep(0.2 + self.draw.random() * 1.5)
 
     def settle(self) -> None:
         """Waits for what goes on beside."""
