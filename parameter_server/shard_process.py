@@ -16,7 +16,6 @@ from parameter_server.stop_signal import StopSignal
 if TYPE_CHECKING:
     from parameter_server.logs import EventFormatter
     from parameter_server.shard import Shard
-    from parameter_server.shard_control_service import SHARD_SERVICE, ShardControlService
     from parameter_server.shard_membership import ShardMembership
 
 _LOG = logging.getLogger(__name__)
@@ -37,6 +36,7 @@ def serve(config: ShardConfig, events: EventFormatter) -> None:
     from parameter_server.feed_service import add_feed_to
     from parameter_server.service import add_rows_service
     from parameter_server.shard import Shard
+    from parameter_server.shard_control_service import SHARD_SERVICE, ShardControlService
     from parameter_server.shard_membership import ShardMembership
     from parameter_server.telemetry import MetricsServer, ShardMetrics
     from parameter_server.transports import SERVICE
