@@ -1,60 +1,57 @@
-"""A table whose rows come into being when they are pushed, and which one process holds some of."""
+"""A table whose rows come into being when they are pushed, and of which one process holds some."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embeddings.hashed.admission import Admission, counts_first
 from embeddings.hashed.births import Births
+from embeddings.hashed.eviction import EvictedIds
 from embeddings.hashed.growth import Growth
-from embeddings.hashed.row_store import RowStore, split_meta
-from embeddings.kernels.hashed_row_kernels import Layout, pull_rows, push_rows
+from embeddings.hashed.kept_rows import KeptRows
+from embeddings.hashed.push_checks import as_integers, check_config, check_ids, check_push
+from embeddings.hashed.record_columns import Columns, Meta, Records, join_records, make_meta, meta_of
+from embeddings.kernels.hashed_row_kernels import pull_rows, push_rows
 from embeddings.local.row_updates import settings_of
-from embeddings.row_optimizers import moves_all_rows, state_columns, trust_of
-from embeddings.tables import UNBOUNDED, TableConfig
+from embeddings.tables import TableConfig
+
+__all__ = ["HashedTable", "Records"]
 
 Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
+Counts = NDArray[np.uint32]
 Mask = NDArray[np.bool_]
 Values = NDArray[np.float32] | NDArray[np.float16]
 
 _NO_COUNTS = np.empty(0, np.int64)
 _KEEP_ALL = Growth()
-
-
-class Records(NamedTuple):
-    """Whole rows: whatever belongs to one lies side by side.
-
-    Attributes:
-        ids: [n].
-        rows: [n, record_width]: weight, optimizer states, one number if these are odd in number, then as bits of four
-            numbers: pushes (uint32), time of the last push in seconds (uint32), version of the last change (int64).
-    """
-
-    ids: Longs
-    rows: Floats
+_ONLY_COUNTED = np.uint32(1 << 31)  # in the number of pushes: of an id whose row does not exist yet
 
 
 class HashedTable:
     """Rows by id, born at their first push with the values that ``initial_rows`` says. Not safe for several threads.
+
+    The same calls, in the same order and with the same times, make the same rows; so do they go on after ``take`` and
+    ``put``. An id has a row, or is counted, or is listed as evicted, or is unknown.
 
     Args:
         config: The table. ``num_rows`` bounds ids and costs nothing; ``UNBOUNDED``: any int64 is an id.
         seed: Of rows' first values.
         salt: Of hashes of ids, see ``hash_kernels``.
         growth: When rows come and go.
-        spill_folder: Where rows beyond ``growth.max_bytes`` go with ``growth.spill``.
+        spill_folder: Emptied; where rows beyond ``growth.max_bytes`` go with ``growth.spill``.
 
     Attributes:
-        version: How many pushes were applied; whoever restores records sets it.
+        version: How many changes there were: pushes, and evictions. Whoever restores records sets it.
+        record_width: Numbers per record.
+        num_evicted: Rows that were evicted by this object.
 
     Raises:
-        ValueError: When rows of such a table cannot be updated one by one.
+        ValueError: When rows of such a table cannot be updated one by one, or there is nowhere to spill to.
     """
 
     def __init__(
@@ -66,25 +63,26 @@ class HashedTable:
         growth: Growth = _KEEP_ALL,
         spill_folder: Path | None = None,
     ) -> None:
-        _check(config)
+        check_config(config)
         self.config, self.growth = config, growth
-        self.version = 0
+        self.version, self.num_evicted = 0, 0
         self._births = Births(config, seed=seed)
-        self._states = {name: config.dim if whole else 1 for name, whole in state_columns(config.optimizer).items()}
-        first, second, last = [*self._states.values(), 0, 0, 0][:3]
-        self._layout = Layout(config.dim, first, second, last)
-        self._rows = RowStore(config.dim + sum(self._states.values()), salt=salt)
-        self.record_width = self._rows.record_width
+        self._columns = Columns(config)
+        self._rows = KeptRows(self._columns.words, salt=salt, growth=growth, spill_folder=spill_folder)
+        self.record_width = self._rows.memory.record_width
+        self._evicted = EvictedIds(salt=salt)
+        self._admission = Admission(config, growth, seed=seed, salt=salt) if counts_first(growth) else None
 
     @property
     def num_rows(self) -> int:
-        """How many rows it has."""
+        """How many rows it has, in memory and on disk."""
         return len(self._rows)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of rows, their states and the map of ids."""
-        return self._rows.num_bytes
+        """Bytes in memory of rows, their states, maps of ids, and what is counted and listed beside."""
+        counted: int = self._admission.counted.num_bytes if self._admission else 0
+        return self._rows.memory.num_bytes + self._evicted.num_bytes + counted
 
     def pull(self, ids: Longs, out: Values) -> None:
         """Reads rows and changes nothing; those that do not exist read as they would be born.
@@ -96,14 +94,12 @@ class HashedTable:
         Raises:
             ValueError: When an id is outside the table.
         """
-        self._check_ids(ids)
-        missing = np.empty(ids.size, np.int64)
-        flat = _as_integers(out).reshape(-1)
-        rows = self._rows
+        check_ids(self.config, ids)
+        missing, rows = np.empty(ids.size, np.int64), self._rows.memory
+        flat = as_integers(out)
         count = pull_rows(rows.entries, rows.blocks, rows.stride, rows.salt, ids, self.config.dim, flat, missing)
         if count:
-            places = missing[:count]
-            out[places] = self._births.draw(ids[places])
+            self._pull_missing(ids, missing[:count], out)
 
     def push(
         self,
@@ -116,7 +112,7 @@ class HashedTable:
         now: float,
         counts: Longs = _NO_COUNTS,
     ) -> None:
-        """Updates rows; those that do not exist are born first. Adds one to ``version``.
+        """Updates rows; those that do not exist are born first, if admitted. Adds one to ``version``.
 
         Args:
             ids: [n], each once.
@@ -130,13 +126,18 @@ class HashedTable:
         Raises:
             ValueError: When an id is outside the table or given twice, or shapes do not fit; nothing was changed then.
         """
-        self._check_push(ids, gradients)
+        check_push(self.config, ids, gradients, counts)
+        as_integers(gradients)
         self.version += 1
-        slots = self._admit(ids)
+        slots, kept = self._open_rows(ids, int(now))
+        if kept is not None:
+            gradients, counts = gradients[kept], counts[kept] if counts.size else counts
         settings = settings_of(self.config, updates, factor, eps_factor)
-        flat = _as_integers(gradients).reshape(-1)
-        rows = self._rows
-        push_rows(rows.blocks, rows.stride, slots, flat, counts, self._layout, settings, self.version, int(now))
+        rows, is_half = self._rows.memory, gradients.dtype == np.float16
+        where = (rows.blocks, rows.stride, slots, gradients.ctypes.data, is_half, np.array(counts))
+        push_rows(*where, self._columns.layout, settings, self.version, int(now))
+        self._rows.spill()
+        self._evict(self._rows.find_excess())
 
     def count_change(self) -> None:
         """Adds one to ``version``, as a push without rows does."""
@@ -144,45 +145,90 @@ class HashedTable:
 
     def take(self, *, buckets: Mask | None = None, since: int = 0) -> Records:
         """Copies rows that changed after a version: of all buckets, or of those that a mask [4096] names."""
-        slots = self._rows.list_slots(since=since, buckets=buckets)
-        return Records(self._rows.ids_of(slots), self._rows.read(slots))
+        parts = self._rows.take(buckets=buckets, since=since)
+        if self._admission is not None:
+            ids, meta = self._admission.take(buckets=buckets, since=since)
+            parts.append(self._make_records(ids, self._births.draw(ids), {}, meta.counts | _ONLY_COUNTED, *meta[1:]))
+        return join_records(parts)
 
     def put(self, records: Records, *, version: int | None = None) -> None:
-        """Writes records over rows, or beside them, as they are.
+        """Writes records over rows, or beside them, as they are; ``version`` becomes the latest of theirs, or stays.
 
         Args:
-            records: Of a table with the same configuration.
+            records: Of a table with the same configuration, each id once.
             version: Replaces theirs, which are another table's where rows moved here from another shard: the next
                 ``take(since=...)`` here would miss them.
+
+        Raises:
+            ValueError: When they are another table's; nothing was changed then.
         """
         ids, rows = records
-        if rows.shape != (ids.size, self.record_width):
-            expected = (ids.size, self.record_width)
-            raise ValueError(f"table {self.config.name!r}: expected records {expected}, got {rows.shape}")
-        slots, _ = self._rows.insert(ids)
+        if rows.shape != (ids.size, self.record_width) or rows.dtype != np.float32:
+            expected, got = f"float32 {(ids.size, self.record_width)}", f"{rows.dtype} {rows.shape}"
+            raise ValueError(f"table {self.config.name!r}: expected records of {expected}, got {got}")
+        check_ids(self.config, ids)
+        rows = np.array(rows, order="C") if version is not None else np.ascontiguousarray(rows)
+        meta = meta_of(rows)
         if version is not None:
-            rows = rows.copy()
-            split_meta(rows)[2][:] = version
-        self._rows.write(slots, rows)
+            meta.versions[:] = version
+        self.version = max(self.version, int(meta.versions.max(initial=0)))
+        counted = (meta.counts & _ONLY_COUNTED) > 0
+        if counted.any():
+            some = Meta(meta.counts[counted] & ~_ONLY_COUNTED, meta.seen[counted], meta.versions[counted])
+            self._discard(ids[counted])
+            if self._admission is not None:
+                self._admission.put(ids[counted], some)
+            ids, rows = ids[~counted], rows[~counted]
+        self._keep(Records(ids, rows))
+        self._rows.spill()
 
     def drop(self, buckets: Mask) -> int:
-        """Forgets all rows of buckets, which a mask [4096] names: they moved elsewhere. Returns how many."""
-        return self._rows.remove(self._rows.ids_of(self._rows.list_slots(buckets=buckets)))
+        """Forgets all of buckets, which a mask [4096] names: they moved elsewhere. Returns how many rows went."""
+        before = self.num_rows
+        self._discard(self.take(buckets=buckets).ids)
+        self._evicted.drop(buckets)
+        return before - self.num_rows
 
     def remove(self, ids: Longs) -> int:
-        """Forgets rows, which another shard has evicted. Returns how many."""
-        return self._rows.remove(ids)
+        """Evicts rows, as another shard has done. Adds one to ``version``, if there are any; returns how many."""
+        before, ids = self.num_rows, ids[self._has(ids)]
+        if ids.size:
+            self.version += 1
+            self._discard(ids)
+            self._evicted.add(ids, self.version)
+        return before - self.num_rows
 
     def evict(self, now: float) -> int:
-        """Evicts rows as ``growth`` says. Returns how many."""
-        return 0
+        """Evicts rows that ``growth`` says are too old. Adds one to ``version``, if there are any.
+
+        A row whose last push is not known, since it came from a checkpoint, is as if it had been pushed now.
+
+        Args:
+            now: Seconds since 1970.
+
+        Returns:
+            How many.
+        """
+        seconds = self.growth.evict_after_seconds
+        if seconds is None:
+            return 0
+        if self._rows.date(int(now), self.version + 1):
+            self.version += 1
+        old = self._rows.find_older(now, seconds)
+        counted = self._admission.forget_older(now, seconds) if self._admission else old[:0]
+        if old.size or counted.size:
+            self.version += 1
+            self._evicted.add(counted, self.version)
+            self._evict(old)
+        return int(old.size)
 
     def evicted(self, *, since: int = 0) -> Longs:
-        """Lists ids that were evicted after a version, and not born again."""
-        return np.empty(0, np.int64)
+        """Lists ids that were evicted, or are no longer counted, after a version, and did not come back."""
+        return self._evicted.list_since(since)
 
     def forget_evicted(self, before_version: int) -> None:
         """Forgets which ids were evicted before a version."""
+        self._evicted.forget(before_version)
 
     def put_rows(self, ids: Longs, weight: Floats, state: Mapping[str, Floats]) -> None:
         """Writes rows of a checkpoint. Adds one to ``version``.
@@ -190,77 +236,84 @@ class HashedTable:
         Args:
             ids: [n], each once.
             weight: [n, dim].
-            state: Of the optimizer by name, see ``state_columns``: [n, dim], or [n] where it is one number per row.
+            state: Of the optimizer by name, see ``state_columns``: [n, dim], or [n] where it is one number per row;
+                0, if it is not given.
         """
-        self._check_ids(ids)
+        check_ids(self.config, ids)
         self.version += 1
-        rows = np.zeros((ids.size, self.record_width), np.float32)
-        at = 0
-        for columns, values in zip(self._columns(), [weight, *(state[name] for name in self._states)], strict=True):
-            rows[:, at : at + columns] = values.reshape(ids.size, columns)
-            at += columns
-        pushes, _, versions = split_meta(rows)
-        pushes[:], versions[:] = self.growth.admit_after, self.version
-        self.put(Records(ids, rows))
+        self._keep(self._make_records(ids, weight, state, self.growth.admit_after, 0, self.version))
+        self._rows.spill()
 
     def read_rows(self, ids: Longs) -> tuple[Floats, dict[str, Floats]]:
         """Reads rows and states by name, as ``put_rows`` takes them; rows that do not exist read as they are born."""
-        slots, missing = self._rows.find(ids)
-        rows = np.zeros((ids.size, self._rows.words), np.float32)
-        there = slots >= 0
-        rows[there] = self._rows.read(slots[there], 0, self._rows.words)
-        if missing:
-            rows[~there, : self.config.dim] = self._births.draw(ids[~there])
-        edges = np.cumsum([0, *self._columns()])
-        parts = [rows[:, first:last].copy() for first, last in itertools.pairwise(edges)]
-        states = dict(zip(self._states, parts[1:], strict=True))
-        return parts[0], {name: s if self._states[name] > 1 else s[:, 0] for name, s in states.items()}
+        check_ids(self.config, ids)
+        there, records = self._rows.read(ids)
+        rows = np.zeros((ids.size, self.record_width), np.float32)
+        rows[there] = records
+        rows[~there, : self.config.dim] = self._births.draw(ids[~there])
+        return self._columns.split(rows)
 
-    def _columns(self) -> list[int]:
-        return [self.config.dim, *self._states.values()]
+    def close(self) -> None:
+        """Closes the files of rows on disk."""
+        self._rows.close()
 
-    def _admit(self, ids: Longs) -> Longs:
-        slots, missing = self._rows.find(ids)
-        if missing:
-            born = ids[slots < 0]
-            its, _ = self._rows.insert(born)
-            self._rows.write(its, self._births.draw(born))
-            slots[slots < 0] = its
+    def _pull_missing(self, ids: Longs, places: Longs, out: Values) -> None:
+        spilled, rows = self._rows.read_spilled(ids[places])
+        unborn = places[~spilled]
+        with np.errstate(over="ignore"):  # what is too large for float16 becomes infinite, as with rows in memory
+            out[places[spilled]] = rows[:, : self.config.dim]
+            out[unborn] = self._births.draw(ids[unborn])
+
+    def _open_rows(self, ids: Longs, seen: int) -> tuple[Longs, Mask | None]:
+        # Slots of rows, born if need be; and of which of the ids, where some are not admitted.
+        slots = self._rows.find(ids)
+        absent = np.flatnonzero(slots < 0)
+        if not absent.size:
+            return slots, None
+        born, counts = absent, np.zeros(absent.size, np.uint32)
+        if self._admission is not None:
+            admitted, counts = self._admission.admit(ids[absent], self.version, seen)
+            born, counts = absent[admitted], counts[admitted] - np.uint32(1)
+            self._evicted.remove(ids[absent])
+            self._evicted.add(self._admission.forget_most(), self.version)
+        records = self._make_records(ids[born], self._births.draw(ids[born]), {}, counts, seen, self.version)
+        slots[born] = self._keep(records)
+        return (slots, None) if born.size == absent.size else (slots[slots >= 0], slots >= 0)
+
+    def _make_records(
+        self,
+        ids: Longs,
+        weight: Floats,
+        state: Mapping[str, Floats],
+        counts: Counts | int,
+        seen: Counts | int,
+        versions: Longs | int,
+    ) -> Records:
+        rows = np.zeros((ids.size, self.record_width), np.float32)
+        self._columns.join(weight, state, rows)
+        rows[:, self._rows.memory.words :] = make_meta(counts, seen, versions, ids.size)
+        return Records(ids, rows)
+
+    def _keep(self, records: Records) -> Longs:
+        slots = self._rows.put(*records)
+        self._evicted.remove(records.ids)
+        if self._admission is not None:
+            self._admission.counted.remove(records.ids)
         return slots
 
-    def _check_push(self, ids: Longs, gradients: Values) -> None:
-        self._check_ids(ids)
-        name = self.config.name
-        if gradients.shape != (ids.size, self.config.dim):
-            expected = (ids.size, self.config.dim)
-            raise ValueError(f"table {name!r}: expected gradients {expected}, got {gradients.shape}")
-        if ids.size > 1 and not (ids[1:] > ids[:-1]).all():
-            ordered = np.sort(ids)
-            repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-            if repeated.size:
-                raise ValueError(f"table {name!r}: expected each id once in a push, got {repeated[0]} again")
+    def _discard(self, ids: Longs) -> None:
+        self._rows.remove(ids)
+        self._evicted.remove(ids)
+        if self._admission is not None:
+            self._admission.counted.remove(ids)
 
-    def _check_ids(self, ids: Longs) -> None:
-        limit = self.config.num_rows
-        if limit == UNBOUNDED or not ids.size:
-            return
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= limit:
-            wrong = low if low < 0 else high
-            raise ValueError(f"table {self.config.name!r}: expected ids in [0, {limit}), got {wrong}")
+    def _evict(self, ids: Longs) -> None:
+        self._rows.remove(ids)
+        self._evicted.add(ids, self.version)
+        self.num_evicted += int(ids.size)
 
-
-def _as_integers(values: Values) -> NDArray[Any]:
-    # Numba does not know float16.
-    return values.view(np.int16) if values.dtype == np.float16 else values
-
-
-def _check(config: TableConfig) -> None:
-    name = config.name
-    if config.row_type != "fp32":
-        raise ValueError(f"table {name!r}: expected row_type 'fp32' for rows on demand, got {config.row_type!r}")
-    if moves_all_rows(config.optimizer) or trust_of(config.optimizer) != "row":
-        raise ValueError(
-            f"table {name!r}: expected an optimizer that updates rows one by one, such as RowLamb(trust='row') or "
-            f"RowCowClip(l2_mode='lazy'), got {config.optimizer}"
-        )
+    def _has(self, ids: Longs) -> Mask:
+        there, _ = self._rows.read(ids)
+        if self._admission is not None:
+            there |= self._admission.counted.find(ids)[0] >= 0
+        return there

@@ -7,8 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from embeddings.hashed.record_columns import Meta, meta_of
 from embeddings.kernels import id_map_kernels, record_kernels
-from embeddings.kernels.record_kernels import BLOCK_RECORDS, ID_WORDS, META_WORDS, VERSION
+from embeddings.kernels.record_kernels import BLOCK_RECORDS, ID_WORDS, META_WORDS
 from embeddings.local.row_memory import zero_rows
 
 Floats = NDArray[np.float32]
@@ -59,20 +60,16 @@ class RowStore:
 
     def insert(self, ids: Longs) -> tuple[Longs, Mask]:
         """Gives the slot of each id [n], and whether it is a new one, with a record of zeros."""
-        self._make_room(ids.size)
-        slots, new = np.empty(ids.size, np.int64), np.empty(ids.size, np.bool_)
-        self._num_free, self._used = id_map_kernels.insert_ids(
-            self.entries,
-            self.blocks,
-            self.stride,
-            self.salt,
-            ids,
-            self._free,
-            self._num_free,
-            self._used,
-            slots,
-            new,
-        )
+        slots, missing = self.find(ids)
+        new = slots < 0
+        if missing:
+            self._make_room(missing)
+            absent = np.flatnonzero(new)
+            places, are_new = np.empty(missing, np.int64), np.empty(missing, np.bool_)
+            arguments = (self.entries, self.blocks, self.stride, self.salt, ids[absent])
+            counts = (self._free, self._num_free, self._used)
+            self._num_free, self._used = id_map_kernels.insert_ids(*arguments, *counts, places, are_new)
+            slots[absent], new[absent] = places, are_new
         return slots, new
 
     def remove(self, ids: Longs) -> int:
@@ -109,9 +106,9 @@ class RowStore:
         """Overwrites words of records, from ``first`` on, by rows [n, words]."""
         record_kernels.write_records(self.blocks, self.stride, slots, first, np.ascontiguousarray(rows))
 
-    def read_meta(self, slots: Longs) -> tuple[NDArray[np.uint32], NDArray[np.uint32], Longs]:
-        """Gives the counts, times of the last push in seconds, and versions of records, [n] each."""
-        return split_meta(self.read(slots, self.words))
+    def read_meta(self, slots: Longs) -> Meta:
+        """Copies what ends records [n]."""
+        return meta_of(self.read(slots, self.words))
 
     def _make_room(self, more: int) -> None:
         size = self.entries.size
@@ -120,7 +117,7 @@ class RowStore:
         if size > self.entries.size:
             self.entries = _no_entries(size)
             id_map_kernels.fill_entries(self.entries, self.blocks, self.stride, self.salt, self._used)
-        while len(self._held) * BLOCK_RECORDS < self._used + more:
+        while len(self._held) * BLOCK_RECORDS < self._used + more - self._num_free:
             block = zero_rows(BLOCK_RECORDS, self.stride)
             self._held.append(block)
             self.blocks = np.append(self.blocks, block.data_ptr())
@@ -128,10 +125,3 @@ class RowStore:
 
 def _no_entries(size: int) -> NDArray[np.uint64]:
     return zero_rows(size, dtype=torch.int64).numpy().view(np.uint64)
-
-
-def split_meta(rows: Floats) -> tuple[NDArray[np.uint32], NDArray[np.uint32], Longs]:
-    """Gives counts, times and versions, [n] each, of what ends records: live, where rows are contiguous."""
-    meta = rows[:, -META_WORDS:]
-    words = meta.view(np.uint32)
-    return words[:, 0], words[:, 1], meta[:, VERSION:].view(np.int64)[:, 0]

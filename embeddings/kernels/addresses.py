@@ -45,6 +45,12 @@ def floats_at(address: Any, count: Any) -> Any:
 
 
 @inlined
+def halves_at(address: Any, count: Any) -> Any:
+    """Gives the float16 numbers at an address, as int16, since Numba does not know them."""
+    return carray(pointer(address), (count,), np.int16)
+
+
+@inlined
 def longs_at(address: Any, count: Any) -> Any:
     """Gives the int64 numbers at an address that is a multiple of 8."""
     return carray(pointer(address), (count,), np.int64)

@@ -34,6 +34,20 @@ def bucket_of(id: Any, salt: Any) -> Any:
 
 
 @compiled
+def draw_chances(ids: NDArray[np.int64], counts: NDArray[np.uint32], key: np.uint64, out: NDArray[np.float64]) -> None:
+    """Writes a number in [0, 1) for each id and count, a function of both.
+
+    Args:
+        ids: [n].
+        counts: [n].
+        key: Sets the numbers apart from others'.
+        out: [n], written.
+    """
+    for i in range(ids.size):
+        out[i] = np.float64(mix(hash_of(ids[i], key) + np.uint64(counts[i])) >> np.uint64(11)) * 2.0**-53
+
+
+@compiled
 def find_buckets(ids: NDArray[np.int64], salt: np.uint64, buckets: NDArray[np.uint16]) -> None:
     """Writes the bucket of each id.
 

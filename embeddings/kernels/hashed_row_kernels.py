@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from embeddings.kernels.addresses import floats_at
+from embeddings.kernels.addresses import floats_at, halves_at
 from embeddings.kernels.compiled import compiled, inlined
 from embeddings.kernels.fused_kernels import run_block
 from embeddings.kernels.hash_kernels import hash_of
@@ -105,7 +105,8 @@ def push_rows(
     blocks: Longs,
     stride: int,
     slots: Longs,
-    gradients: Values,
+    gradients: int,
+    is_half: bool,
     counts: Longs,
     layout: Layout,
     settings: UpdateSettings,
@@ -118,7 +119,8 @@ def push_rows(
         blocks: Addresses of blocks.
         stride: Words per record.
         slots: [n], each once.
-        gradients: Flat, n * dim.
+        gradients: Where they begin, [n, dim]: an address, so that one kernel serves whatever is read-only or not.
+        is_half: Whether they are float16, and not float32.
         counts: How many ids of the batch named each row, [n]; or empty: one.
         layout: Of records.
         settings: Of this update.
@@ -127,6 +129,7 @@ def push_rows(
     """
     dim, first, second, last = layout.dim, layout.first, layout.second, layout.last
     # Flat, since a view of a row would be counted, which takes as long as copying it.
+    floats, halves = floats_at(gradients, slots.size * dim), halves_at(gradients, slots.size * dim)
     held, sums = np.empty(_BLOCK * dim, np.float32), np.empty(_BLOCK * dim, np.float32)
     state1, state2 = np.empty(_BLOCK * first, np.float32), np.empty(_BLOCK * second, np.float32)
     state3, measured = np.empty(_BLOCK * last, np.float32), np.empty((_BLOCK, MEASURES))
@@ -146,7 +149,10 @@ def push_rows(
             if i + _PUSH_AHEAD < slots.size:
                 prefetch(floats_at(record_address(blocks, stride, slots[i + _PUSH_AHEAD]), stride))
             record = floats_at(record_address(blocks, stride, slots[i]), stride)
-            _widen(gradients, i * dim, sums, k * dim, dim)
+            if is_half:
+                _widen(halves, i * dim, sums, k * dim, dim)
+            else:
+                _copy(floats, i * dim, sums, k * dim, dim)
             _copy(record, 0, held, k * dim, dim)
             _copy(record, dim, state1, k * first, first)
             _copy(record, dim + first, state2, k * second, second)

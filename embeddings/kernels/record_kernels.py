@@ -53,12 +53,17 @@ def counts_at(blocks: Any, stride: Any, slot: Any) -> Any:
     return words_at(record_address(blocks, stride, slot) + np.uint64(stride) * np.uint64(4) - np.uint64(24), 2)
 
 
+@inlined
+def _prefetch_words(blocks: Any, stride: Any, slot: Any, first: Any, count: Any) -> Any:
+    prefetch(floats_at(record_address(blocks, stride, slot) + np.uint64(first) * np.uint64(4), count))
+
+
 @compiled
 def read_records(blocks: Longs, stride: int, slots: Longs, first: int, out: Floats) -> None:
     """Copies words ``first`` and on of the records in slots [n] into ``out`` [n, words]."""
     for i in range(slots.size):
         if i + _AHEAD < slots.size:
-            prefetch(floats_at(record_address(blocks, stride, slots[i + _AHEAD]), stride))
+            _prefetch_words(blocks, stride, slots[i + _AHEAD], first, out.shape[1])
         record, target = floats_at(record_address(blocks, stride, slots[i]), stride), out[i]
         for d in range(target.size):
             target[d] = record[first + d]
@@ -69,7 +74,7 @@ def write_records(blocks: Longs, stride: int, slots: Longs, first: int, rows: Fl
     """Copies ``rows`` [n, words] over words ``first`` and on of the records in slots [n]."""
     for i in range(slots.size):
         if i + _AHEAD < slots.size:
-            prefetch(floats_at(record_address(blocks, stride, slots[i + _AHEAD]), stride))
+            _prefetch_words(blocks, stride, slots[i + _AHEAD], first, rows.shape[1])
         record, source = floats_at(record_address(blocks, stride, slots[i]), stride), rows[i]
         for d in range(source.size):
             record[first + d] = source[d]
