@@ -70,7 +70,7 @@ class LeasedBatches(Attachment):
 
     def __init__(self, reader: Reader, work: Work, tables: PlacedTables, *, is_gated: bool) -> None:
         self._reader, self._work, self._tables, self._is_gated = reader, work, tables, is_gated
-        self._read_ahead: deque[_Open] = deque()
+        self._read_ahead: deque[tuple[_Open, PushPlace]] = deque()
         self._pushed: deque[tuple[_Open, Future[None]]] = deque()
         self._trained = 0
 
@@ -93,13 +93,18 @@ class LeasedBatches(Attachment):
             else:
                 yield from self._read(given)
 
+    @property
+    def place(self) -> PushPlace:
+        """Of the batch that is trained now."""
+        return self._read_ahead[0][1]
+
     def _read(self, chunk: Chunk) -> Iterator[Batch]:
         opened = _Open(chunk=chunk, missing=-(-chunk.num_samples // chunk.batch_size))
         stop = chunk.first_sample + chunk.num_samples
         for index, batch in enumerate(self._reader.batches(chunk.batch_size, start=chunk.first_sample, stop=stop)):
             place = PushPlace(LaneLease(chunk.lane, chunk.lease), chunk.first_clock + index)
             self._tables.enter(batch.sparse, place)
-            self._read_ahead.append(opened)
+            self._read_ahead.append((opened, place))
             yield batch
 
     def before_step(self, moment: Moment) -> None:
@@ -109,7 +114,8 @@ class LeasedBatches(Attachment):
 
     def after_step(self, moment: Moment, loss: float) -> None:
         """Give back chunks all of whose batches are in the tables."""
-        self._pushed.append((self._read_ahead.popleft(), self._tables.last_push))
+        opened, _ = self._read_ahead.popleft()
+        self._pushed.append((opened, self._tables.last_push))
         self._trained += 1
         self.give_back(wait=False)
 

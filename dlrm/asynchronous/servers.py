@@ -1,12 +1,21 @@
-"""What a trainer asks of all shards at once: to save, and to have acknowledged what was pushed."""
+"""All shards of a run as a trainer sees them: tables whose rows lie there, saved and waited for together."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 
+from dlrm.asynchronous.config import ServersConfig
 from parameter_server.coordinator_answers import SnapshotTaken
 from parameter_server.coordinator_client import CoordinatorClient
+from parameter_server.dense_client import DenseClient
+from parameter_server.description import RunDescription
+from parameter_server.remote_storage import RemoteStorage
 from parameter_server.remote_tables import RemoteTables
+from parameter_server.routes_source import CoordinatorRoutes
+from parameter_server.rows_client import RowsClient
+from parameter_server.transports import ShardConnection
 
 
 class Shards:
@@ -14,14 +23,41 @@ class Shards:
 
     Args:
         client: of the coordinator.
-        tables: whose rows lie there.
-        is_kept: whether shards save anything.
+        connect: opens a connection to a shard's address.
+        description: of the run.
+        config: of this trainer.
     """
 
-    def __init__(self, client: CoordinatorClient, tables: RemoteTables, *, is_kept: bool) -> None:
-        self._client, self._tables, self._is_kept = client, tables, is_kept
+    def __init__(
+        self,
+        client: CoordinatorClient,
+        connect: Callable[[str], ShardConnection],
+        description: RunDescription,
+        config: ServersConfig,
+    ) -> None:
+        self._client, self._connect, self._description, self._config = client, connect, description, config
+        self._routes = CoordinatorRoutes(client)
+        self._opened = ExitStack()
+        rows = RowsClient(
+            description,
+            self._routes,
+            connect,
+            value_type=config.values,
+            max_in_flight=config.max_in_flight,
+            deadline_seconds=config.deadline_seconds,
+        )
+        self._opened.enter_context(closing(rows))
+        storage = RemoteStorage(description, self._routes, connect, deadline_seconds=config.deadline_seconds)
+        self._opened.enter_context(closing(storage))
+        self.tables = RemoteTables(description, rows, storage=storage)
         self._thread = ThreadPoolExecutor(1, "snapshot")
         self._saving: Future[SnapshotTaken] | None = None
+
+    def open_dense(self) -> DenseClient:
+        """Open a client of the dense part, which is its user's to close."""
+        return DenseClient(
+            self._description.run_id, self._routes, self._connect, deadline_seconds=self._config.deadline_seconds
+        )
 
     def save(self) -> None:
         """Have all shards save, in the background; one that is under way is enough.
@@ -29,7 +65,7 @@ class Shards:
         Raises:
             ValueError: the one before could not be taken.
         """
-        if not self._is_kept or (self._saving is not None and not self._saving.done()):
+        if self._description.durability == "none" or (self._saving is not None and not self._saving.done()):
             return
         if self._saving is not None:
             self._saving.result()
@@ -37,10 +73,11 @@ class Shards:
 
     def wait(self) -> None:
         """Wait until all pushes are acknowledged, and what is saved is saved."""
-        self._tables.drain()
+        self.tables.drain()
         if self._saving is not None:
             self._saving.result()
 
     def close(self) -> None:
-        """End the thread."""
+        """Close all connections; what is not acknowledged is given up."""
         self._thread.shutdown(cancel_futures=True)
+        self._opened.close()

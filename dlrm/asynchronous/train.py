@@ -15,6 +15,10 @@ from dlrm.training.command import SHORT
 from parameter_server.description import RunDescription
 
 if TYPE_CHECKING:
+    from dlrm.asynchronous.dense_average import DenseAverage
+    from dlrm.asynchronous.leased_batches import LeasedBatches
+    from dlrm.asynchronous.membership import Membership
+    from dlrm.asynchronous.servers import Shards
     from dlrm.data.dataset import Dataset
     from dlrm.training.attach import RunParts
     from dlrm.training.attachments import Attachment
@@ -131,7 +135,6 @@ def train_with(
     import torch
 
     from dlrm.asynchronous.branching import brings_weights
-    from dlrm.asynchronous.dense_average import DenseAverage
     from dlrm.asynchronous.leased_batches import LeasedBatches
     from dlrm.asynchronous.membership import Membership
     from dlrm.asynchronous.servers import Shards
@@ -140,32 +143,14 @@ def train_with(
     from dlrm.data.reader import Reader
     from dlrm.model import build_dlrm
     from dlrm.this_machine import count_cores
-    from parameter_server.dense_client import DenseClient
-    from parameter_server.remote_storage import RemoteStorage
-    from parameter_server.remote_tables import RemoteTables
-    from parameter_server.routes_source import CoordinatorRoutes
-    from parameter_server.rows_client import RowsClient
 
     output = config.output
     assert output is not None
-    servers = config.servers
     torch.set_num_threads(config.step.threads or max(1, count_cores()))
     with ExitStack() as stack:
         described = describe_asynchronous(config, dataset, tables)
-        membership = stack.enter_context(Membership(client, servers.name, described))
-        routes = CoordinatorRoutes(client)
-        rows = RowsClient(
-            membership.description,
-            routes,
-            connect,
-            value_type=servers.values,
-            max_in_flight=servers.max_in_flight,
-            deadline_seconds=servers.deadline_seconds,
-        )
-        stack.enter_context(closing(rows))
-        storage = stack.enter_context(closing(RemoteStorage(membership.description, routes, connect)))
-        remote = RemoteTables(membership.description, rows, storage=storage)
-        stack.enter_context(closing(remote))
+        membership = stack.enter_context(Membership(client, config.servers.name, described))
+        shards = stack.enter_context(closing(Shards(client, connect, membership.description, config.servers)))
         # Trainers begin alike, with the master copy; what they draw later differs.
         seed_generators(config.seed)
         model = build_dlrm(
@@ -175,29 +160,16 @@ def train_with(
             config.small_tables,
             seed=config.seed,
             device="cpu",
-            built_tables=remote,
+            built_tables=shards.tables,
         )
-
-        def attach_dense(run: RunParts) -> list[Attachment]:
-            lane = client.client_lane(membership.member)
-            dense_client = DenseClient(
-                membership.description.run_id, routes, connect, deadline_seconds=servers.deadline_seconds
-            )
-            average = DenseAverage(
-                run.model,
-                run.optimizer,
-                dense_client,
-                config.dense_average,
-                lane=lane,
-                count_trainers=membership.count_trainers,
-            )
-            membership.last_clocks[lane.lane] = lambda: average.last_clock
-            stack.callback(average.close)
-            return [average]
-
         if config.branch_from is not None and not brings_weights(membership):
             config = replace(config, branch_from=None, branch_at=None)
         reader = Reader(dataset, "train", shuffle=config.shuffle, seed=config.seed)
+        leased = LeasedBatches(reader, membership, shards.tables, is_gated=membership.description.staleness is not None)
+
+        def attach_dense(run: RunParts) -> list[Attachment]:
+            return [stack.enter_context(closing(average_dense(run, config, membership, shards, leased)))]
+
         trainer = AsynchronousTrainer(
             model,
             dataset,
@@ -205,8 +177,37 @@ def train_with(
             output,
             recipe=name,
             membership=membership,
-            leased=LeasedBatches(reader, membership, remote, is_gated=servers.staleness is not None),
-            servers=Shards(client, remote, is_kept=servers.durability != "none"),
+            leased=leased,
+            servers=shards,
             others=attach_dense,
         )
         return trainer.fit()
+
+
+def average_dense(
+    run: RunParts, config: AsynchronousConfig, membership: Membership, shards: Shards, leased: LeasedBatches
+) -> DenseAverage:
+    """Make what keeps a trainer's dense part together with those of the others, in a lane of its own.
+
+    Args:
+        run: of this trainer.
+        config: of this trainer.
+        membership: of this trainer.
+        shards: that hold the master copy.
+        leased: says which batch gradients are of.
+    """
+    from dlrm.asynchronous.dense_average import DenseAverage
+    from parameter_server.dense_client import Place
+
+    lane = membership.client.client_lane(membership.member)
+    average = DenseAverage(
+        run.model,
+        run.optimizer,
+        shards.open_dense(),
+        config.dense_average,
+        lane=lane,
+        count_trainers=membership.count_trainers,
+        place=lambda: Place(*leased.place.lease, leased.place.clock),
+    )
+    membership.last_clocks[lane.lane] = lambda: average.last_clock
+    return average
