@@ -44,6 +44,12 @@ def read_routes(message: pb.Routes) -> Routes | None:
         return None
     if len(message.owners) != NUM_BUCKETS * _OWNERS.itemsize:
         raise limits.wrong(f"routes: expected owners of {NUM_BUCKETS} buckets, got {len(message.owners)} bytes")
+    if not 1 <= message.epoch <= limits.MAX_EPOCH:
+        raise limits.wrong(f"routes: expected an epoch from 1 to {limits.MAX_EPOCH}, got {message.epoch}")
+    if len(message.addresses) > limits.MAX_SHARDS:
+        raise limits.wrong(f"routes: expected at most {limits.MAX_SHARDS} shards, got {len(message.addresses)}")
+    for address in message.addresses.values():
+        limits.check_text("address", address, limits.MAX_ADDRESS)
     try:
         owners = np.frombuffer(message.owners, _OWNERS).astype(np.int32)
         return Routes(epoch=message.epoch, owners=owners, addresses=dict(message.addresses))

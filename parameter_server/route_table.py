@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from parameter_server.control_limits import MAX_SHARDS
 from parameter_server.coordinator_state import CoordinatorState, StoredShard
 from parameter_server.errors import Refusal, RefusedError
 from parameter_server.partition import Routes, spread_evenly
-
-MAX_SHARDS = 1024
 
 
 class RouteTable:

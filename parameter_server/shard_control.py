@@ -216,8 +216,17 @@ class ShardControl:
         return Taken(versions, self._shard.take_buckets(buckets, since))
 
     def snapshot(self) -> None:
-        """Writes a snapshot."""
-        self._shard.snapshot()
+        """Writes a snapshot.
+
+        Raises:
+            RefusedError: The shard has no folder, or cannot write to it.
+        """
+        try:
+            self._shard.snapshot()
+        except RefusedError:
+            raise
+        except ValueError as error:
+            raise RefusedError(Refusal.FAILED_PRECONDITION, str(error)) from error
 
     def close(self) -> None:
         """Ends all freezes."""
