@@ -16,6 +16,7 @@ from parameter_server.state_parts import (
     cut_marks,
     cut_rows,
     pack_part,
+    row_bytes,
     take_clocks,
     take_dense,
     take_evicted,
@@ -39,7 +40,7 @@ def take_chunks(state: ShardState, busy: Busy, buckets: Mask, since: Sequence[in
         if part:
             yield pack_part(part)
     for number, version in enumerate(since):
-        share = buckets.mean() * state.tables[number].num_bytes
+        share = buckets.mean() * row_bytes(state.tables[number])
         for group in group_buckets(1 + int(share) // PART_BYTES):
             with busy():
                 part = take_rows(state, number, version, buckets & group)

@@ -19,7 +19,7 @@ from parameter_server.replay import ACKNOWLEDGED, JOURNAL, SNAPSHOTS, count_lane
 from parameter_server.shard_counts import ShardCounts
 from parameter_server.shard_state import ShardState, without_limits
 from parameter_server.snapshots import Snapshot, SnapshotFolder
-from parameter_server.state_parts import Part, put_part, take_ending, take_gone, take_marks, take_rows
+from parameter_server.state_parts import Part, put_part, row_bytes, take_ending, take_gone, take_marks, take_rows
 
 DESCRIPTION, LOCK = "shard.json", "lock"
 INCREMENTS = 8  # after which snapshots are merged into a base
@@ -143,7 +143,7 @@ class ShardFolder:
         end, at the moment of which the snapshot is.
         """
         state, since = self._state, self._saved
-        groups = 1 + sum(table.num_bytes for table in state.tables) // PART_BYTES
+        groups = 1 + sum(map(row_bytes, state.tables)) // PART_BYTES
         if groups > 1:
             with pauses:
                 part, versions = take_gone(state, since), state.versions

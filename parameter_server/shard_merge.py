@@ -15,7 +15,7 @@ from parameter_server.replay import SNAPSHOTS, group_buckets, read_back, read_cl
 from parameter_server.shard_folder import PART_BYTES, check_description
 from parameter_server.shard_state import ShardState, without_limits
 from parameter_server.snapshots import SnapshotFolder
-from parameter_server.state_parts import put_part, take_dense, take_marks
+from parameter_server.state_parts import put_part, row_bytes, take_dense, take_marks
 
 Mask = NDArray[np.bool_]
 
@@ -72,7 +72,7 @@ def merge_folders(state: ShardState, folders: Sequence[Path], buckets: Mask) -> 
 
 def _take_over(state: ShardState, old: ShardState, wanted: Mask) -> None:
     for table, source in zip(state.tables, old.tables, strict=True):
-        for group in group_buckets(1 + source.num_bytes // PART_BYTES):
+        for group in group_buckets(1 + row_bytes(source) // PART_BYTES):
             records = source.take(buckets=wanted & group)
             table.put(Records(records.ids, records.rows), version=table.version)
     put_part(state, take_marks(old, sorted(old.marks.lanes), wanted) | take_dense(old, wanted))

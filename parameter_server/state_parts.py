@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from embeddings.hashed.hashed_table import Records
+from embeddings.hashed.hashed_table import HashedTable, Records
 from embeddings.kernels.hash_kernels import NUM_BUCKETS
 from parameter_server.dense_parts import cut_pieces, keep_buckets
 from parameter_server.errors import Refusal, RefusedError
@@ -29,6 +29,11 @@ Part = dict[str, NDArray[Any]]
 Mask = NDArray[np.bool_]
 _DENSE = "dense."
 _DIGEST_BYTES = 8
+
+
+def row_bytes(table: HashedTable) -> int:
+    """Says how many bytes the records of a table take."""
+    return table.num_rows * (8 + 4 * table.record_width)
 
 
 def take_rows(state: ShardState, table: int, since: int, buckets: Mask | None = None) -> Part:
