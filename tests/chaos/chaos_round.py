@@ -33,7 +33,7 @@ class HandPusher:
         self._member = client.register("client", name).member
         given = client.client_lane(self._member)
         self.client, self.description, self.lane = client, description, LaneLease(given.lane, given.lease)
-        self.rows = RowsClient(description, CoordinatorRoutes(client), connect, deadline_seconds=120)
+        self.rows = RowsClient(description, CoordinatorRoutes(client), connect, deadline_seconds=60)
         self.pushed: list[Future[None]] = []  # by clock, from 1
         self._first_clock = given.next_clock
 

@@ -109,7 +109,8 @@ class Cluster:
 
     def said(self, name: str) -> str:
         """Gives the end of what a process has written, and of the others."""
-        parts = [f"{name} ended with {self.processes[name].poll()}, seed {self.seed}"]
+        statuses = {name: process.poll() for name, process in self.processes.items()}
+        parts = [f"{name} ended with {statuses[name]}, seed {self.seed}, all: {statuses}"]
         for file in sorted(self.folder.glob("*.log")):
             parts.append(f"--- {file.name}\n{file.read_text(errors='replace')[-3000:]}")
         return "\n".join(parts)
@@ -135,7 +136,9 @@ class Cluster:
     def __enter__(self) -> Cluster:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            print(self.said("coordinator"))
         self.close()
 
     def _start(self, name: str, command: list[Any]) -> None:

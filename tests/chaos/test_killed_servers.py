@@ -9,6 +9,7 @@ Where a round fails, it has said what happened; `--chaos-seed <n>` draws the sam
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import tempfile
@@ -18,13 +19,15 @@ from pathlib import Path
 
 import pytest
 from byte_proxy import ByteFaults
-from chaos_round import Chaos, Hands, assert_sums, connect
+from chaos_round import Chaos, HandPusher, Hands, assert_sums, connect
 from cluster import Cluster, wait_until
 from message_proxy import MessageFaults
-from sum_job import describe
+from sum_job import describe, hand_ids, hand_rows
 
+from parameter_server.coordinator_answers import MemberStatus
 from parameter_server.coordinator_client import GrpcCoordinatorClient
 from parameter_server.description import RunDescription
+from parameter_server.partition import buckets_of, salt_of
 from parameter_server.routes_source import CoordinatorRoutes
 from parameter_server.rows_client import RowsClient
 
@@ -93,6 +96,57 @@ def test_the_sum_is_right_though_everybody_is_killed(folder: Path) -> None:
             check_sums(cluster, description, "killed")
         finally:
             hands.close()
+
+
+def test_a_killed_shard_without_a_journal_reports_what_it_has_lost(folder: Path) -> None:
+    wanted = describe(samples=0, durability="snapshot")
+    with Cluster(folder, wanted, seed=1) as cluster, contextlib.ExitStack() as stack:
+        cluster.start_coordinator(2)
+        client = GrpcCoordinatorClient(cluster.address, deadline_seconds=60)
+        stack.callback(client.close)
+        client.register("client", "test", "", wanted.to_json())
+        for number in range(2):
+            cluster.start_shard(number)
+        pusher = HandPusher(client, described(cluster))
+        stack.callback(pusher.close)
+        pusher.push(10)
+        pusher.rows.wait()
+        client.snapshot()
+        kept: dict[str, set[int]] = {"shard-0": set(), "shard-1": set(range(1, 18))}
+        kept["shard-0"] |= set(range(1, 11))
+        pusher.push(7)
+        pusher.rows.wait()
+        for more in (0, 3):  # lost since the snapshot; and then once more, with what came since the restart
+            pusher.push(more)
+            pusher.rows.wait()
+            kept["shard-1"] |= set(range(18, 18 + more))
+            cluster.kill("shard-0")
+            cluster.start_again("shard-0")
+            wait_until(lambda: bool(shard_of(client, "shard-0").facts), "the shard's return")
+            assert_kept(client, pusher, kept)
+            lost = len(pusher.pushed) - len(kept["shard-0"])
+            tables = len(pusher.description.tables)
+            assert shard_of(client, "shard-0").facts["lost_pushes"] == tables * lost
+            assert shard_of(client, "shard-1").facts["lost_pushes"] == 0
+            assert client.status().lost_pushes == tables * lost
+
+
+def shard_of(client: GrpcCoordinatorClient, name: str) -> MemberStatus:
+    return next(member for member in client.status().members if member.name == name)
+
+
+def assert_kept(client: GrpcCoordinatorClient, pusher: HandPusher, kept: dict[str, set[int]]) -> None:
+    """Each shard's rows are the sums of certain pushes."""
+    routes = client.routes()
+    numbers = {name: shard_of(client, name).shard for name in kept}
+    for table, config in enumerate(pusher.description.tables):
+        ids = hand_ids(pusher.lane.lane, table)
+        owners = routes.owners[buckets_of(ids, salt_of(config.name))]
+        found = pusher.rows.pull([(table, ids)]).result(60)[0].rows
+        for name, clocks in kept.items():
+            expected = hand_rows(pusher.lane.lane, clocks)[table]
+            here = owners == numbers[name]
+            assert (found[here] == expected[here]).all(), f"{name}, table {table}: {pusher.acknowledged} acknowledged"
 
 
 @pytest.mark.long
