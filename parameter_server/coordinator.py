@@ -294,8 +294,9 @@ class Coordinator(RunState):
             queue.check(member, lane, lease)
 
     def _may_end(self, member: Member) -> bool:
-        """Says whether a shard is drained and all living members know it."""
+        """Says whether a shard is drained and all living members know it, but for those that use no routes."""
         if member.shard is None or not self.routing.is_drained(member.shard):
             return False
         since = self.routing.emptied_at(member.shard)
-        return all(other.route_epoch >= since for other in self.members.all() if other.shard != member.shard)
+        others = (other for other in self.members.all() if other.shard != member.shard and other.route_epoch)
+        return all(other.route_epoch >= since for other in others)

@@ -28,6 +28,7 @@ class CoordinatorRoutes:
         self._lock = threading.Lock()
         self._asking = threading.Lock()
         self._routes = client.routes() if routes is None else routes
+        client.follow_routes(self.take)
 
     def current(self) -> Routes:
         """Gives the newest known ones, without asking."""

@@ -311,6 +311,8 @@ def test_a_shard_is_drained_once_all_know_it() -> None:
         empty = run.register("shard", "b", "local:1")  # has no buckets yet
         trainer = join(run)
         assert not run.heartbeat(empty.member).may_end
+        for member in (1, trainer):
+            run.heartbeat(member, {"route_epoch": 1})
         run.drain(1)
         assert not run.heartbeat(empty.member).may_end
         epoch = run.heartbeat(1).route_epoch
@@ -321,6 +323,20 @@ def test_a_shard_is_drained_once_all_know_it() -> None:
         routes = run.routes()
         assert routes is not None
         assert set(routes.addresses) == {0}
+
+
+def test_heartbeats_bring_routes_and_tell_which_are_used() -> None:
+    with closing(Coordinator(RUN)) as run:
+        client = LocalCoordinatorClient(run)
+        client.register("shard", "a", "local:0")
+        source = CoordinatorRoutes(client)
+        member = join(run)
+        client.heartbeat(member, {"batches": 1})
+        client.register("shard", "a", "local:1")
+        client.heartbeat(member)
+        assert source.current().addresses == {0: "local:1"}
+        client.heartbeat(member)
+        assert run.members.require(member).route_epoch == source.current().epoch == 2
 
 
 def test_a_restarted_coordinator_goes_on(tmp_path: Path) -> None:
