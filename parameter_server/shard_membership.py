@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 from types import TracebackType
 from typing import Protocol
 
@@ -35,6 +36,17 @@ class Followed(Protocol):
 
     def set_routes(self, routes: Routes) -> None:
         """Takes over newer routes."""
+
+
+def await_description(client: CoordinatorClient) -> RunDescription:
+    """Waits for the run's description, as long as it takes: the first trainer brings it.
+
+    Raises:
+        ConnectionError: The coordinator cannot be reached.
+    """
+    while True:
+        with suppress(TimeoutError):
+            return RunDescription.from_json(client.describe(deadline_seconds=_ASK_SECONDS))
 
 
 class ShardMembership:
@@ -77,17 +89,6 @@ class ShardMembership:
             self._client.leave(self._registered.member)
         except (ConnectionError, RefusedError):  # who is not heard of any more has left as well
             _LOG.info("left without the coordinator's knowledge", extra={"event": "left"})
-
-    def description(self) -> RunDescription:
-        """Waits for the run's description, as long as it takes."""
-        while (text := self._registered.description_json) is None:
-            self.check()
-            try:
-                text = self._client.describe(deadline_seconds=_ASK_SECONDS)
-            except TimeoutError:
-                continue
-            break
-        return RunDescription.from_json(text)
 
     def follow(self, shard: Followed) -> None:
         """Brings routes to a shard from now on, and tells of it with each heartbeat."""

@@ -37,9 +37,10 @@ def serve(config: ShardConfig, events: EventFormatter) -> None:
     from parameter_server.service import add_rows_service
     from parameter_server.shard import Shard
     from parameter_server.shard_control_service import SHARD_SERVICE, ShardControlService
-    from parameter_server.shard_membership import ShardMembership
+    from parameter_server.shard_membership import ShardMembership, await_description
     from parameter_server.telemetry import MetricsServer, ShardMetrics
     from parameter_server.transports import SERVICE
+    from parameter_server.warm_up import warm_up
 
     with StopSignal(at_once=True) as stop, ExitStack() as stack:
         if config.folder is not None:
@@ -52,10 +53,11 @@ def serve(config: ShardConfig, events: EventFormatter) -> None:
             config.coordinator, config.client_security, deadline_seconds=config.connect_seconds
         )
         stack.enter_context(closing(client))
-        membership = stack.enter_context(ShardMembership(client, config.called, address))
-        description = membership.description()
+        description = await_description(client)
         events.run = description.run_id
         check_folder(config, description)
+        warm_up(description)
+        membership = stack.enter_context(ShardMembership(client, config.called, address))
         shard = Shard(description, membership.number, folder=config.folder, journal_sync=config.journal_sync)
         stack.enter_context(closing(shard))
         add_rows_service(endpoint.server, shard, config.limits)

@@ -1,4 +1,4 @@
-"""Has a shard's kernels compiled before anybody waits for them: the first time on a machine it takes a while."""
+"""Has a run's row kernels compiled before a shard says that it is there, or its first push would wait for them."""
 
 from __future__ import annotations
 
