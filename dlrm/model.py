@@ -84,6 +84,8 @@ class DLRM(nn.Module):
         dims = {feature: table.dim for table in tables for feature in table.features}
         if interaction != "dcn":
             _check_dims(dims, dim, interaction)
+        if built_tables is not None and built_tables.table_configs != tuple(tables):
+            raise ValueError("built_tables: expected those of `tables`, in their order, got others")
         self.tables = built_tables or build_tables(
             tables, seed=seed, device=device, kernel=kernel, plan=plan, exchange=exchange
         )

@@ -242,3 +242,21 @@ def test_shards_say_what_is_wrong_with_a_request_for_rows(
             shard.store(join([frame]))
         assert caught.value.refusal is Refusal.INVALID_ARGUMENT
         assert shard.num_rows == [0, 0]
+
+
+def test_what_is_loaded_into_shards_outlives_them(tmp_path: Path) -> None:
+    tables = describe_tables(RowAdam(learning_rate=0.05))
+    description = RunDescription(run_id=4, seed=SEED, tables=tables, staleness=0, durability="journal")
+    found = []
+    for start in range(2):
+        with ExitStack() as stack:
+            run = stack.enter_context(LocalRun(description, shards=2, folder=tmp_path))
+            storage = RemoteStorage(run.description, CoordinatorRoutes(run.client), run.connect)
+            (table, _) = stack.enter_context(closing(storage)).tables()
+            if not start:
+                states = {"first_moment": torch.randn(50, 8), "second_moment": torch.rand(50, 8)}
+                table.write(0, {"weight": torch.randn(50, 8), **states})
+                table.write_counters({"updates": torch.tensor(7.0)})
+            found.append(table.read(0, 50) | table.read_counters())
+    assert found[0]["updates"] == 7
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
