@@ -13,7 +13,7 @@ from embeddings.hashed.births import Births
 from embeddings.hashed.eviction import EvictedIds
 from embeddings.hashed.growth import Growth
 from embeddings.hashed.kept_rows import KeptRows
-from embeddings.hashed.push_checks import as_integers, check_config, check_ids, check_push
+from embeddings.hashed.push_checks import as_integers, check_config, check_ids, check_pull, check_push
 from embeddings.hashed.record_columns import Columns, Meta, Records, join_records, make_meta, meta_of
 from embeddings.kernels.hashed_row_kernels import pull_rows, push_rows
 from embeddings.local.row_updates import settings_of
@@ -94,7 +94,7 @@ class HashedTable:
         Raises:
             ValueError: When an id is outside the table.
         """
-        check_ids(self.config, ids)
+        check_pull(self.config, ids, out)
         missing, rows = np.empty(ids.size, np.int64), self._rows.memory
         flat = as_integers(out)
         count = pull_rows(rows.entries, rows.blocks, rows.stride, rows.salt, ids, self.config.dim, flat, missing)

@@ -49,12 +49,25 @@ def check_push(config: TableConfig, ids: Longs, gradients: Values, counts: Longs
             raise ValueError(f"table {config.name!r}: expected each id once in a push, got {repeated[0]} again")
 
 
+def check_pull(config: TableConfig, ids: Longs, out: Values) -> None:
+    """Checks a pull.
+
+    Raises:
+        ValueError: When an id is outside the table, or there is no room for a row of each.
+    """
+    check_ids(config, ids)
+    if out.shape != (ids.size, config.dim):
+        raise ValueError(f"table {config.name!r}: expected room for rows {(ids.size, config.dim)}, got {out.shape}")
+
+
 def check_ids(config: TableConfig, ids: Longs) -> None:
     """Checks that all ids are the table's.
 
     Raises:
         ValueError: When one is not.
     """
+    if ids.ndim != 1 or ids.dtype != np.int64:
+        raise ValueError(f"table {config.name!r}: expected ids [n] of int64, got {ids.dtype} {ids.shape}")
     if config.num_rows == UNBOUNDED or not ids.size:
         return
     low, high = int(ids.min()), int(ids.max())

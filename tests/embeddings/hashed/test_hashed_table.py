@@ -71,6 +71,10 @@ def test_pushes_that_do_not_fit_are_refused_before_anything_changes():
         table.push(np.array([1]), np.zeros((1, DIM), np.float32), updates=1, now=0.0, counts=np.array([1, 1]))
     with pytest.raises(ValueError, match=r"expected records of float32 \(1, \d+\), got float32 \(1, 3\)"):
         table.put(Records(np.array([1]), np.zeros((1, 3), np.float32)))
+    with pytest.raises(ValueError, match=r"expected room for rows \(1, 6\), got \(1, 5\)"):
+        table.pull(np.array([1]), np.zeros((1, 5), np.float32))
+    with pytest.raises(ValueError, match=r"expected ids \[n\] of int64, got int32 \(1,\)"):
+        table.pull(np.array([1], np.int32), np.zeros((1, DIM), np.float32))
     assert (table.num_rows, table.version) == (0, 0)
 
 
