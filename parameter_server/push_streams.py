@@ -19,6 +19,7 @@ from parameter_server.frame_cutting import resplit
 from parameter_server.partition import Routes
 from parameter_server.retries import Patience, is_hopeless
 from parameter_server.wire import (
+    HEADER_BYTES,
     MAX_FRAME_BYTES,
     MAX_MESSAGE_FRAMES,
     Flag,
@@ -197,7 +198,7 @@ class PushStream:
         length, clock = 0, None
         unsent = (frame for frame in self.frames if not frame.is_sent)
         for frame in islice(unsent, MAX_MESSAGE_FRAMES):
-            length += frame.ids.nbytes + frame.values.nbytes + 2 * 80
+            length += frame.ids.nbytes + frame.values.nbytes + 2 * HEADER_BYTES
             if clock is not None and (length > MAX_FRAME_BYTES or frame.header.clock != clock):
                 return
             clock = frame.header.clock

@@ -218,4 +218,4 @@ def _wrong(message: str) -> RefusedError:
 
 
 _OPS, _TYPES = frozenset(Op), frozenset(Type)
-_ALL_FLAGS = Flag.REPLY | Flag.IDS | Flag.VALUES | Flag.DUPLICATE
+_ALL_FLAGS = int(Flag.REPLY | Flag.IDS | Flag.VALUES | Flag.DUPLICATE)  # the complement of a Flag has no other bits
