@@ -7,7 +7,9 @@ from pathlib import Path
 from parameter_server.coordinator import Coordinator
 from parameter_server.coordinator_client import LocalCoordinatorClient
 from parameter_server.description import RunDescription
+from parameter_server.moves import ShardKeeper
 from parameter_server.shard import Shard
+from parameter_server.shard_control import ShardControl
 from parameter_server.transports import LocalConnection
 
 SCHEME = "local:"
@@ -32,12 +34,14 @@ class LocalRun:
         self, description: RunDescription, *, shards: int = 1, folder: Path | None = None, lease_seconds: float = 3600.0
     ) -> None:
         self.coordinator = Coordinator(description, start_shards=shards, lease_seconds=lease_seconds)
-        self.client = LocalCoordinatorClient(self.coordinator)
+        self.keeper = ShardKeeper(self.coordinator, self._control_at)
+        self.client = LocalCoordinatorClient(self.coordinator, self.keeper)
         described = self.coordinator.description
         assert described is not None
         self.description = described
         places = [None if folder is None else folder / f"shard-{number}" for number in range(shards)]
         self.shards = [Shard(described, number, folder=place) for number, place in enumerate(places)]
+        self.controls = [ShardControl(shard, self._control_at) for shard in self.shards]
         for number in range(shards):
             self.coordinator.register("shard", f"shard-{number}", f"{SCHEME}{number}")
         routes = self.client.routes()
@@ -47,6 +51,9 @@ class LocalRun:
     def connect(self, address: str) -> LocalConnection:
         """Opens a connection to a shard, given its address in the routes."""
         return LocalConnection(self.shards[int(address.removeprefix(SCHEME))])
+
+    def _control_at(self, address: str) -> ShardControl:
+        return self.controls[int(address.removeprefix(SCHEME))]
 
     def close(self) -> None:
         """Ends the shards and the coordinator."""

@@ -229,7 +229,10 @@ class ShardControl:
             raise RefusedError(Refusal.FAILED_PRECONDITION, str(error)) from error
 
     def close(self) -> None:
-        """Ends all freezes."""
+        """Ends nothing: within one process, it is the connection as well."""
+
+    def stop(self) -> None:
+        """Lets go of the shard."""
         with self._lock:
             for begun in list(self._freezes):
                 self._freezes.pop(begun).timer.cancel()

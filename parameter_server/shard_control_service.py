@@ -47,7 +47,7 @@ class ShardControlService(ShardControlServicer):
 
     def close(self) -> None:
         """Lets go of the shard."""
-        self.control.close()
+        self.control.stop()
 
     def SetRoutes(self, request: pb.Routes, context: grpc.ServicerContext) -> pb.Done:
         """See ``ShardControl.set_routes``."""

@@ -110,7 +110,7 @@ class World:
     def kill(self, name: str) -> None:
         """Ends a shard as a kill does, for all that others see: its calls are refused, its memory is gone."""
         address = self.names[name]
-        self.controls.pop(address).close()
+        self.controls.pop(address).stop()
         self.engines.pop(address).close()
 
     def restart_coordinator(self) -> None:
