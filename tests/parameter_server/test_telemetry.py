@@ -6,12 +6,14 @@ import http.client
 import json
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from embeddings.tables import TableConfig
 from parameter_server.call_meter import CallMeter
@@ -56,14 +58,13 @@ class FakeRun:
 
 
 def scrape(metrics: ShardMetrics | RunMetrics) -> dict[str, float]:
-    """Asks over HTTP, and gives each sample by its name and labels."""
-    with MetricsServer(metrics, "127.0.0.1", 0) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
-        try:
-            connection.request("GET", "/metrics")
-            text = connection.getresponse().read().decode()
-        finally:
-            connection.close()
+    """Gives each sample by its name and labels."""
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    return read(generate_latest(registry).decode())
+
+
+def read(text: str) -> dict[str, float]:
     lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, value in lines}
 
@@ -129,6 +130,16 @@ def test_a_scrape_of_a_run_tells_its_status() -> None:
     assert told['recforge_run_members{role="trainer"}'] == 1
     assert told['recforge_run_members{role="shard"}'] == 0
     assert "recforge_run_snapshot_age_seconds" not in told  # there was none
+
+
+def test_metrics_are_told_over_http() -> None:
+    with (
+        MetricsServer(RunMetrics(FakeRun(), CallMeter()), "127.0.0.1", 0) as server,
+        closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)) as connection,
+    ):
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+    assert read(text) == scrape(RunMetrics(FakeRun(), CallMeter()))
 
 
 def test_a_port_in_use_is_one_line() -> None:
