@@ -33,12 +33,14 @@ class ReadBack:
 
     Attributes:
         next_record: Number of the journal's next record.
+        saved: Versions of the tables in the newest snapshot.
         replayed: Records of the journal that were applied.
         torn: The last segment, if its tail is torn.
         lines: What a person should know.
     """
 
     next_record: int = 1
+    saved: list[int] = field(default_factory=list)
     replayed: int = 0
     torn: RecordsFile | None = None
     lines: list[str] = field(default_factory=list)
@@ -63,6 +65,9 @@ def read_back(folder: Path, state: ShardState, snapshots: SnapshotFolder, only: 
             if "orders" in part:
                 put_ending(state, part)
         found.next_record = max(1, snapshot.journal)
+    # What is replayed has to be in the next snapshot.
+    state.forget_changes()
+    found.saved = state.versions
     if state.description.durability == "journal":
         for record in read_journal(folder / JOURNAL, found.next_record):
             if isinstance(record, RecordsFile):
@@ -75,7 +80,6 @@ def read_back(folder: Path, state: ShardState, snapshots: SnapshotFolder, only: 
                 found.replayed += 1
                 found.next_record = record.number + 1
     state.lost += adopt_acknowledged(folder, state)
-    state.forget_changes()
     return found
 
 

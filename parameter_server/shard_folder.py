@@ -79,7 +79,6 @@ class ShardFolder:
         except BaseException:
             self._lock.release()
             raise
-        self._saved = state.versions
         self._evicted_before: deque[list[int]] = deque(maxlen=_EVICTED_SNAPSHOTS)
 
     def save(self, busy: Busy) -> SnapshotInfo:
@@ -129,6 +128,7 @@ class ShardFolder:
         if state.lost:
             found.lines.append(f"{folder}: {state.lost} pushes that were acknowledged are lost, all told")
         self.lines = found.lines
+        self._saved = found.saved
         self._counts.replayed = found.replayed
         self._counts.lost_pushes = state.lost
         self._counts.lane_pushes = {lane: order.frames for lane, order in state.orders.lanes.items()}

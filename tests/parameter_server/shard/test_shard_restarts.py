@@ -74,6 +74,21 @@ def test_a_replayed_journal_gives_the_same_bits(adam, snapshots):
     assert adam.push(again, 0, 14, seq=27) is False
 
 
+def test_what_was_replayed_is_in_the_next_snapshot(adam):
+    shard = adam.start(durability="journal")
+    for first in range(1, 5):
+        push_floats(adam, shard, range(first, first + 1))
+        shard.close()
+        shard = adam.start()
+        before = whole(shard)
+        if first > 1:
+            shard.snapshot()
+    shard.close()
+    again = adam.start()
+    assert_same(whole(again), before)
+    assert again.counts.replayed == 0
+
+
 def test_segments_before_a_snapshot_are_removed(run, monkeypatch):
     monkeypatch.setattr("parameter_server.journal.SEGMENT_BYTES", 2000)
     shard = run.start(durability="journal")
@@ -211,7 +226,7 @@ def test_a_damaged_snapshot_that_the_journal_cannot_replace_is_an_error(run):
 
 def test_increments_are_merged_from_files_some_buckets_at_a_time(adam, monkeypatch):
     monkeypatch.setattr(shard_folder, "INCREMENTS", 3)
-    monkeypatch.setattr(shard_folder, "PART_BYTES", 2000)
+    monkeypatch.setattr(shard_folder, "PART_BYTES", 20_000)
     shard = adam.start(durability="snapshot")
     made = []
     for first in range(1, 7):
