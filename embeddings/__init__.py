@@ -6,9 +6,10 @@ Only the torch-free descriptions are imported here, so that configuration and co
 
 from embeddings.row_optimizers import RowAdagrad, RowAdam, RowCowClip, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad
 from embeddings.shards import Shard, Sharding, ShardingPlan, TablePlan
-from embeddings.tables import IdOutOfRangeError, TableConfig
+from embeddings.tables import UNBOUNDED, IdOutOfRangeError, TableConfig
 
 __all__ = [
+    "UNBOUNDED",
     "IdOutOfRangeError",
     "RowAdagrad",
     "RowAdam",
