@@ -6,7 +6,7 @@ What a batch does to tables in this process, it does here in the same arithmetic
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -58,12 +58,12 @@ class LookedUp:
     Attributes:
         rows: Which rows it is about.
         place: Of its pushes; given up by the first of them, since a shard would skip a second one.
-        pulled: What the gradients are computed from.
+        versions: Of the rows that the gradients are computed from: by shard, of each table that has any.
     """
 
     rows: UniqueRows
     place: PushPlace | None
-    pulled: list[Pulled]
+    versions: list[Mapping[int, int]]
 
 
 class RemoteRows:
@@ -149,7 +149,7 @@ class RemoteRows:
             ]
             rows.look_up(arrays, out)
         self._unpushed += request.place is not None
-        return LookedUp(rows=rows, place=request.place, pulled=pulled)
+        return LookedUp(rows=rows, place=request.place, versions=[its.versions for its in pulled])
 
     def update(self, looked_up: LookedUp, gradient: Tensor, stopwatch: Stopwatch) -> None:
         """Pushes the sums of a look-up's gradients; returns at once, but for staleness 0 once all is acknowledged."""
@@ -196,13 +196,13 @@ class RemoteRows:
         self._eps_factor = factor
 
     def _describe(self, looked_up: LookedUp, sums: list[Any]) -> list[Push]:
-        pulled = iter(looked_up.pulled)
+        versions = iter(looked_up.versions)
         return [
             Push(
                 table=table,
                 ids=ids,
                 gradients=sums[table],
-                versions=next(pulled).versions,
+                versions=next(versions),
                 factor=self._factors[table],
                 eps_factor=self._eps_factor,
             )

@@ -111,7 +111,7 @@ def test_unpooled_tables_equal_those_in_this_process(client: LocalClient) -> Non
             assert torch.equal(here[name].values(), there[name].values())
             assert torch.equal(here[name].lengths(), there[name].lengths())
         for found in (here, there):
-            sum((found[name].values() ** 2).sum() for name in FEATURES).backward()  # type: ignore[union-attr]
+            sum((found[name].values() ** 2).sum() for name in FEATURES).backward()
     for expected, rows in zip(local.rows(), client.rows.rows(), strict=True):
         assert torch.equal(rows.weight, expected.weight)
 

@@ -152,7 +152,7 @@ def test_whole_tables_are_never_in_memory(
     longest = 0
     read = RemoteStorage.read
 
-    def watch(storage: RemoteStorage, table: int, ids: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def watch(storage: RemoteStorage, table: int, ids: np.ndarray) -> np.ndarray:
         nonlocal longest
         rows = read(storage, table, ids)
         longest = max(longest, rows.nbytes)

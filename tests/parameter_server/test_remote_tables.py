@@ -28,7 +28,7 @@ from parameter_server.transports import LocalConnection
 SEED = 5
 LANE = LaneLease(0, 1)
 FEATURES = ("a", "a2", "b", "c")
-OPTIMIZERS = [
+OPTIMIZERS: list[RowOptimizer] = [
     RowWiseAdagrad(learning_rate=0.1),
     RowAdagrad(learning_rate=0.1, weight_decay=0.01),
     RowAdam(learning_rate=0.1, weight_decay=0.01),
@@ -113,6 +113,10 @@ def start() -> Iterator[Callable[..., Run]]:
         yield begin
 
 
+def stop(server: Any) -> None:
+    server.stop(None).wait()
+
+
 def serve(stack: ExitStack, shards: Sequence[Shard], addresses: dict[int, str]) -> None:
     from parameter_server.service import add_rows_service, make_server
 
@@ -121,7 +125,7 @@ def serve(stack: ExitStack, shards: Sequence[Shard], addresses: dict[int, str]) 
         add_rows_service(server, shard)
         assert server.add_insecure_port(addresses[number])
         server.start()
-        stack.callback(lambda server=server: server.stop(None).wait())
+        stack.callback(stop, server)
 
 
 def loss_of(pooled: Tensor, target: Tensor) -> Tensor:
