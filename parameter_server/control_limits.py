@@ -19,6 +19,7 @@ MAX_TABLES = 1 << 16
 MAX_CLOCK = 1 << 40
 MAX_EPOCH = (1 << 32) - 1  # as frames have it
 MAX_SHARDS = 1024
+MAX_MEMBERS = 4096
 MAX_MESSAGE_BYTES = 8 << 20
 
 

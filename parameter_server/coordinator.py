@@ -31,6 +31,7 @@ from parameter_server.partition import Routes
 from parameter_server.run_state import RunState
 
 _log = logging.getLogger(__name__)
+_SNAPSHOTS = 100  # whose positions are kept
 
 
 class Coordinator(RunState):
@@ -70,6 +71,10 @@ class Coordinator(RunState):
         limits.check_member(role, name, address)
         described = limits.read_description(description_json)
         with self._locked():
+            if len(self.members.all()) >= limits.MAX_MEMBERS:
+                raise RefusedError(
+                    Refusal.RESOURCE_EXHAUSTED, f"members: expected at most {limits.MAX_MEMBERS} at a time, got another"
+                )
             if described is not None:
                 self._describe(described)
             shard, replaced = None, None
@@ -225,6 +230,8 @@ class Coordinator(RunState):
             with self._change():
                 if found is not None and finished:
                     self.state.put_snapshot(found._replace(finished=True))
+                    for old in self.state.snapshots()[:-_SNAPSHOTS]:
+                        self.state.remove_snapshot(old.name)
                 else:
                     self.state.remove_snapshot(name)
             return SnapshotTaken(name, found.time, sum(found.position)) if found is not None and finished else None

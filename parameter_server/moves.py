@@ -142,10 +142,12 @@ class ShardKeeper:
                 self._say("")
             except Exception as error:
                 # Nothing is lost by a move that fails; but somebody should see it.
-                _log.warning(
-                    "moving buckets: %s", error, exc_info=not isinstance(error, RefusedError | ConnectionError)
-                )
-                self._say(f"moving buckets: {error}; tried again")
+                trouble = f"moving buckets: {error}; tried again"
+                if self._coordinator.figures.trouble != trouble:
+                    _log.warning(
+                        "moving buckets: %s", error, exc_info=not isinstance(error, RefusedError | ConnectionError)
+                    )
+                self._say(trouble)
                 wait = _RETRY_SECONDS
             if wait:
                 with self._coordinator.changed:

@@ -85,6 +85,9 @@ class RunState:
             self.start_number = int(self.state.setting("starts") or 0) + 1
             with self.state.change():
                 self.state.set_setting("starts", str(self.start_number))
+                for snapshot in self.state.snapshots():
+                    if not snapshot.finished:  # nobody is writing it any more
+                        self.state.remove_snapshot(snapshot.name)
         except BaseException:
             self.state.close()
             raise

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from embeddings.tables import TableConfig
+from parameter_server import control_limits
 from parameter_server.chunk_queue import MAX_HELD
 from parameter_server.client_lanes import MAX_CLIENT_LANES
 from parameter_server.coordinator import Coordinator
@@ -393,6 +394,29 @@ def test_snapshots_keep_the_position_of_their_beginning(run: Coordinator) -> Non
     assert (again.index, again.lane) == (second.index, second.lane)
     assert again.lease > second.lease
     assert run.status().chunks_completed == 1
+
+
+def test_positions_of_snapshots_are_bounded_and_unfinished_ones_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parameter_server.coordinator._SNAPSHOTS", 3)
+    with closing(Coordinator(RUN, path=tmp_path / "state")) as run:
+        run.register("shard", "a", "local:0")
+        for number in range(6):
+            run.begin_snapshot(str(number))
+            run.end_snapshot(str(number), finished=True)
+        assert run.status().snapshots == ("3", "4", "5")
+        run.begin_snapshot("cut short")
+    with closing(Coordinator(path=tmp_path / "state")) as run:
+        assert run.state.snapshots()[-1].name == "5"
+        run.begin_snapshot("cut short")
+
+
+def test_members_are_bounded(run: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_limits, "MAX_MEMBERS", 3)
+    for _ in range(3):
+        join(run)
+    refused(Refusal.RESOURCE_EXHAUSTED, "at most 3 at a time", lambda: join(run))
 
 
 def test_what_the_disk_refuses_has_not_happened(run: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
