@@ -87,11 +87,11 @@ class AsynchronousTrainer(Trainer):
     def finish(self, log: RunLog, why: str) -> dict[str, Any]:
         self.leased.give_back(wait=True)
         self.servers.wait()
+        self.attachments.before_measuring()  # which brings the last steps to the master
         own = {"trainer": self.membership.name, "seconds": self.progress.seconds, "stopped": why}
         if not self.membership.is_oldest():
             return own
         self.progress.samples = max(self.progress.samples, self.membership.description.samples)
-        self.attachments.before_measuring()
         with only_run_in(self.output):
             summary = super().finish(log, why)
             return self._publish(summary) | own
