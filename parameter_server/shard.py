@@ -26,7 +26,7 @@ from parameter_server.row_storage import answer_storage, check_storage
 from parameter_server.shard_folder import SnapshotInfo
 from parameter_server.shard_merge import MergeInfo, merge_folders
 from parameter_server.shard_writes import ShardWrites, answer_to, cut
-from parameter_server.state_parts import put_part, unpack_part
+from parameter_server.state_parts import check_part, put_part, unpack_part
 from parameter_server.wire import DTYPES, Flag, Op, Type, decode, encode
 
 Mask = NDArray[np.bool_]
@@ -197,7 +197,8 @@ class Shard:
     def take_buckets(self, buckets: Mask, since: Sequence[int] | Mapping[int, int] = ()) -> Iterator[bytes]:
         """Gives all that lies in buckets [4096], for another shard's ``put_buckets``, in chunks of at most 4 MiB.
 
-        A move is: ``versions``; a pass while pushes go on; ``freeze``; a pass since these versions; new routes on all
+        A move is: ``drop_buckets`` on the other shard, of what an earlier try has left there; ``versions``; a pass
+        while pushes go on; ``freeze``; a pass since these versions; new routes on all
         shards; ``drop_buckets`` here. In mode ``snapshot`` the other shard takes a snapshot before the drop, so that
         some shard's folder holds the rows whatever happens.
 
@@ -224,6 +225,7 @@ class Shard:
         for chunk in chunks:
             part = unpack_part(chunk)
             with self._guarded.busy():
+                check_part(self._state, part)
                 put_part(self._state, part, restamp=True)
                 self._guarded.write(Kind.PUT, time.time(), [chunk])
         with self._guarded.busy():

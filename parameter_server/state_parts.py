@@ -29,6 +29,7 @@ Part = dict[str, NDArray[Any]]
 Mask = NDArray[np.bool_]
 _DENSE = "dense."
 _DIGEST_BYTES = 8
+_AS_LONG: list[tuple[str, ...]] = [("lanes", "marks")]
 
 
 def row_bytes(table: HashedTable) -> int:
@@ -156,6 +157,33 @@ def unpack_part(message: bytes) -> Part:
     except (SafetensorError, KeyError, ValueError) as error:
         raise RefusedError(Refusal.INVALID_ARGUMENT, f"buckets: expected a chunk of state, got {error}") from error
     return part
+
+
+def check_part(state: ShardState, part: Part) -> None:
+    """Checks a part from another shard, so that ``put_part`` takes all of it.
+
+    Raises:
+        RefusedError: It is of other tables, or no part of a shard.
+    """
+    no_pieces = state.dense.take(np.zeros(NUM_BUCKETS, np.bool_))
+    shapes: dict[str, tuple[int, ...]] = {
+        "clocks": (2,),
+        "lanes": (),
+        "buckets": (),
+        "marks": (len(part.get("buckets", ())),),
+    }
+    shapes |= {_DENSE + name: array.shape[1:] for name, array in no_pieces.items()}
+    for number, table in enumerate(state.tables):
+        shapes |= {f"{number}.ids": (), f"{number}.evicted": (), f"{number}.records": (table.record_width,)}
+    together = [("lanes", "buckets", "marks"), tuple(_DENSE + name for name in no_pieces)]
+    together += [(f"{number}.ids", f"{number}.records") for number in range(len(state.tables))]
+    is_right = all(name in shapes and array.ndim and array.shape[1:] == shapes[name] for name, array in part.items())
+    is_right &= all(array.dtype in (np.int64, np.float32) for array in part.values())
+    is_right &= all(sum(name in part for name in names) in (0, len(names)) for names in together)
+    is_right &= all(len(part[a]) == len(part[b]) for a, b in _AS_LONG + together[2:] if a in part and b in part)
+    buckets = part.get("buckets", np.zeros(0, np.int64))
+    if not is_right or ((buckets < 0) | (buckets >= NUM_BUCKETS)).any():
+        raise RefusedError(Refusal.INVALID_ARGUMENT, f"buckets: expected a part of these tables, got {sorted(part)}")
 
 
 def cut_rows(part: Part, size: int) -> Iterator[Part]:

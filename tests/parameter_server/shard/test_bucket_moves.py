@@ -14,6 +14,7 @@ from parameter_server.dense_codec import PIECE, PIECE_SALT, Combine
 from parameter_server.errors import RefusedError
 from parameter_server.partition import buckets_of, salt_of, spread_evenly
 from parameter_server.shard import Shard
+from parameter_server.state_parts import pack_part
 from parameter_server.wire import Flag, Header, Op, decode, encode, join
 
 
@@ -130,7 +131,25 @@ def test_a_damaged_chunk_is_refused_before_anything_of_it_is_taken(run):
     wrong[-1] ^= 1
     with pytest.raises(RefusedError, match="got a damaged one"):
         shards[1].put_buckets(everything, [bytes(wrong)], is_last=True)
-    assert shards[1].num_rows == [0, 0]
+    shards[1].put_buckets(everything, [chunk], is_last=False)
+    before = shards[1].num_rows
+    for part in (
+        {"0.ids": np.arange(3)},
+        {"0.ids": np.arange(3), "0.records": np.zeros((3, 5), np.float32)},
+        {
+            "0.ids": np.arange(3),
+            "0.records": np.zeros((2, shards[1]._guarded.state.tables[0].record_width), np.float32),
+        },
+        {"lanes": np.zeros(1, np.int64), "buckets": np.array([4096]), "marks": np.zeros((1, 1), np.int64)},
+        {"lanes": np.zeros(2, np.int64), "buckets": np.array([1]), "marks": np.zeros((1, 1), np.int64)},
+        {"dense.pieces": np.zeros(1, np.int64)},
+        {"orders": np.zeros((1, 5), np.int64)},
+        {"2.ids": np.arange(3)},
+    ):
+        with pytest.raises(RefusedError, match="expected a part of these tables"):
+            shards[1].put_buckets(everything, [pack_part(part)], is_last=True)
+    assert shards[1].num_rows == before
+    assert shards[1].failed is None
 
 
 @pytest.mark.parametrize("durability", ["journal", "snapshot"])
