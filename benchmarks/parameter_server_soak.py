@@ -203,7 +203,7 @@ class Soak:
 
     def _start_coordinator(self) -> None:
         flags = ["--folder", str(self._folder / "run"), "--address", self._address, "--shards", "2"]
-        self._start("coordinator", ["-m", "deploy.cli", "ps", "coordinator", *flags, "--snapshot-seconds", "30"])
+        self._start("coordinator", ["-m", "deploy.cli", "ps", "coordinator", *flags, "--snapshot-seconds", "10"])
 
     def _start_shard(self, number: int) -> None:
         name = f"shard-{number}"
