@@ -1,0 +1,75 @@
+"""A whole run with real members: killed ones cost time and nothing else, and no process stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from dlrm.data.synthetic import SyntheticConfig, generate
+
+pytestmark = pytest.mark.long
+ROWS = 60_000
+
+
+def until(is_so: Callable[[], bool], seconds: float = 240.0) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it did not come to that in time"
+        time.sleep(0.1)
+
+
+def children_of(launcher: int) -> dict[str, int]:
+    """Gives the members of a crew by name: processes that name their launcher as parent."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (entry / "cmdline").read_text().split("\0")
+        except (OSError, ValueError):
+            continue
+        if parent == launcher and "ps" in words:
+            part = words[words.index("ps") + 1]
+            name = next((after for flag, after in pairwise(words) if flag.endswith("name")), part)
+            found[name] = int(entry.name)
+    return found
+
+
+def test_killed_members_are_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    generate(SyntheticConfig(num_train=ROWS, num_valid=1_000, num_test=1_000), data, threads=1)
+    run = tmp_path / "run"
+    flags = ["--data", str(data), "--output", str(run), "--epochs", "2", "--step.global-batch-size", "64"]
+    flags += ["--servers.durability", "journal", "--servers.chunk-batches", "8", "--step.threads", "1"]
+    program = [sys.executable, "-m", "dlrm", "ps", "up", "synthetic", "--shards", "2", "--trainers", "2", *flags]
+    errors = tmp_path / "errors"
+    with errors.open("wb") as file, subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=file) as process:
+        members: dict[str, int] = {}
+
+        def is_training() -> bool:
+            assert process.poll() is None, errors.read_text()
+            return re.search(r"training: +[1-9]\d*%", errors.read_text()) is not None
+
+        until(is_training)
+        members = children_of(process.pid)
+        assert members.keys() == {"coordinator", "shard-0", "shard-1", "trainer-0", "trainer-1"}
+        for name in ("shard-1", "trainer-0"):
+            os.kill(members[name], signal.SIGKILL)
+        until(lambda: children_of(process.pid).get("trainer-0", members["trainer-0"]) != members["trainer-0"])
+        members |= children_of(process.pid)
+        assert process.wait(240) == 0, errors.read_text()
+    told = errors.read_text()
+    assert "shard-1 was killed by SIGKILL" in told
+    assert "trainer-0 was killed by SIGKILL" in told
+    assert "pushes lost" not in told
+    assert json.loads((run / "summary.json").read_text())["samples"] == 2 * ROWS
+    assert not any(Path(f"/proc/{number}").exists() for number in members.values())
