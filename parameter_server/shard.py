@@ -266,6 +266,7 @@ class Shard:
                 ids=ids,
                 weights=weights,
                 evicted=evicted[wanted[buckets_of(evicted, salt)]],
+                evictions_since=rows.evictions_since,
             )
 
     def evict(self, now: float | None = None) -> int:

@@ -49,6 +49,7 @@ class HashedTable:
         version: How many changes there were: pushes, and evictions. Whoever restores records sets it.
         record_width: Numbers per record.
         num_evicted: Rows that were evicted by this object.
+        evictions_since: The version since which ``evicted`` knows all of them.
 
     Raises:
         ValueError: When rows of such a table cannot be updated one by one, or there is nowhere to spill to.
@@ -65,7 +66,7 @@ class HashedTable:
     ) -> None:
         check_config(config)
         self.config, self.growth = config, growth
-        self.version, self.num_evicted = 0, 0
+        self.version, self.num_evicted, self.evictions_since = 0, 0, 0
         self._births = Births(config, seed=seed)
         self._columns = Columns(config)
         self._rows = KeptRows(self._columns.words, salt=salt, growth=growth, spill_folder=spill_folder)
@@ -229,6 +230,7 @@ class HashedTable:
     def forget_evicted(self, before_version: int) -> None:
         """Forgets which ids were evicted before a version."""
         self._evicted.forget(before_version)
+        self.evictions_since = max(self.evictions_since, before_version)
 
     def put_rows(self, ids: Longs, weight: Floats, state: Mapping[str, Floats]) -> None:
         """Writes rows of a checkpoint. Adds one to ``version``.

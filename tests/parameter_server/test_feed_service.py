@@ -13,7 +13,7 @@ import pytest
 from embeddings.kernels.hash_kernels import NUM_BUCKETS
 from embeddings.row_optimizers import RowWiseAdagrad
 from embeddings.tables import UNBOUNDED, TableConfig
-from parameter_server.description import RunDescription
+from parameter_server.description import Growth, RunDescription
 from parameter_server.errors import Refusal, RefusedError
 from parameter_server.feed import FeedRequest, pack_buckets
 from parameter_server.feed_connections import GrpcFeed
@@ -29,11 +29,15 @@ IDS = np.arange(-300, 300) * 1_000_003
 SECONDS = 0.05
 
 
+EVICT_AFTER_SECONDS = 1000
+
+
 def describe() -> RunDescription:
     table = TableConfig(
         name="t", num_rows=UNBOUNDED, dim=5, init_scale=0.3, optimizer=RowWiseAdagrad(learning_rate=0.1)
     )
-    return RunDescription(run_id=9, seed=4, tables=(table,), durability="none")
+    growth = {"t": Growth(evict_after_seconds=EVICT_AFTER_SECONDS)}
+    return RunDescription(run_id=9, seed=4, tables=(table,), growth=growth, durability="none")
 
 
 class FedShard:
@@ -134,6 +138,25 @@ def test_rows_arrive_over_grpc_while_buckets_move(run: Run) -> None:
             run.push()
         wait_for(lambda: bool((served.look_up("t", IDS) == run.rows()).all()))
         assert served.num_rows[0] == sum(sum(fed.shard.num_rows) for fed in run.shards)
+
+
+def test_evicted_rows_go_also_where_it_is_forgotten_which_they_were(run: Run) -> None:
+    for _ in range(3):
+        run.push()
+    served = ServedTables(describe())
+    with FeedReader(describe(), run, GrpcFeed, served, seconds=SECONDS) as reader:
+        assert reader.wait(1.0, 20)
+        assert served.num_rows[0] == sum(sum(fed.shard.num_rows) for fed in run.shards) > 0
+        assert run.shards[0].shard.evict(time.time() + 2 * EVICT_AFTER_SECONDS) > 0
+        wait_for(lambda: served.num_rows[0] == sum(run.shards[1].shard.num_rows))
+        shard = run.shards[1].shard
+        with shard._guarded.busy():  # no pass in between
+            table = shard._state.tables[0]
+            assert table.evict(time.time() + 2 * EVICT_AFTER_SECONDS) > 0
+            table.forget_evicted(table.version + 1)
+            table.count_change()
+        wait_for(lambda: served.num_rows[0] == 0)
+        assert (served.look_up(0, IDS) == run.rows()).all()
 
 
 def test_a_shard_that_is_away_is_waited_for_and_its_rows_stay(run: Run) -> None:
