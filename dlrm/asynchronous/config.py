@@ -23,6 +23,9 @@ class ServersConfig:
     """Batches that a trainer may be ahead of the slowest; 0 is lock-step; None lets each go as fast as it can."""
     durability: Durability = "snapshot"
     """What survives a killed shard: none, what the last snapshot held, or with journal all that was acknowledged."""
+    trainers: int = 1
+    """How many trainers the global batch is meant for: each trains batches so many times smaller, and they take as many
+    steps as one process would, each."""
     lanes: int = 64
     """How many trainers may take part at a time."""
     chunk_batches: int = 16
@@ -35,7 +38,7 @@ class ServersConfig:
     """Give up on a shard or the coordinator after trying for so long."""
 
     def __post_init__(self) -> None:
-        for name in ("lanes", "chunk_batches", "max_in_flight"):
+        for name in ("trainers", "lanes", "chunk_batches", "max_in_flight"):
             if getattr(self, name) < 1:
                 flag = f"--servers.{name.replace('_', '-')}"
                 raise ValueError(f"{flag}: expected at least 1, got {getattr(self, name)}")

@@ -27,7 +27,7 @@ class DenseAverageConfig:
         ValueError: Naming the flag, for a number out of range or one that the mode has no use for.
     """
 
-    mode: DenseMode = "easgd"
+    mode: DenseMode = "average"
     """easgd: copies and master pull each other; average: the master takes up copies' changes, and they take it; sgd,
     adagrad, adam: servers update the master with trainers' gradients."""
     every_steps: int | None = None

@@ -108,7 +108,7 @@ def describe_asynchronous(config: AsynchronousConfig, dataset: Dataset, tables: 
         samples=max(1, round(config.epochs * rows)),
         epoch_samples=rows,
         first_sample=find_first_sample(config.branch_from, config.branch_at),
-        batch_size=config.step.global_batch_size,
+        batch_size=max(1, config.step.global_batch_size // config.servers.trainers),
         chunk_batches=config.servers.chunk_batches,
         settings=json.loads(json.dumps(settings, default=str)),
     )

@@ -24,6 +24,7 @@ from parameter_server.stop_signal import StopSignal
 MEMBERS, COORDINATOR, SHARDS = "members", "coordinator", "shards"
 SUMMARY = "summary.json"
 LOOK_SECONDS = 0.2
+TRAINERS = "--servers.trainers"
 OWN_FLAGS = ("--servers.coordinator", "--servers.name")
 
 
@@ -77,8 +78,9 @@ def run_up(argv: list[str]) -> int:
     output = trained.output or Path(name_run(argv[0]))
     print(f"recforge: run {output}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="recforge-", dir=_short_folder()) as sockets:
-        given_threads = trained.step.threads is not None
-        trainer = [argv[0], *rest, *([] if given_threads else ["--step.threads", str(_threads(config.trainers))])]
+        trainer = [argv[0], *rest]
+        trainer += [] if trained.step.threads is not None else ["--step.threads", str(_threads(config.trainers))]
+        trainer += [] if any(TRAINERS in part for part in rest) else [TRAINERS, str(config.trainers)]
         roles = plan_roles(config, trainer, output, Path(sockets), durability=trained.servers.durability)
         watch(roles, config, output, Path(sockets))
     if (output / SUMMARY).is_file():

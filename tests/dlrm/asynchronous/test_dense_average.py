@@ -489,9 +489,12 @@ def test_what_servers_cannot_do_is_refused(serve: Callable[..., Servers]) -> Non
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alpha": 1.0}, "--dense-average.alpha: expected a number in .0, 1., above which copies move apart, got 1.0"),
-        ({"alpha": 1.7}, "--dense-average.alpha"),
-        ({"alpha": 0.0}, "--dense-average.alpha"),
+        (
+            {"mode": "easgd", "alpha": 1.0},
+            "--dense-average.alpha: expected a number in .0, 1., above which copies move apart, got 1.0",
+        ),
+        ({"mode": "easgd", "alpha": 1.7}, "--dense-average.alpha"),
+        ({"mode": "easgd", "alpha": 0.0}, "--dense-average.alpha"),
         ({"beta": 1.0}, "--dense-average.beta"),
         ({"every_steps": 0}, "--dense-average.every-steps: expected at least 1, got 0"),
         ({"mode": "lamb"}, "--dense-average.mode: .* got 'lamb': servers update number by number; lamb and others run"),
@@ -507,5 +510,5 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
 
 def test_the_force_gets_weaker_with_the_number_of_trainers() -> None:
     assert [DenseAverageConfig().alpha_for(n) for n in (1, 2, 3, 9)] == pytest.approx([0.5, 0.45, 0.3, 0.1])
-    assert DenseAverageConfig(alpha=0.2).alpha_for(50) == 0.2
+    assert DenseAverageConfig(mode="easgd", alpha=0.2).alpha_for(50) == 0.2
     assert (DenseAverageConfig().steps, DenseAverageConfig(mode="adam").steps) == (8, 1)
