@@ -60,8 +60,10 @@ class ServedTables:
 
     def drop(self, table: int, ids: Longs) -> None:
         """See ``RowsTarget``."""
+        held = self._tables[table]
         with self._locks[table]:
-            self._tables[table].remove(ids)
+            held.remove(ids)
+            held.forget_evicted(held.version + 1)  # nobody asks these tables which rows went
 
     def held(self, table: int) -> Longs:
         """See ``RowsTarget``."""

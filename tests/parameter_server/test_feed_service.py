@@ -159,6 +159,18 @@ def test_evicted_rows_go_also_where_it_is_forgotten_which_they_were(run: Run) ->
         assert (served.look_up(0, IDS) == run.rows()).all()
 
 
+def test_served_tables_stay_as_large_as_their_rows() -> None:
+    served = ServedTables(describe())
+    sizes = []
+    for first in range(0, 400_000, 2_000):
+        ids = np.arange(first, first + 4_000)
+        served.put(0, ids, np.zeros((ids.size, 5), np.float32))
+        served.drop(0, ids[:2_000])
+        sizes.append(served._tables[0].num_bytes)
+    assert served.num_rows == [2_000]
+    assert max(sizes[-20:]) < 1.5 * max(sizes[10:30])
+
+
 def test_a_shard_that_is_away_is_waited_for_and_its_rows_stay(run: Run) -> None:
     run.push()
     served = ServedTables(describe())
