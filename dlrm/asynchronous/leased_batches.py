@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from math import isfinite
 from typing import Protocol
 
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -72,7 +73,7 @@ class LeasedBatches(Attachment):
         self._reader, self._work, self._tables, self._is_gated = reader, work, tables, is_gated
         self._read_ahead: deque[tuple[_Open, PushPlace]] = deque()
         self._pushed: deque[tuple[_Open, Future[None]]] = deque()
-        self._trained = 0
+        self._trained, self._loss = 0, float("nan")
 
     def batches(self, should_stop: Callable[[], bool]) -> Iterator[Batch | None]:
         """Yield batches as long as there are chunks; None before waiting for one that others may leave undone.
@@ -92,6 +93,10 @@ class LeasedBatches(Attachment):
                 time.sleep(min(given.seconds, LONGEST_WAIT_SECONDS))
             else:
                 yield from self._read(given)
+
+    def facts(self) -> dict[str, float]:
+        """Return what others are told of this trainer: the loss of its last batch, and how many it has trained."""
+        return {"batches": float(self._trained)} | ({"loss": self._loss} if isfinite(self._loss) else {})
 
     @property
     def place(self) -> PushPlace:
@@ -117,6 +122,7 @@ class LeasedBatches(Attachment):
         opened, _ = self._read_ahead.popleft()
         self._pushed.append((opened, self._tables.last_push))
         self._trained += 1
+        self._loss = loss
         self.give_back(wait=False)
 
     def give_back(self, *, wait: bool) -> None:

@@ -25,7 +25,6 @@ class Membership:
         client: of the coordinator.
         name: of the trainer.
         description: of the run as this trainer has it; that of the first one to register is the run's.
-        facts: what each heartbeat tells.
 
     Raises:
         RefusedError: the coordinator has another run, and the message names what differs.
@@ -37,10 +36,9 @@ class Membership:
         client: CoordinatorClient,
         name: str,
         description: RunDescription,
-        facts: Callable[[], dict[str, float]] = dict,
     ) -> None:
         self.client, self.name = client, name
-        self._facts = facts
+        self.facts: Callable[[], dict[str, float]] = dict  # what each heartbeat tells
         registered = client.register("trainer", name, "", description.to_json())
         self.member, self._lease_seconds = registered.member, registered.lease_seconds
         self.description = RunDescription.from_json(registered.description_json or client.describe())
@@ -95,7 +93,7 @@ class Membership:
     def _beat(self) -> None:
         while not self._left.wait(self._lease_seconds / BEATS_PER_LEASE):
             try:
-                known = self.client.heartbeat(self.member, self._facts()).known
+                known = self.client.heartbeat(self.member, self.facts()).known
             except ConnectionError:
                 continue  # a coordinator that is started again goes on from its disk
             if not known:

@@ -166,6 +166,7 @@ def train_with(
             config = replace(config, branch_from=None, branch_at=None)
         reader = Reader(dataset, "train", shuffle=config.shuffle, seed=config.seed)
         leased = LeasedBatches(reader, membership, shards.tables, is_gated=membership.description.staleness is not None)
+        membership.facts = leased.facts
 
         def attach_dense(run: RunParts) -> list[Attachment]:
             return [stack.enter_context(closing(average_dense(run, config, membership, shards, leased)))]
