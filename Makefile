@@ -18,7 +18,7 @@ help:
 	@echo "make test         set up, then lint, types, import direction and tests"
 	@echo "make test-long    the tests that take minutes or install packages"
 	@echo "make benchmark    NAME=train_step (or another file of benchmarks/): one JSON object as the last line"
-	@echo "make proto        write the gRPC code anew after a change of parameter_server/control.proto"
+	@echo "make proto        write the gRPC code anew after a change of parameter_server/control/control.proto"
 	@echo "make docs         build the documentation into site/"
 	@echo "make constraints  renew constraints.txt after a change of dependencies (needs uv)"
 	@echo "make clean        remove .venv, site and caches"
@@ -47,7 +47,7 @@ docs: $(VENV)/.docs
 	@echo "site/index.html"
 
 proto: $(VENV)/.test
-	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. parameter_server/control.proto
+	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. parameter_server/control/control.proto
 
 constraints:
 	@uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-annotate --no-header pyproject.toml -o .constraints

@@ -181,7 +181,7 @@ def our_ways(shape: Shape, calls: Calls, durability: Literal["none", "journal"] 
     """Start a shard whose rows are all there, and give both verbs with both types of values."""
     import numpy as np
 
-    from parameter_server.rows_client import LaneLease, Push
+    from parameter_server.client.rows_client import LaneLease, Push
 
     with ExitStack() as stack:
         server = stack.enter_context(start("shard", json_of(shape), durability, "localhost:0"))

@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from parameter_server.client.rows_client import RowsClient
     from parameter_server.description import RunDescription
     from parameter_server.partition import Routes
-    from parameter_server.rows_client import RowsClient
 
 PHASE_SECONDS = 2.0
 COMPUTE_SECONDS = 0.04
@@ -121,8 +121,8 @@ def open_client(
     description: RunDescription, address: str, value_type: Literal["fp32", "fp16"], max_in_flight: int = 4
 ) -> RowsClient:
     """Opens a client of one shard."""
-    from parameter_server.rows_client import RowsClient
-    from parameter_server.transports import GrpcConnection
+    from parameter_server.client.rows_client import RowsClient
+    from parameter_server.client.transports import GrpcConnection
 
     return RowsClient(
         description, OneShard(address), GrpcConnection, value_type=value_type, max_in_flight=max_in_flight
@@ -134,9 +134,9 @@ def serve_shard(shape: Shape, durability: Literal["none", "snapshot", "journal"]
     from pathlib import Path
 
     from embeddings.allocation import keep_freed_memory
-    from parameter_server.security import ServerSecurity
-    from parameter_server.service import add_rows_service, make_server
-    from parameter_server.shard import Shard
+    from parameter_server.processes.rows_service import add_rows_service, make_server
+    from parameter_server.security.security import ServerSecurity
+    from parameter_server.shard.shard import Shard
 
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
@@ -184,7 +184,7 @@ def train(shape: Shape, address: str, lane: int, is_slow: bool) -> None:
     """
     import numpy as np
 
-    from parameter_server.rows_client import LaneLease, Push
+    from parameter_server.client.rows_client import LaneLease, Push
 
     random, ends = np.random.default_rng(lane), list[float]()
     client = open_client(describe(shape, "none"), address, "fp32")

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from dlrm.asynchronous.crew import Member, Role
 
 if TYPE_CHECKING:
-    from parameter_server.coordinator_client import GrpcCoordinatorClient
+    from parameter_server.control.coordinator_client import GrpcCoordinatorClient
     from parameter_server.description import RunDescription
 
 LASTING = ("coordinator", "shard-0", "trainer-0", "reader")
@@ -223,7 +223,7 @@ class Soak:
         self._members[name].start()
 
     def _connect(self) -> GrpcCoordinatorClient:
-        from parameter_server.coordinator_client import GrpcCoordinatorClient
+        from parameter_server.control.coordinator_client import GrpcCoordinatorClient
 
         client = GrpcCoordinatorClient(self._address, deadline_seconds=30.0)
         client.routes(deadline_seconds=120)
@@ -265,7 +265,7 @@ def _train(name: str, coordinator: str, batches_per_second: float) -> None:
     """Pushes until killed or asked to leave; whatever happens to others, it begins anew."""
     import signal
 
-    from parameter_server.coordinator_client import GrpcCoordinatorClient
+    from parameter_server.control.coordinator_client import GrpcCoordinatorClient
     from parameter_server.errors import LaneLostError
 
     leaving: list[int] = []
@@ -285,10 +285,10 @@ def _train_as_member(client: GrpcCoordinatorClient, name: str, batches_per_secon
     import numpy as np
 
     from dlrm.asynchronous.membership import Membership
-    from parameter_server.coordinator_answers import Chunk
-    from parameter_server.routes_source import CoordinatorRoutes
-    from parameter_server.rows_client import LaneLease, Push, RowsClient
-    from parameter_server.transports import GrpcConnection
+    from parameter_server.client.routes_source import CoordinatorRoutes
+    from parameter_server.client.rows_client import LaneLease, Push, RowsClient
+    from parameter_server.client.transports import GrpcConnection
+    from parameter_server.coordinator.answers import Chunk
 
     draw = np.random.default_rng()
     with Membership(client, name, describe()) as member, ExitStack() as stack:
@@ -318,12 +318,12 @@ def _train_as_member(client: GrpcCoordinatorClient, name: str, batches_per_secon
 
 def _read(coordinator: str) -> None:
     """Follows all shards, as a server of predictions does, until killed."""
-    from parameter_server.coordinator_client import GrpcCoordinatorClient
+    from parameter_server.client.routes_source import CoordinatorRoutes
+    from parameter_server.control.coordinator_client import GrpcCoordinatorClient
     from parameter_server.description import RunDescription
-    from parameter_server.feed_connections import GrpcFeed
-    from parameter_server.feed_reader import FeedReader
-    from parameter_server.feed_tables import ServedTables
-    from parameter_server.routes_source import CoordinatorRoutes
+    from parameter_server.feed.connections import GrpcFeed
+    from parameter_server.feed.reader import FeedReader
+    from parameter_server.feed.tables import ServedTables
 
     client = GrpcCoordinatorClient(coordinator, deadline_seconds=60.0)
     description = RunDescription.from_json(client.describe())

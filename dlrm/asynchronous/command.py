@@ -11,8 +11,8 @@ from dlrm.cli import Command, parse, status_of
 from dlrm.distributed.place import stop_with_launcher
 
 if TYPE_CHECKING:
-    from parameter_server.config import MemberConfig
-    from parameter_server.logs import EventFormatter
+    from parameter_server.processes.config import MemberConfig
+    from parameter_server.processes.logs import EventFormatter
 
     Member = TypeVar("Member", bound=MemberConfig)
 
@@ -47,55 +47,55 @@ def run_ps(argv: list[str]) -> int:
 
 def run_coordinator(argv: list[str]) -> int:
     """Be the coordinator of a run."""
-    from parameter_server.config import CoordinatorConfig
+    from parameter_server.processes.config import CoordinatorConfig
 
     config = parse(CoordinatorConfig, argv, program="recforge ps coordinator")
-    from parameter_server.coordinator_process import serve
+    from parameter_server.processes.coordinator_process import serve
 
     return _serve(serve, config, "coordinator")
 
 
 def run_shard(argv: list[str]) -> int:
     """Be a shard of a run."""
-    from parameter_server.config import ShardConfig
+    from parameter_server.processes.config import ShardConfig
 
     config = parse(ShardConfig, argv, program="recforge ps shard")
-    from parameter_server.shard_process import serve
+    from parameter_server.processes.shard_process import serve
 
     return _serve(serve, config, config.called)
 
 
 def run_status(argv: list[str]) -> int:
     """Say how a run goes."""
-    from parameter_server.command import StatusConfig, tell_status
+    from parameter_server.processes.command import StatusConfig, tell_status
 
     return tell_status(parse(StatusConfig, argv, program="recforge ps status"))
 
 
 def run_snapshot(argv: list[str]) -> int:
     """Have a snapshot taken."""
-    from parameter_server.command import SnapshotConfig, take_snapshot
+    from parameter_server.processes.command import SnapshotConfig, take_snapshot
 
     return take_snapshot(parse(SnapshotConfig, argv, program="recforge ps snapshot"))
 
 
 def run_drain(argv: list[str]) -> int:
     """Have a shard emptied."""
-    from parameter_server.command import DrainConfig, drain_shard
+    from parameter_server.processes.command import DrainConfig, drain_shard
 
     return drain_shard(parse(DrainConfig, argv, program="recforge ps drain"))
 
 
 def run_certificates(argv: list[str]) -> int:
     """Make certificates for tests."""
-    from parameter_server.command import CertificatesConfig, make_certificates
+    from parameter_server.processes.command import CertificatesConfig, make_certificates
 
     return make_certificates(parse(CertificatesConfig, argv, program="recforge ps certificates"))
 
 
 def _serve(serve: Callable[[Member, EventFormatter], None], config: Member, name: str) -> int:
     """Run a process; where its events are JSON, an error that ends it is one too."""
-    from parameter_server.logs import events_written
+    from parameter_server.processes.logs import events_written
 
     with events_written(config.log_format, name) as events:
         try:

@@ -7,8 +7,8 @@ from typing import Literal
 
 from dlrm.asynchronous.dense_average_config import DenseAverageConfig
 from dlrm.config import RunConfig
-from parameter_server.config import ClientConfig
 from parameter_server.description import Durability
+from parameter_server.processes.config import ClientConfig
 
 
 @dataclass(frozen=True, kw_only=True)

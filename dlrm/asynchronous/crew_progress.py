@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from parameter_server.coordinator_answers import Status
-    from parameter_server.coordinator_client import CoordinatorClient
+    from parameter_server.control.coordinator_client import CoordinatorClient
+    from parameter_server.coordinator.answers import Status
 
 ASK_SECONDS = 1.0  # between two questions to the coordinator
 PATIENCE_SECONDS = 1.0  # for its answer
@@ -84,7 +84,7 @@ class CrewProgress:
 
 
 def _connect(address: str) -> CoordinatorClient:
-    from parameter_server.config import ClientConfig
-    from parameter_server.coordinator_client import GrpcCoordinatorClient
+    from parameter_server.control.coordinator_client import GrpcCoordinatorClient
+    from parameter_server.processes.config import ClientConfig
 
     return GrpcCoordinatorClient(address, ClientConfig().client_security, deadline_seconds=PATIENCE_SECONDS)

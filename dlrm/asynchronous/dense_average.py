@@ -17,7 +17,7 @@ from dlrm.asynchronous.dense_average_config import DenseAverageConfig
 from dlrm.asynchronous.dense_rules import Sent, build_rule
 from dlrm.asynchronous.flat_weights import FlatWeights
 from dlrm.training.attachments import Attachment, Moment
-from parameter_server.dense_client import DenseClient, Part, Place
+from parameter_server.client.dense_client import DenseClient, Part, Place
 from parameter_server.dense_codec import Combine, Floats
 from parameter_server.errors import LaneLostError, ShardUnreachableError
 

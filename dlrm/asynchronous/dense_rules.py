@@ -11,7 +11,7 @@ from torch.optim import SGD, Adagrad, Adam, Optimizer
 
 from dlrm.asynchronous.dense_average_config import DenseAverageConfig, unlike
 from dlrm.asynchronous.flat_weights import FlatWeights, relative_distance
-from parameter_server.dense_client import Part, Place
+from parameter_server.client.dense_client import Part, Place
 from parameter_server.dense_codec import Combine, Floats
 
 _KINDS: dict[type[Optimizer], str] = {SGD: "sgd", Adagrad: "adagrad", Adam: "adam"}

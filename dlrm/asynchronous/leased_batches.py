@@ -15,9 +15,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from dlrm.batch import Batch
 from dlrm.data.reader import Reader
 from dlrm.training.attachments import Attachment, Moment
-from parameter_server.coordinator_answers import Chunk, Finished, Wait
-from parameter_server.remote_rows import PushPlace
-from parameter_server.rows_client import LaneLease
+from parameter_server.client.remote_rows import PushPlace
+from parameter_server.client.rows_client import LaneLease
+from parameter_server.coordinator.answers import Chunk, Finished, Wait
 
 LONGEST_WAIT_SECONDS = 0.5
 

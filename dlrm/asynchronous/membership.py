@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
-from parameter_server.coordinator_answers import Chunk, Finished, Wait
-from parameter_server.coordinator_client import CoordinatorClient
+from parameter_server.control.coordinator_client import CoordinatorClient
+from parameter_server.coordinator.answers import Chunk, Finished, Wait
 from parameter_server.description import RunDescription
 
 BEATS_PER_LEASE = 4

@@ -7,15 +7,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
 from dlrm.asynchronous.config import ServersConfig
-from parameter_server.coordinator_answers import SnapshotTaken
-from parameter_server.coordinator_client import CoordinatorClient
-from parameter_server.dense_client import DenseClient
+from parameter_server.client.dense_client import DenseClient
+from parameter_server.client.remote_storage import RemoteStorage
+from parameter_server.client.remote_tables import RemoteTables
+from parameter_server.client.routes_source import CoordinatorRoutes
+from parameter_server.client.rows_client import RowsClient
+from parameter_server.client.transports import ShardConnection
+from parameter_server.control.coordinator_client import CoordinatorClient
+from parameter_server.coordinator.answers import SnapshotTaken
 from parameter_server.description import RunDescription
-from parameter_server.remote_storage import RemoteStorage
-from parameter_server.remote_tables import RemoteTables
-from parameter_server.routes_source import CoordinatorRoutes
-from parameter_server.rows_client import RowsClient
-from parameter_server.transports import ShardConnection
 
 
 class Shards:

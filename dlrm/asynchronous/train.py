@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from dlrm.training.attach import RunParts
     from dlrm.training.attachments import Attachment
     from embeddings import TableConfig
-    from parameter_server.coordinator_client import CoordinatorClient
-    from parameter_server.transports import ShardConnection
+    from parameter_server.client.transports import ShardConnection
+    from parameter_server.control.coordinator_client import CoordinatorClient
 
 # What trainers may have of their own; nothing of it bends what is learned.
 DENSE_OPTIONS = "dense_options"  # of servers that update the dense part
@@ -60,8 +60,8 @@ def train(name: str, recipe: Recipe, config: AsynchronousConfig) -> dict[str, An
     from dlrm.data.provide import provide_dataset
     from dlrm.descriptions import describe_tables
     from dlrm.optim.scaling import scale_config
-    from parameter_server.coordinator_client import GrpcCoordinatorClient
-    from parameter_server.transports import GrpcConnection
+    from parameter_server.client.transports import GrpcConnection
+    from parameter_server.control.coordinator_client import GrpcCoordinatorClient
 
     scaled, _ = scale_config(config)
     config = replace(scaled, noise_scale=replace(scaled.noise_scale, every_steps=0))
@@ -198,7 +198,7 @@ def average_dense(
         leased: says which batch gradients are of.
     """
     from dlrm.asynchronous.dense_average import DenseAverage
-    from parameter_server.dense_client import Place
+    from parameter_server.client.dense_client import Place
 
     lane = membership.client.client_lane(membership.member)
     average = DenseAverage(

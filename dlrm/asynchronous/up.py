@@ -19,7 +19,7 @@ from dlrm.recipes import find_recipe, list_recipes
 from dlrm.this_machine import count_cores
 from dlrm.training.command import SHORT, describe_summary, name_run
 from parameter_server.address import MAX_PATH_BYTES
-from parameter_server.stop_signal import StopSignal
+from parameter_server.processes.stop_signal import StopSignal
 
 MEMBERS, COORDINATOR, SHARDS = "members", "coordinator", "shards"
 SUMMARY = "summary.json"

@@ -24,12 +24,12 @@ from cluster import Cluster, wait_until
 from message_proxy import MessageFaults
 from sum_job import describe, hand_ids, hand_rows
 
-from parameter_server.coordinator_answers import MemberStatus
-from parameter_server.coordinator_client import GrpcCoordinatorClient
+from parameter_server.client.routes_source import CoordinatorRoutes
+from parameter_server.client.rows_client import RowsClient
+from parameter_server.control.coordinator_client import GrpcCoordinatorClient
+from parameter_server.coordinator.answers import MemberStatus
 from parameter_server.description import RunDescription
 from parameter_server.partition import buckets_of, salt_of
-from parameter_server.routes_source import CoordinatorRoutes
-from parameter_server.rows_client import RowsClient
 
 FAULTS = [
     None,

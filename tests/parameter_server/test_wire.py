@@ -15,7 +15,7 @@ from parameter_server import wire
 from parameter_server.description import RunDescription
 from parameter_server.errors import Refusal, RefusedError
 from parameter_server.partition import Routes
-from parameter_server.shard import Shard
+from parameter_server.shard.shard import Shard
 from parameter_server.wire import Flag, Header, Op, Type, decode, encode, frame_bytes, join
 
 DIM, ROWS = 5, 100

@@ -23,7 +23,7 @@ from dlrm.descriptions import describe_tables
 from dlrm.training.command import build_trainer
 from dlrm.training.restore import CHECKPOINTS
 from dlrm.training.run_log import read_records
-from parameter_server.local_run import LocalRun
+from parameter_server.processes.local_run import LocalRun
 
 ROWS = 6_000
 

@@ -23,14 +23,14 @@ from dlrm.optim.lamb import Lamb
 from dlrm.training.attachments import Moment
 from embeddings import RowSGD, TableConfig
 from embeddings.build import build_tables
-from parameter_server.dense_client import DenseClient, Place
+from parameter_server.client.dense_client import DenseClient, Place
+from parameter_server.client.transports import LocalConnection
 from parameter_server.dense_codec import PIECE
-from parameter_server.dense_update import OPTIONS
 from parameter_server.description import RunDescription
 from parameter_server.errors import ConnectionLost, Refusal, RefusedError, ShardUnreachableError
 from parameter_server.partition import Routes, spread_evenly
-from parameter_server.shard import Shard
-from parameter_server.transports import LocalConnection
+from parameter_server.shard.dense_update import OPTIONS
+from parameter_server.shard.shard import Shard
 
 TABLE = TableConfig(name="a", num_rows=10, dim=4, optimizer=RowSGD(learning_rate=1.0))
 
@@ -416,7 +416,7 @@ def test_faults_of_a_connection_change_no_weight(serve: Callable[..., Servers]) 
 def test_training_goes_on_while_a_shard_is_away_and_ends_if_it_stays_away(
     serve: Callable[..., Servers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("parameter_server.dense_client.SILENT_SECONDS", 0.1)
+    monkeypatch.setattr("parameter_server.client.dense_client.SILENT_SECONDS", 0.1)
     servers, model = serve("easgd", count=1), network()
     servers.faults = itertools.chain([""], itertools.repeat("lost"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)

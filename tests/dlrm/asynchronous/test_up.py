@@ -18,7 +18,7 @@ from dlrm.asynchronous.crew import Role
 from dlrm.asynchronous.crew_progress import CrewProgress
 from dlrm.asynchronous.up import UpConfig, plan_roles, read_flags, run_up, watch
 from parameter_server.address import Address
-from parameter_server.coordinator_answers import MemberStatus, Status
+from parameter_server.coordinator.answers import MemberStatus, Status
 from parameter_server.errors import ConnectionLost
 
 SERVER = """

@@ -13,7 +13,7 @@ from embeddings.row_optimizers import RowSGD
 from embeddings.tables import TableConfig
 from parameter_server.description import RunDescription
 from parameter_server.partition import Routes, spread_evenly
-from parameter_server.shard import Shard
+from parameter_server.shard.shard import Shard
 from parameter_server.wire import Flag, Frame, Header, Op, decode, encode, join
 
 DIM, IDS = 4, 500

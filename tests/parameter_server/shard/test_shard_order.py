@@ -7,7 +7,7 @@ import pytest
 
 from parameter_server.errors import Refusal, RefusedError
 from parameter_server.partition import buckets_of, salt_of
-from parameter_server.shard import Shard
+from parameter_server.shard.shard import Shard
 from parameter_server.wire import Flag, Header, Op, encode, join
 
 

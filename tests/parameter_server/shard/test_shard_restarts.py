@@ -14,10 +14,10 @@ import pytest
 
 from embeddings.row_optimizers import RowAdam
 from embeddings.tables import TableConfig
-from parameter_server import shard_folder
 from parameter_server.errors import Refusal, RefusedError
-from parameter_server.records_file import DamagedError
-from parameter_server.shard import Shard
+from parameter_server.shard import folder as shard_folder
+from parameter_server.shard.records_file import DamagedError
+from parameter_server.shard.shard import Shard
 
 
 def whole(shard: Shard) -> list[np.ndarray]:
@@ -90,7 +90,7 @@ def test_what_was_replayed_is_in_the_next_snapshot(adam):
 
 
 def test_segments_before_a_snapshot_are_removed(run, monkeypatch):
-    monkeypatch.setattr("parameter_server.journal.SEGMENT_BYTES", 2000)
+    monkeypatch.setattr("parameter_server.shard.journal.SEGMENT_BYTES", 2000)
     shard = run.start(durability="journal")
     for clock in range(1, 11):
         run.push(shard, 0, clock)
@@ -277,7 +277,7 @@ def test_a_full_disk_stops_the_shard_and_what_was_acknowledged_is_there(run, mon
     def fail(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    target = "os.writev" if call == "writev" else "parameter_server.journal._sync_data"
+    target = "os.writev" if call == "writev" else "parameter_server.shard.journal._sync_data"
     with monkeypatch.context() as broken:
         broken.setattr(target, fail)
         with pytest.raises(RefusedError, match="No space left on device") as caught:

@@ -1,0 +1,1 @@
+"""Coordinator and shards as processes: servers, metrics, logs, and their commands."""

@@ -1,0 +1,113 @@
+"""The coordinator as a process: its state, its server, its metrics, and a snapshot of the run now and then."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from parameter_server.errors import RefusedError
+from parameter_server.processes.config import CoordinatorConfig
+from parameter_server.processes.stop_signal import StopSignal
+from parameter_server.security.security import import_grpc
+
+if TYPE_CHECKING:
+    from parameter_server.control.coordinator_client import TakesSnapshots
+    from parameter_server.coordinator.coordinator import Coordinator
+    from parameter_server.processes.logs import EventFormatter
+
+STATE, LOCK = "coordinator.sqlite", "lock"
+_LOG = logging.getLogger(__name__)
+
+
+def serve(config: CoordinatorConfig, events: EventFormatter) -> None:
+    """Is the coordinator of a run until somebody asks it to end.
+
+    Raises:
+        ValueError: The folder is another process's, or holds another run or release; see also ``ServerSecurity``.
+        OSError: The address or the port of metrics are in use, or the disk is full.
+    """
+    import_grpc()
+    from parameter_server.control.coordinator_service import SERVICE, CoordinatorService
+    from parameter_server.control.shard_service import GrpcShardLink
+    from parameter_server.coordinator.coordinator import Coordinator
+    from parameter_server.coordinator.moves import ShardKeeper
+    from parameter_server.processes.call_meter import CallMeter
+    from parameter_server.processes.endpoint import Endpoint
+    from parameter_server.processes.telemetry import MetricsServer, RunMetrics
+
+    with StopSignal(at_once=True) as stop, ExitStack() as stack:
+        stack.callback(lock_folder(config.folder).release)
+        meter = CallMeter()
+        endpoint = Endpoint(config.server_security, config.limits, interceptors=[meter])
+        endpoint.listen(config.address)
+        stack.callback(endpoint.stop)
+        coordinator = stack.enter_context(
+            closing(
+                Coordinator(path=config.folder / STATE, start_shards=config.shards, lease_seconds=config.lease_seconds)
+            )
+        )
+        keeper = ShardKeeper(coordinator, lambda address: GrpcShardLink(address, config.client_security))
+        keeper.start()
+        stack.callback(keeper.close)
+        CoordinatorService(coordinator, keeper).add_to(endpoint.server)
+        if config.metrics_port:
+            metrics = RunMetrics(coordinator, meter)
+            stack.enter_context(MetricsServer(metrics, config.metrics_host, config.metrics_port))
+        endpoint.start([SERVICE])
+        stop.at_once = False
+        endpoint.set_serving(True)
+        events.tell_ready(endpoint.address)
+        _keep(coordinator, keeper, config.snapshot_seconds, stop, events)
+        _LOG.info("ends, as it was asked to", extra={"event": "stopping"})
+
+
+def lock_folder(folder: Path) -> FileLock:
+    """Makes a folder, and keeps other processes out of it until the lock is released, or this process ends.
+
+    Raises:
+        ValueError: Another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"--folder {folder}: expected a folder of this process alone, got one that another uses"
+        ) from None
+    return lock
+
+
+def _keep(
+    coordinator: Coordinator,
+    keeper: TakesSnapshots | None,
+    snapshot_seconds: float,
+    stop: StopSignal,
+    events: EventFormatter,
+) -> None:
+    """Looks for members that are silent, and has snapshots taken, until the process is asked to stop."""
+    last = time.monotonic()
+    while not stop.wait():
+        coordinator.tick()
+        description = coordinator.description
+        if description is None:
+            continue
+        events.run = description.run_id
+        is_due = snapshot_seconds and time.monotonic() - last >= snapshot_seconds
+        if is_due and keeper is not None and description.durability != "none":
+            _snapshot(keeper)
+            last = time.monotonic()
+
+
+def _snapshot(keeper: TakesSnapshots) -> None:
+    try:
+        taken = keeper.snapshot("")
+    except (RefusedError, OSError) as error:  # the next one may succeed
+        _LOG.error("no snapshot: %s", error, extra={"event": "snapshot_failed"})
+        return
+    _LOG.info("snapshot %s", taken.name, extra={"event": "snapshot", "snapshot": taken.name})

@@ -1,0 +1,148 @@
+"""A shard's place in a run: its number, its heartbeats, and the routes that these bring."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import suppress
+from types import TracebackType
+from typing import Protocol
+
+from parameter_server.control.coordinator_client import CoordinatorClient
+from parameter_server.coordinator.answers import Registered
+from parameter_server.description import RunDescription
+from parameter_server.errors import ConnectionLost, RefusedError
+from parameter_server.partition import Routes
+from parameter_server.shard.counts import ShardCounts
+
+BEATS_PER_LEASE = 4
+LONGEST_BEAT_SECONDS = 1.0  # so that what people see of rows is not old
+_ASK_SECONDS = 1.0
+_LOG = logging.getLogger(__name__)
+
+
+class Followed(Protocol):
+    """What heartbeats tell of a shard, and bring to it."""
+
+    counts: ShardCounts
+
+    @property
+    def num_rows(self) -> list[int]:
+        """Of each table."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all tables."""
+
+    def set_routes(self, routes: Routes) -> None:
+        """Takes over newer routes."""
+
+
+def await_description(client: CoordinatorClient) -> RunDescription:
+    """Waits for the run's description, as long as it takes: the first trainer brings it.
+
+    Raises:
+        ConnectionError: The coordinator cannot be reached.
+    """
+    while True:
+        with suppress(TimeoutError):
+            return RunDescription.from_json(client.describe(deadline_seconds=_ASK_SECONDS))
+
+
+class ShardMembership:
+    """A shard that is registered from now on, until it leaves.
+
+    Args:
+        client: Of the coordinator.
+        name: By which the shard gets its number back.
+        address: Where others reach it.
+
+    Raises:
+        RefusedError: The coordinator does not take it.
+        ConnectionError: It cannot be reached.
+
+    Attributes:
+        number: Of the shard.
+        may_end: Whether it is drained, and nobody uses it any longer.
+    """
+
+    def __init__(self, client: CoordinatorClient, name: str, address: str) -> None:
+        self._client = client
+        self._name, self._address = name, address
+        self.may_end = False
+        self._shard: Followed | None = None
+        self._epoch = 0
+        self._trouble: Exception | None = None
+        self._registered = self._register()
+        self.number = self._registered.shard if self._registered.shard is not None else -1
+        self._left = threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="heartbeats", daemon=True)
+        self._beating.start()
+
+    def __enter__(self) -> ShardMembership:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._left.set()
+        self._beating.join()
+        try:
+            self._client.leave(self._registered.member)
+        except (ConnectionError, RefusedError):  # who is not heard of any more has left as well
+            _LOG.info("left without the coordinator's knowledge", extra={"event": "left"})
+
+    def follow(self, shard: Followed) -> None:
+        """Brings routes to a shard from now on, and tells of it with each heartbeat."""
+        if self._registered.routes is not None:
+            self._take(shard, self._registered.routes)
+        self._shard = shard
+
+    def check(self) -> None:
+        """Checks that the shard still has a place in the run.
+
+        Raises:
+            RefusedError: The coordinator does not take it back.
+        """
+        if self._trouble is not None:
+            raise self._trouble
+
+    def _register(self) -> Registered:
+        return self._client.register("shard", self._name, self._address)
+
+    def _beat(self) -> None:
+        while not self._left.wait(min(LONGEST_BEAT_SECONDS, self._registered.lease_seconds / BEATS_PER_LEASE)):
+            try:
+                self._beat_once()
+            except (ConnectionLost, TimeoutError):
+                continue  # a coordinator that is started again goes on from its disk
+            except Exception as error:
+                self._trouble = error
+                return
+
+    def _beat_once(self) -> None:
+        shard = self._shard
+        beat = self._client.heartbeat(self._registered.member, self._facts())
+        if not beat.known:
+            _LOG.warning("was not heard of in time, and registers again", extra={"event": "expired"})
+            self._registered = self._register()
+            return
+        if shard is not None and beat.route_epoch > self._epoch:
+            self._take(shard, self._client.routes(self._epoch, deadline_seconds=_ASK_SECONDS))
+        self.may_end = beat.may_end
+
+    def _take(self, shard: Followed, routes: Routes) -> None:
+        shard.set_routes(routes)
+        self._epoch = routes.epoch
+
+    def _facts(self) -> dict[str, float]:
+        shard = self._shard
+        if shard is None:
+            return {}
+        counts = shard.counts
+        return {
+            "route_epoch": self._epoch,
+            "rows": sum(shard.num_rows),
+            "bytes": shard.num_bytes,
+            "lost_pushes": counts.lost_pushes,
+            "pulled_rows": counts.pulled_rows,
+            "pushed_rows": counts.pushed_rows,
+        }

@@ -1,0 +1,114 @@
+"""A shard as a process: registered with its coordinator, heard of by heartbeats, and its rows seen after."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
+
+from parameter_server.description import RunDescription
+from parameter_server.processes.config import ShardConfig
+from parameter_server.processes.coordinator_process import lock_folder
+from parameter_server.processes.stop_signal import StopSignal
+from parameter_server.security.security import import_grpc
+
+if TYPE_CHECKING:
+    from parameter_server.processes.logs import EventFormatter
+    from parameter_server.processes.shard_membership import ShardMembership
+    from parameter_server.shard.shard import Shard
+
+_LOG = logging.getLogger(__name__)
+
+
+def serve(config: ShardConfig, events: EventFormatter) -> None:
+    """Is a shard of a run until it is drained, or somebody asks it to end.
+
+    Raises:
+        ValueError: The coordinator refuses it, or its folder is another's; see also ``ServerSecurity``.
+        OSError: The address or the port of metrics are in use, the coordinator is not reached in time, or nothing can
+            be kept any more, as on a full disk.
+    """
+    import_grpc()
+    from parameter_server.client.transports import SERVICE
+    from parameter_server.control.coordinator_client import GrpcCoordinatorClient
+    from parameter_server.control.shard_service import SHARD_SERVICE, ShardControlService
+    from parameter_server.feed.service import add_feed_to
+    from parameter_server.processes.call_meter import CallMeter
+    from parameter_server.processes.endpoint import Endpoint
+    from parameter_server.processes.rows_service import add_rows_service
+    from parameter_server.processes.shard_membership import ShardMembership, await_description
+    from parameter_server.processes.telemetry import MetricsServer, ShardMetrics
+    from parameter_server.processes.warm_up import warm_up
+    from parameter_server.shard.shard import Shard
+
+    with StopSignal(at_once=True) as stop, ExitStack() as stack:
+        if config.folder is not None:
+            lock_folder(config.folder).release()  # by the shard itself later; nobody need hear of one that cannot be
+        meter = CallMeter()
+        endpoint = Endpoint(config.server_security, config.limits, interceptors=[meter])
+        address = config.tell(endpoint.listen(config.address))
+        stack.callback(endpoint.stop)
+        client = GrpcCoordinatorClient(
+            config.coordinator, config.client_security, deadline_seconds=config.connect_seconds
+        )
+        stack.enter_context(closing(client))
+        description = await_description(client)
+        events.run = description.run_id
+        check_folder(config, description)
+        warm_up(description)
+        membership = stack.enter_context(ShardMembership(client, config.called, address))
+        shard = Shard(description, membership.number, folder=config.folder, journal_sync=config.journal_sync)
+        stack.enter_context(closing(shard))
+        add_rows_service(endpoint.server, shard, config.limits)
+        add_feed_to(endpoint.server, shard)
+        control = ShardControlService(shard, config.client_security)
+        control.add_to(endpoint.server)
+        stack.callback(control.close)
+        if config.metrics_port:
+            metrics = ShardMetrics(shard, meter)
+            stack.enter_context(MetricsServer(metrics, config.metrics_host, config.metrics_port))
+        membership.follow(shard)
+        endpoint.start([SERVICE, SHARD_SERVICE])
+        stop.at_once = False
+        endpoint.set_serving(True)
+        events.tell_ready(address)
+        _keep(shard, membership, config.eviction_seconds, stop)
+        endpoint.stop()
+        if description.durability != "none":
+            saved = shard.snapshot()
+            _LOG.info("saved in %.1f s", saved.seconds, extra={"event": "saved", "bytes": saved.bytes})
+
+
+def check_folder(config: ShardConfig, description: RunDescription) -> None:
+    """Checks that there is a place for what the run wants kept.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if description.durability != "none" and config.folder is None:
+        raise ValueError(
+            f"--folder: expected one, as the run's durability is {description.durability}, got none; give --folder, or "
+            "start the run with --servers.durability none"
+        )
+
+
+def _keep(shard: Shard, membership: ShardMembership, eviction_seconds: float, stop: StopSignal) -> None:
+    """Evicts rows now and then, until the process may or must end.
+
+    Raises:
+        OSError: The shard cannot keep what it is given.
+        ValueError: The coordinator does not take the shard back.
+    """
+    last = time.monotonic()
+    while not stop.wait():
+        if shard.failed is not None:
+            raise OSError(f"shard {shard.number}: {shard.failed}; what was acknowledged is still in its folder")
+        membership.check()
+        if membership.may_end:
+            _LOG.info("ends, as it has been drained", extra={"event": "drained"})
+            return
+        if time.monotonic() - last >= eviction_seconds:
+            shard.evict()
+            last = time.monotonic()
+    _LOG.info("ends, as it was asked to", extra={"event": "stopping"})

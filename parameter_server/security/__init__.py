@@ -1,0 +1,1 @@
+"""Who may talk to whom: certificates, tokens, and why a server does not answer."""

@@ -1,0 +1,81 @@
+"""How shards of a run that has ended become others, fewer or more: each takes its buckets out of all old folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embeddings.hashed.hashed_table import Records
+from parameter_server.shard.folder import PART_BYTES, check_description
+from parameter_server.shard.lane_order import LaneOrder
+from parameter_server.shard.replay import SNAPSHOTS, group_buckets, read_back, read_claims
+from parameter_server.shard.snapshots import SnapshotFolder
+from parameter_server.shard.state import ShardState, without_limits
+from parameter_server.shard.state_parts import put_part, row_bytes, take_dense, take_marks
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeInfo:
+    """What was found in the folders of old shards.
+
+    Attributes:
+        rows: Taken over, of all tables.
+        lost: Pushes that the old shards had acknowledged and that are not in their folders, of all buckets.
+        lines: What a person should know.
+    """
+
+    rows: int
+    lost: int
+    lines: tuple[str, ...]
+
+
+def merge_folders(state: ShardState, folders: Sequence[Path], buckets: Mask) -> MergeInfo:
+    """Brings a fresh state to where old shards' buckets were when those ended; changes nothing in their folders.
+
+    One old shard at a time is in memory, with the buckets that are wanted. Rows, marks and pieces of a bucket come
+    from the shard that came to hold it last. Lanes' clocks are the highest of any shard's, and a lease goes on from
+    push 1: what had been pushed is known by its marks.
+
+    Raises:
+        ValueError: A folder is of another run.
+        DamagedError: A journal is damaged.
+    """
+    snapshots = []
+    for folder in folders:
+        check_description(folder, state.description, None)
+        snapshots.append(SnapshotFolder(folder / SNAPSHOTS, is_read_only=True))
+    durability = state.description.durability
+    claims = np.stack([read_claims(f, s, durability) for f, s in zip(folders, snapshots, strict=True)])
+    owners = np.where(claims.any(axis=0), claims.argmax(axis=0), -1)
+    lost, lines = 0, []
+    versions = np.zeros(len(state.tables), np.int64)
+    for number, folder in enumerate(folders):
+        wanted = buckets & (owners == number)
+        old = ShardState(without_limits(state.description))
+        found = read_back(folder, old, snapshots[number], wanted)
+        old.drop(~wanted)
+        lost += old.lost
+        lines += found.lines
+        versions = np.maximum(versions, old.versions)
+        for table, version in zip(state.tables, versions.tolist(), strict=True):
+            table.version = version
+        _take_over(state, old, wanted)
+    state.claims[buckets] = claims.max(axis=0)[buckets]
+    return MergeInfo(rows=sum(table.num_rows for table in state.tables), lost=lost, lines=tuple(lines))
+
+
+def _take_over(state: ShardState, old: ShardState, wanted: Mask) -> None:
+    for table, source in zip(state.tables, old.tables, strict=True):
+        for group in group_buckets(1 + row_bytes(source) // PART_BYTES):
+            records = source.take(buckets=wanted & group)
+            table.put(Records(records.ids, records.rows), version=table.version)
+    put_part(state, take_marks(old, sorted(old.marks.lanes), wanted) | take_dense(old, wanted))
+    for lane, order in old.orders.lanes.items():
+        state.orders.adopt(lane, LaneOrder(lease=order.lease, next_seq=1, clock=order.clock))
+    state.base_updates = [max(pair) for pair in zip(state.base_updates, old.base_updates, strict=True)]
