@@ -21,11 +21,11 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from embeddings.tables import TableConfig
-from parameter_server import coordinator_process, shard_process
 from parameter_server.control.coordinator_client import GrpcCoordinatorClient
 from parameter_server.control.coordinator_service import SERVICE, CoordinatorService
 from parameter_server.coordinator.coordinator import Coordinator
 from parameter_server.description import RunDescription
+from parameter_server.processes import coordinator_process, shard_process
 from parameter_server.processes.config import CoordinatorConfig, ShardConfig
 from parameter_server.processes.endpoint import Endpoint
 from parameter_server.processes.logs import EventFormatter

@@ -11,7 +11,7 @@ from embeddings.row_optimizers import RowAdam, RowLamb, RowSGD
 from embeddings.tables import TableConfig
 from parameter_server.description import Growth, RunDescription
 from parameter_server.processes.warm_up import warm_up
-from parameter_server.shard.shard import marks
+from parameter_server.shard import marks
 
 
 def count_compiled() -> dict[str, int]:

@@ -70,7 +70,7 @@ def refusal_of(address: str, security: ClientSecurity) -> tuple[grpc.StatusCode,
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that does not look at its own certificate first, so that the other side has to refuse it."""
-    from parameter_server.security.security import certificates
+    from parameter_server.security import certificates
 
     monkeypatch.setattr(
         certificates,

@@ -12,7 +12,8 @@ from embeddings.tables import TableConfig
 from parameter_server.dense_codec import PIECE, PIECE_SALT, Combine
 from parameter_server.errors import RefusedError
 from parameter_server.partition import buckets_of, salt_of, spread_evenly
-from parameter_server.shard.shard import Shard, bucket_chunks
+from parameter_server.shard import bucket_chunks
+from parameter_server.shard.shard import Shard
 from parameter_server.shard.state_parts import pack_part
 from parameter_server.wire import Flag, Header, Op, decode, encode, join
 
