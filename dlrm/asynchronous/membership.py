@@ -81,6 +81,12 @@ class Membership:
         """Return how many trainers live."""
         return max(1, sum(m.alive and m.role == "trainer" for m in self.client.status().members))
 
+    def mean_staleness(self) -> float | None:
+        """Return how many other pushes a table had seen, in the mean, between a gradient's pull and its push."""
+        facts = [member.facts for member in self.client.status().members if member.role == "shard"]
+        pushes = sum(fact.get("pushes", 0.0) for fact in facts)
+        return sum(fact.get("staleness_sum", 0.0) for fact in facts) / pushes if pushes else None
+
     def check(self) -> None:
         """Check that the coordinator has not given this trainer up.
 

@@ -88,13 +88,15 @@ class AsynchronousTrainer(Trainer):
         self.leased.give_back(wait=True)
         self.servers.wait()
         self.attachments.before_measuring()  # which brings the last steps to the master
+        staleness = self.membership.mean_staleness()
         own = {"trainer": self.membership.name, "seconds": self.progress.seconds, "stopped": why}
         if not self.membership.is_oldest():
             return own
         self.progress.samples = max(self.progress.samples, self.membership.description.samples)
         with only_run_in(self.output):
             summary = super().finish(log, why)
-            return self._publish(summary) | own
+            known = {} if staleness is None else {"mean_staleness": staleness}
+            return self._publish(summary | known) | own
 
     def _publish(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Write what a run leaves into the folder of the whole run."""

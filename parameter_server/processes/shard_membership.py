@@ -145,4 +145,6 @@ class ShardMembership:
             "lost_pushes": counts.lost_pushes,
             "pulled_rows": counts.pulled_rows,
             "pushed_rows": counts.pushed_rows,
+            "pushes": counts.pushes,
+            "staleness_sum": counts.staleness_sum,
         }

@@ -39,6 +39,7 @@ class ShardCounts:
         longest_pause_seconds: Of all snapshots.
         dense_calls: Of the dense part.
         lock_seconds: For which the shard was busy with pulls and pushes.
+        staleness_sum: Of all pushes, how many others their table had seen since the pull.
         staleness: [tables, bins]: of pushes, how many others the table had seen between the pull that a gradient was
             computed from and the push: none in bin 0, [2**(i-1), 2**i) in bin i.
     """
@@ -66,12 +67,15 @@ class ShardCounts:
     longest_pause_seconds: float = 0.0
     dense_calls: int = 0
     lock_seconds: float = 0.0
+    staleness_sum: int = 0
     staleness: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, STALENESS_BINS), np.int64))
 
     def count_staleness(self, table: int, now: int, pulled: int) -> None:
         """Takes down the versions that a table has at a push, and had at its pull."""
         # After a crash a table may have a lower version than some trainer has seen.
-        self.staleness[table, min(max(0, now - pulled).bit_length(), STALENESS_BINS - 1)] += 1
+        others = max(0, now - pulled)
+        self.staleness_sum += others
+        self.staleness[table, min(others.bit_length(), STALENESS_BINS - 1)] += 1
 
     def copy(self) -> ShardCounts:
         """Gives the counts as they are now."""
