@@ -22,7 +22,7 @@ from parameter_server.address import MAX_PATH_BYTES
 from parameter_server.processes.stop_signal import StopSignal
 
 MEMBERS, COORDINATOR, SHARDS = "members", "coordinator", "shards"
-SUMMARY = "summary.json"
+SUMMARY, ENDED = "summary.json", "ended"
 LOOK_SECONDS = 0.2
 TRAINERS = "--servers.trainers"
 OWN_FLAGS = ("--servers.coordinator", "--servers.name")
@@ -77,11 +77,12 @@ def run_up(argv: list[str]) -> int:
         )
     output = trained.output or Path(name_run(argv[0]))
     print(f"recforge: run {output}", file=sys.stderr)
+    shards = choose_shards(config, output)
     with tempfile.TemporaryDirectory(prefix="recforge-", dir=_short_folder()) as sockets:
         trainer = [argv[0], *rest]
         trainer += [] if trained.step.threads is not None else ["--step.threads", str(_threads(config.trainers))]
         trainer += [] if any(TRAINERS in part for part in rest) else [TRAINERS, str(config.trainers)]
-        roles = plan_roles(config, trainer, output, Path(sockets), durability=trained.servers.durability)
+        roles = plan_roles(config, trainer, output, Path(sockets), durability=trained.servers.durability, shards=shards)
         watch(roles, config, output, Path(sockets))
     if (output / SUMMARY).is_file():
         print(describe_summary(json.loads((output / SUMMARY).read_text(encoding="utf-8"))))
@@ -101,7 +102,46 @@ def read_flags(argv: Sequence[str]) -> tuple[UpConfig, list[str]]:
     return UpConfig(**vars(known)), rest
 
 
-def plan_roles(config: UpConfig, trainer: Sequence[str], output: Path, sockets: Path, *, durability: str) -> list[Role]:
+def choose_shards(config: UpConfig, output: Path) -> tuple[str, ...]:
+    """Say which shards to start: of a run that was begun before, all that hold rows, to go on with as many as asked.
+
+    Raises:
+        ValueError: the run cannot go on.
+    """
+    from parameter_server.coordinator.going_on import go_on
+    from parameter_server.processes.coordinator_process import STATE
+
+    ended = output / MEMBERS / ENDED
+    names = _name_shards(config)
+    found = go_on(output / COORDINATOR / STATE, names, goes_back=not ended.is_file())
+    ended.unlink(missing_ok=True)
+    if found.durability == "none" and found.completed_chunks:
+        raise ValueError(
+            f"--output {output}: expected a run that can go on, got one whose rows were not kept (--servers.durability "
+            "none); begin another one elsewhere, with --servers.durability journal or snapshot if it is to go on"
+        )
+    if found.durability not in ("", "none"):
+        for name in found.holding:
+            if not (output / SHARDS / name).is_dir():
+                raise ValueError(
+                    f"--output {output}: expected the rows of {name} in {SHARDS}/{name}, got no such folder"
+                )
+    if found.snapshot is not None:
+        print(f"recforge: goes on from snapshot {found.snapshot}, as the run was cut off", file=sys.stderr)
+    for name in found.leaving:
+        print(f"recforge: the rows of {name} move to the other shards; its folder may go then", file=sys.stderr)
+    return found.shards
+
+
+def plan_roles(
+    config: UpConfig,
+    trainer: Sequence[str],
+    output: Path,
+    sockets: Path,
+    *,
+    durability: str,
+    shards: Sequence[str] | None = None,
+) -> list[Role]:
     """Say which processes there are.
 
     Args:
@@ -110,6 +150,7 @@ def plan_roles(config: UpConfig, trainer: Sequence[str], output: Path, sockets: 
         output: the run's folder.
         sockets: a folder of this user alone, for Unix sockets.
         durability: of the run.
+        shards: names of those to start, by default as many as `config` says.
     """
     coordinator = address_in(sockets)
 
@@ -119,8 +160,7 @@ def plan_roles(config: UpConfig, trainer: Sequence[str], output: Path, sockets: 
     program = ["--folder", str(output / COORDINATOR), "--address", coordinator, "--shards", str(config.shards)]
     program += ["--snapshot-seconds", str(config.snapshot_seconds), *metrics(0)]
     roles = [Role(name="coordinator", program=("-m", "dlrm", "ps", "coordinator", *program), order=2)]
-    for number in range(config.shards):
-        name = f"shard-{number}"
+    for number, name in enumerate(_name_shards(config) if shards is None else shards):
         program = ["--coordinator", coordinator, "--address", f"unix:{sockets / str(number)}", "--name", name]
         program += [] if durability == "none" else ["--folder", str(output / SHARDS / name)]
         roles.append(Role(name=name, program=("-m", "dlrm", "ps", "shard", *program, *metrics(1 + number)), order=1))
@@ -147,17 +187,29 @@ def watch(roles: Sequence[Role], config: UpConfig, output: Path, sockets: Path) 
             if stop.wait(LOOK_SECONDS):
                 progress.say("all members are asked to save what they hold, and to end")
                 crew.stop()
+                _note_end(crew, output)
                 raise KeyboardInterrupt(f"; the same command with --output {output} continues")
             progress.show()
         progress.show(at_once=True)
         crew.stop()
         for failure in crew.failures():
             raise ValueError(failure)
+        _note_end(crew, output)
+
+
+def _note_end(crew: Crew, output: Path) -> None:
+    """Take down that all have saved what they held, so that nothing has to be done again."""
+    if not any(crew.failures()):
+        (output / MEMBERS / ENDED).touch()
 
 
 def address_in(sockets: Path) -> str:
     """Return the coordinator's address in a folder of sockets."""
     return f"unix:{sockets / 'c'}"
+
+
+def _name_shards(config: UpConfig) -> list[str]:
+    return [f"shard-{number}" for number in range(config.shards)]
 
 
 def _threads(trainers: int) -> int:
@@ -181,7 +233,7 @@ def _usage() -> str:
         [
             "usage: recforge ps up RECIPE|CONFIG.toml [--shards N] [--trainers N] [--output RUN] [flags of a trainer]",
             "",
-            f"  --shards N            processes that hold rows ({config.shards})",
+            f"  --shards N            processes that hold rows ({config.shards}); a run may go on with others",
             f"  --trainers N          processes that compute ({config.trainers})",
             f"  --max-restarts N      of each process that is lost ({config.max_restarts})",
             f"  --snapshot-seconds S  between two snapshots ({config.snapshot_seconds:g})",

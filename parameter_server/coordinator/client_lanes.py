@@ -9,9 +9,6 @@ from parameter_server.coordinator.state import CoordinatorState, StoredClientLan
 from parameter_server.errors import Refusal, RefusedError
 from parameter_server.shard.lane_order import CLIENT_LANES
 
-MAX_CLIENT_LANES = CLIENT_LANES
-"""Each lane that ever pushed costs a shard 32 KiB of marks."""
-
 
 class ClientLanes:
     """Who holds which lane; callers hold the coordinator's lock, and write within ``state.change()``.
@@ -40,10 +37,10 @@ class ClientLanes:
             RefusedError: With RESOURCE_EXHAUSTED: all are held or retired.
         """
         free = next((lane for lane in self._lanes.values() if not (lane.holder or lane.retired)), None)
-        if free is None and len(self._lanes) >= MAX_CLIENT_LANES:
+        if free is None and len(self._lanes) >= CLIENT_LANES:
             raise RefusedError(
                 Refusal.RESOURCE_EXHAUSTED,
-                f"client_lane: expected at most {MAX_CLIENT_LANES} lanes of clients, and all are held, or were by "
+                f"client_lane: expected at most {CLIENT_LANES} lanes of clients, and all are held, or were by "
                 "clients that ended without leaving",
             )
         lane = free or StoredClientLane(self._first + len(self._lanes), 0, 1, 0, False)

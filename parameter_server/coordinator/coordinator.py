@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from parameter_server.control import limits as limits
 from parameter_server.coordinator.answers import (
@@ -256,6 +256,15 @@ class Coordinator(RunState):
             with self._change():
                 self._queue().go_to(found.position)
             _log.info("went back to snapshot %s", name)
+
+    def forget_shards(self, names: Collection[str]) -> None:
+        """Forgets shards that have ended for good; see ``RouteTable.forget``.
+
+        Raises:
+            ValueError: One that holds buckets is not named.
+        """
+        with self._locked(), self._change():
+            self.routing.forget(frozenset(names))
 
     def commit_move(self, move: Move) -> Routes:
         """Gives buckets to another shard: the one moment of a move that counts.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,8 @@ from parameter_server.control.limits import MAX_SHARDS
 from parameter_server.coordinator.state import CoordinatorState, StoredShard
 from parameter_server.errors import Refusal, RefusedError
 from parameter_server.partition import Routes, spread_evenly
+
+_FORGOTTEN_EPOCH = "forgotten epoch"
 
 
 class RouteTable:
@@ -34,6 +38,7 @@ class RouteTable:
         self._by_name = {shard.name: shard.number for shard in self._shards.values()}
         stored = self._state.routes()
         self.routes = None if stored is None else self._make(*stored)
+        self._forgotten_epoch = int(self._state.setting(_FORGOTTEN_EPOCH) or 0)
 
     @property
     def epoch(self) -> int:
@@ -83,7 +88,7 @@ class RouteTable:
 
     def commit(self, owners: NDArray[np.int32]) -> Routes:
         """Makes new routes, and marks shards that are being drained and have become empty."""
-        epoch = self.epoch + 1
+        epoch = max(self.epoch, self._forgotten_epoch) + 1
         self._state.put_routes(epoch, owners)
         held = set(np.unique(owners).tolist())
         for shard in self.shards():
@@ -92,6 +97,46 @@ class RouteTable:
                 self._emptied_at[shard.number] = epoch
         self.routes = self._make(epoch, owners)
         return self.routes
+
+    def forget(self, names: Set[str]) -> None:
+        """Forgets shards that have ended for good: others will be restored from their folders.
+
+        Buckets are given to the next ``start_shards`` shards that register, by routes of a later epoch. Names that are
+        not known, or hold nothing, change nothing: it may be said again.
+
+        Raises:
+            ValueError: A shard that holds buckets is not named.
+        """
+        if self.routes is None or not any(
+            self.routes.owned_by(self._by_name[n]).any() for n in names & self._by_name.keys()
+        ):
+            return
+        for shard in self.shards():
+            if shard.name not in names and self.routes.owned_by(shard.number).any():
+                raise ValueError(
+                    f"--forget-shards: expected all shards that hold buckets, got none named {shard.name!r}; their "
+                    "buckets go to new shards together"
+                )
+        for shard in self.shards():
+            self._put(shard._replace(state="drained"))
+        self._state.set_setting(_FORGOTTEN_EPOCH, str(self.epoch))
+        self._state.remove_routes()
+        self.reload()
+
+    def choose(self, names: Sequence[str]) -> list[str]:
+        """Says which shards must be started for a run to go on with shards of some names; none may be running.
+
+        Others that hold buckets are among them, and will be emptied; by name they end when they are.
+        """
+        held = set() if self.routes is None else set(np.unique(self.routes.owners).tolist())
+        leaving = []
+        for shard in self.shards():
+            if shard.name in names:
+                self._put(shard._replace(state="active" if shard.state == "draining" else shard.state))
+            else:
+                self._put(shard._replace(state="draining" if shard.number in held else "drained"))
+                leaving += [shard.name] if shard.number in held else []
+        return [*names, *leaving]
 
     def drain(self, number: int) -> None:
         """Marks a shard as one that is to hold nothing.

@@ -171,6 +171,10 @@ class CoordinatorState:
         blob = owners.astype("<i4").tobytes()
         self._open.execute("insert or replace into routes values (1, ?, ?)", (epoch, blob))
 
+    def remove_routes(self) -> None:
+        """Forgets the routes."""
+        self._open.execute("delete from routes")
+
     def lanes(self) -> list[StoredLane]:
         """Gives the lanes that have been written."""
         return [StoredLane(*row) for row in self._open.execute("select * from lanes")]

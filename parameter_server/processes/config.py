@@ -82,6 +82,12 @@ class CoordinatorConfig(MemberConfig):
     """Its state and the run's snapshots; a new coordinator goes on where an earlier one has ended."""
     shards: int = 1
     """How many shards the run waits for at its beginning; more may join at any time."""
+    restore: str = ""
+    """Name of a snapshot (`recforge ps status --json` lists them): goes back to the data's position then; later data
+    are trained again, and shards leave out what they have of it. Refused while trainers live; give it once."""
+    forget_shards: tuple[str, ...] = ()
+    """Names of all shards that hold rows and have ended for good. As many new ones as --shards says take their place,
+    by other names, each of them with --restore-from and the folders of all old ones."""
     lease_seconds: float = 10.0
     """A member that was not heard of for so long counts as dead, and others get its work."""
     snapshot_seconds: float = 300.0
@@ -104,6 +110,10 @@ class ShardConfig(MemberConfig):
     """By which the shard gets its number back when it is started again; by default that of its folder."""
     folder: Path | None = None
     """Snapshots and journal. Needed unless the run's durability is none."""
+    restore_from: tuple[Path, ...] = ()
+    """Folders of all shards that the run had before, however many, on the same run's coordinator, which was started
+    with --forget-shards: this new shard takes its share of their rows. They are only read; remove them when all new
+    shards are ready. To say it again changes nothing."""
     journal_sync: Literal["group", "none"] = "group"
     """group: a push is acknowledged once it is on the disk; none: once the system has it, which power cuts undo."""
     eviction_seconds: float = 30.0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from parameter_server.errors import RefusedError
+from parameter_server.errors import Refusal, RefusedError
 from parameter_server.processes.config import CoordinatorConfig
 from parameter_server.processes.stop_signal import StopSignal
 from parameter_server.security.security import import_grpc
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from parameter_server.processes.logs import EventFormatter
 
 STATE, LOCK = "coordinator.sqlite", "lock"
+_RESTORE_SECONDS = 0.1
 _LOG = logging.getLogger(__name__)
 
 
@@ -51,6 +52,8 @@ def serve(config: CoordinatorConfig, events: EventFormatter) -> None:
                 Coordinator(path=config.folder / STATE, start_shards=config.shards, lease_seconds=config.lease_seconds)
             )
         )
+        if config.forget_shards:
+            coordinator.forget_shards(config.forget_shards)
         keeper = ShardKeeper(coordinator, lambda address: GrpcShardLink(address, config.client_security))
         keeper.start()
         stack.callback(keeper.close)
@@ -60,10 +63,28 @@ def serve(config: CoordinatorConfig, events: EventFormatter) -> None:
             stack.enter_context(MetricsServer(metrics, config.metrics_host, config.metrics_port))
         endpoint.start([SERVICE])
         stop.at_once = False
+        if config.restore:
+            restore(coordinator, config.restore, config.lease_seconds)
         endpoint.set_serving(True)
         events.tell_ready(endpoint.address)
         _keep(coordinator, keeper, config.snapshot_seconds, stop, events)
         _LOG.info("ends, as it was asked to", extra={"event": "stopping"})
+
+
+def restore(coordinator: Coordinator, name: str, lease_seconds: float) -> None:
+    """Goes back to a snapshot's position of the data; trainers that have died must have had time to be missed.
+
+    Raises:
+        RefusedError: There is no such snapshot, or trainers are at work.
+    """
+    end = time.monotonic() + lease_seconds + 1.0
+    while True:
+        try:
+            return coordinator.restore(name)
+        except RefusedError as error:
+            if error.refusal is not Refusal.FAILED_PRECONDITION or time.monotonic() > end:
+                raise
+            time.sleep(_RESTORE_SECONDS)
 
 
 def lock_folder(folder: Path) -> FileLock:

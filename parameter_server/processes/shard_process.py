@@ -7,17 +7,23 @@ import time
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
+
 from parameter_server.description import RunDescription
 from parameter_server.processes.config import ShardConfig
-from parameter_server.processes.coordinator_process import lock_folder
+from parameter_server.processes.coordinator_process import LOCK, lock_folder
 from parameter_server.processes.stop_signal import StopSignal
 from parameter_server.security.security import import_grpc
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from parameter_server.control.coordinator_client import GrpcCoordinatorClient
     from parameter_server.processes.logs import EventFormatter
     from parameter_server.processes.shard_membership import ShardMembership
     from parameter_server.shard.shard import Shard
 
+_LOOK_SECONDS = 5.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -60,6 +66,8 @@ def serve(config: ShardConfig, events: EventFormatter) -> None:
         membership = stack.enter_context(ShardMembership(client, config.called, address))
         shard = Shard(description, membership.number, folder=config.folder, journal_sync=config.journal_sync)
         stack.enter_context(closing(shard))
+        if config.restore_from:
+            restore(shard, config, client)
         add_rows_service(endpoint.server, shard, config.limits)
         add_feed_to(endpoint.server, shard)
         control = ShardControlService(shard, config.client_security)
@@ -78,6 +86,44 @@ def serve(config: ShardConfig, events: EventFormatter) -> None:
         if description.durability != "none":
             saved = shard.snapshot()
             _LOG.info("saved in %.1f s", saved.seconds, extra={"event": "saved", "bytes": saved.bytes})
+
+
+def restore(shard: Shard, config: ShardConfig, client: GrpcCoordinatorClient) -> None:
+    """Takes a new shard's share of rows out of folders of shards that have ended, unless it has done so before.
+
+    Raises:
+        ValueError: A folder is in use, or of another run; or the run has other shards that hold rows.
+        TimeoutError: Other new shards have not come in time.
+    """
+    if any(shard.versions):
+        _LOG.info("has rows already, and restores none", extra={"event": "restored"})
+        return
+    for folder in config.restore_from:
+        check_ended(folder)
+    mine = client.routes(deadline_seconds=config.connect_seconds).owned_by(shard.number)
+    if not mine.any():
+        raise ValueError(
+            "--restore-from: expected a run whose shards have been forgotten, got one in which others hold all rows; "
+            "start its coordinator with --forget-shards"
+        )
+    info = shard.restore_from(config.restore_from, mine)
+    for line in info.lines:
+        _LOG.warning("%s", line, extra={"event": "restored"})
+    _LOG.info("restored %d rows", info.rows, extra={"event": "restored", "rows": info.rows, "lost": info.lost})
+
+
+def check_ended(folder: Path) -> None:
+    """Checks that a folder is there, and that no shard uses it.
+
+    Raises:
+        ValueError: It is not as that.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"--restore-from {folder}: expected the folder of a shard, got none")
+    try:
+        FileLock(folder / LOCK).acquire(timeout=_LOOK_SECONDS).lock.release()  # others look as well
+    except Timeout:
+        raise ValueError(f"--restore-from {folder}: expected a shard that has ended, got one that runs") from None
 
 
 def check_folder(config: ShardConfig, description: RunDescription) -> None:

@@ -18,10 +18,10 @@ from parameter_server.control import limits as control_limits
 from parameter_server.control.coordinator_client import LocalCoordinatorClient
 from parameter_server.coordinator.answers import Chunk, Finished, Wait
 from parameter_server.coordinator.chunk_queue import MAX_HELD
-from parameter_server.coordinator.client_lanes import MAX_CLIENT_LANES
 from parameter_server.coordinator.coordinator import Coordinator
 from parameter_server.description import RunDescription
 from parameter_server.errors import Refusal, RefusedError
+from parameter_server.shard.lane_order import CLIENT_LANES
 
 RUN = RunDescription(
     run_id=7,
@@ -184,7 +184,7 @@ def test_runs_without_data(time: Time) -> None:
 
 def test_client_lanes_are_bounded(run: Coordinator) -> None:
     member = join(run)
-    for _ in range(MAX_CLIENT_LANES):
+    for _ in range(CLIENT_LANES):
         run.client_lane(member)
     refused(Refusal.RESOURCE_EXHAUSTED, "expected at most 1024 lanes", lambda: run.client_lane(member))
 
