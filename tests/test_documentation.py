@@ -28,6 +28,16 @@ def test_programs_run_as_printed(page: str, tmp_path: Path) -> None:
     assert list(tmp_path.glob("runs/*/summary.json"))
 
 
+def test_the_notebook_program_runs_as_printed(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "parameter_servers.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "loss 0.000000, rows 3"
+
+
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
@@ -46,9 +56,17 @@ def test_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
         "report",
         "export",
         "doctor",
+        "ps coordinator",
+        "ps shard",
+        "ps trainer synthetic",
+        "ps certificates",
+        "ps status",
+        "ps drain",
+        "ps snapshot",
     ):
         with pytest.raises(SystemExit):
             main([*command.split(), "--help"])
+    main(["ps", "up", "synthetic", "--help"])
     known = set(re.findall(r"--[a-z][a-z.-]+", capsys.readouterr().out)) | {"--help", "--version"}
     for page in PAGES:
         lines = page.read_text(encoding="utf-8").splitlines()
