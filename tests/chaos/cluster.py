@@ -43,23 +43,25 @@ class Cluster:
         (folder / "description.json").write_text(description.to_json())
         self.address = f"unix:{folder}/c"
 
-    def start_coordinator(self, shards: int) -> None:
-        """Starts the coordinator of a run that waits for so many shards."""
+    def start_coordinator(self, shards: int, *more: object) -> None:
+        """Starts the coordinator of a run that waits for so many shards, with more flags."""
         flags = ["--folder", self.folder / "coordinator", "--address", self.address, "--shards", shards]
-        flags += ["--lease-seconds", LEASE_SECONDS, "--snapshot-seconds", 0]
+        flags += ["--lease-seconds", LEASE_SECONDS, "--snapshot-seconds", 0, *more]
         self._start("coordinator", ["-m", "deploy.cli", "ps", "coordinator", *flags])
 
-    def start_shard(self, number: int, faults: ByteFaults | MessageFaults | None = None) -> str:
-        """Starts a shard, with a proxy before it where there are faults."""
+    def start_shard(self, number: int, faults: ByteFaults | MessageFaults | None = None, *more: object) -> str:
+        """Starts a shard with more flags, and with a proxy before it where there are faults."""
         name = f"shard-{number}"
         own = f"unix:{self.folder}/s{number}"
-        flags = ["--coordinator", self.address, "--folder", self.folder / name, "--name", name, "--address", own]
+        flags: list[object] = ["--coordinator", self.address, "--folder", self.folder / name, "--name", name]
+        flags += ["--address", own]
         if isinstance(faults, ByteFaults):
             self.proxies[name] = ByteProxy(own, seed=self.seed + number, faults=faults)
         elif faults is not None:
             self.proxies[name] = MessageProxy(own, seed=self.seed + number, faults=faults)
         if name in self.proxies:
             flags += ["--advertise", self.proxies[name].address]
+        flags += more
         self._start(name, ["-m", "deploy.cli", "ps", "shard", *flags])
         return name
 
@@ -70,6 +72,11 @@ class Cluster:
         flags += ["--hurry", self.folder / "hurry", "--pace-seconds", self._pace_seconds]
         self._start(name, [TRAINER, name, *flags])
         return name
+
+    def kill_all(self) -> None:
+        """Kills all processes, as a power cut does."""
+        for name in list(self.processes):
+            self.kill(name)
 
     def hurry(self) -> None:
         """Has trainers wait no longer."""
