@@ -27,13 +27,14 @@ class DenseAverageConfig:
         ValueError: Naming the flag, for a number out of range or one that the mode has no use for.
     """
 
-    mode: DenseMode = "average"
+    mode: DenseMode = "easgd"
     """easgd: copies and master pull each other; average: the master takes up copies' changes, and they take it; sgd,
     adagrad, adam: servers update the master with trainers' gradients."""
     every_steps: int | None = None
     """Exchange after so many steps; None: 8, or 1 where servers update."""
     alpha: float | None = None
-    """`easgd`: share of the distance to the master by which both move; None: beta / trainers, and at most 0.5."""
+    """`easgd`: share of the distance to the master by which both move; None: beta / trainers, and at most 0.5; the
+    master follows a trainer that is alone."""
     beta: float = 0.9
     """`easgd`: alpha times the number of trainers."""
     momentum: float | None = None

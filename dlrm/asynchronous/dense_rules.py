@@ -92,6 +92,8 @@ class ElasticRule(DenseRule):
     Zhang, Choromanska, LeCun 2015, arXiv:1412.6651, algorithm 1; with its momentum (EAMSGD) where the trainer's
     optimizer has one. Weights that went on by u while d was under way end at x + u - d: u stays theirs, and the force
     is the one that was felt at x. That is how it differs from taking a mean, which would lose u.
+
+    A trainer alone is not pulled back to where it was: the master follows it, so that it trains as without servers.
     """
 
     def prepare(self) -> Sent:
@@ -101,14 +103,19 @@ class ElasticRule(DenseRule):
 
     def parts(self, sent: Sent, place: Place, trainers: int) -> list[Part]:
         """See `DenseRule`."""
-        alpha = self.config.alpha_for(trainers)
+        if trainers == 1 and self.config.alpha is None:
+            weights = self._part(Combine.FOLLOW, place, sent.change, 1.0)
+        else:
+            weights = self._part(Combine.EASGD, place, sent.change, self.config.alpha_for(trainers))
         return [
-            self._part(Combine.EASGD, place, sent.change, alpha),
+            weights,
             *self._follow(sent, place, trainers),
         ]
 
     def take(self, sent: Sent, parts: Sequence[Part], answer: Floats) -> float:
         """See `DenseRule`."""
+        if parts[0].combine == Combine.FOLLOW:
+            return relative_distance(sent.change, answer)
         self.weights.add_to_weights(-answer)
         met = sent.change - answer / np.float32(parts[0].factor)
         return relative_distance(sent.change, met)

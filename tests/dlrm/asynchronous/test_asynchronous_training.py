@@ -61,7 +61,7 @@ def run_trainers(config: AsynchronousConfig, dataset: Dataset, trainers: int) ->
 
 def test_one_trainer_in_lock_step_trains_what_one_process_does(dataset: Dataset, tmp_path: Path) -> None:
     config = configure(tmp_path / "servers", staleness=0)
-    config = replace(config, dense_average=DenseAverageConfig(mode="average", background=False))
+    config = replace(config, dense_average=DenseAverageConfig(background=False))
     (summary,) = run_trainers(config, dataset, 1)
     alone = build_trainer("test", config, tmp_path / "alone", dataset).fit()
     assert summary["samples"] == alone["samples"] == ROWS
