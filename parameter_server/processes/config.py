@@ -79,7 +79,7 @@ class CoordinatorConfig(MemberConfig):
     """The process that knows who is there, who holds which rows, and which data are trained."""
 
     folder: Path
-    """Its state and the run's snapshots; a new coordinator goes on where an earlier one has ended."""
+    """Of its state, the positions of snapshots included; a new coordinator goes on where an earlier one has ended."""
     shards: int = 1
     """How many shards the run waits for at its beginning; more may join at any time."""
     restore: str = ""

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
 from parameter_server.errors import Refusal, RefusedError
+from parameter_server.folder_lock import lock_folder
 from parameter_server.processes.config import CoordinatorConfig
 from parameter_server.processes.stop_signal import StopSignal
 from parameter_server.security.security import import_grpc
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from parameter_server.coordinator.coordinator import Coordinator
     from parameter_server.processes.logs import EventFormatter
 
-STATE, LOCK = "coordinator.sqlite", "lock"
+STATE = "coordinator.sqlite"
 _RESTORE_SECONDS = 0.1
 _LOG = logging.getLogger(__name__)
 
@@ -42,7 +40,7 @@ def serve(config: CoordinatorConfig, events: EventFormatter) -> None:
     from parameter_server.processes.telemetry import MetricsServer, RunMetrics
 
     with StopSignal(at_once=True) as stop, ExitStack() as stack:
-        stack.callback(lock_folder(config.folder).release)
+        stack.callback(lock_folder(config.folder, flag="--folder").release)
         meter = CallMeter()
         endpoint = Endpoint(config.server_security, config.limits, interceptors=[meter])
         endpoint.listen(config.address)
@@ -66,8 +64,9 @@ def serve(config: CoordinatorConfig, events: EventFormatter) -> None:
         if config.restore:
             restore(coordinator, config.restore, config.lease_seconds)
         endpoint.set_serving(True)
-        events.tell_ready(endpoint.address)
+        events.tell_ready(config.tell(endpoint.address))
         _keep(coordinator, keeper, config.snapshot_seconds, stop, events)
+        endpoint.stop()  # before what answers its calls
         _LOG.info("ends, as it was asked to", extra={"event": "stopping"})
 
 
@@ -87,26 +86,9 @@ def restore(coordinator: Coordinator, name: str, lease_seconds: float) -> None:
             time.sleep(_RESTORE_SECONDS)
 
 
-def lock_folder(folder: Path) -> FileLock:
-    """Makes a folder, and keeps other processes out of it until the lock is released, or this process ends.
-
-    Raises:
-        ValueError: Another process has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"--folder {folder}: expected a folder of this process alone, got one that another uses"
-        ) from None
-    return lock
-
-
 def _keep(
     coordinator: Coordinator,
-    keeper: TakesSnapshots | None,
+    keeper: TakesSnapshots,
     snapshot_seconds: float,
     stop: StopSignal,
     events: EventFormatter,
@@ -120,7 +102,7 @@ def _keep(
             continue
         events.run = description.run_id
         is_due = snapshot_seconds and time.monotonic() - last >= snapshot_seconds
-        if is_due and keeper is not None and description.durability != "none":
+        if is_due and description.durability != "none":
             _snapshot(keeper)
             last = time.monotonic()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 LogFormat = Literal["text", "json"]
@@ -20,7 +22,7 @@ class EventFormatter(logging.Formatter):
     """Writes an event; ``extra`` of the logging call gives its name (``event``) and its fields.
 
     Args:
-        form: Text has the message alone, JSON all fields.
+        form: Text has the message, and of an error where it was raised; JSON has all fields and the traceback.
         member: Whose events these are.
 
     Attributes:
@@ -36,9 +38,11 @@ class EventFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Gives the event's line, without its end."""
         message = " ".join(record.getMessage().split())
-        if record.exc_info and record.exc_info[1] is not None:
-            error = record.exc_info[1]
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
             message += f": {type(error).__name__}: {' '.join(str(error).split())}"
+            if self._form == "text":
+                message += _where(error)
         if self._form == "text":
             level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
             return f"recforge: {self._member}: {level}{message}"
@@ -50,6 +54,8 @@ class EventFormatter(logging.Formatter):
             "event": getattr(record, "event", record.name.rpartition(".")[2]),
             "message": message,
         }
+        if error is not None:
+            event["traceback"] = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         fields = {name: value for name, value in vars(record).items() if name not in _STANDARD}
         # Who has given a field of such a name means something else by it.
         event |= {f"{name}_" if name in event else name: value for name, value in fields.items()}
@@ -60,6 +66,12 @@ class EventFormatter(logging.Formatter):
         facts = {"name": __name__, "event": "ready", "address": address, "levelno": logging.INFO, "levelname": "INFO"}
         ready = logging.makeLogRecord({"msg": f"ready on {address}", **facts})
         print(f"ready on {address}" if self._form == "text" else self.format(ready), flush=True)
+
+
+def _where(error: BaseException) -> str:
+    """Names the place where an error was raised: file and line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
 
 
 @contextmanager

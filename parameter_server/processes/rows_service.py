@@ -1,8 +1,8 @@
-"""A shard's three verbs as a gRPC service: bytes in, bytes out, and no more work taken on than there is room for."""
+"""A shard's four verbs as a gRPC service: bytes in, bytes out, and no more work taken on than there is room for."""
 
 from __future__ import annotations
 
-import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from parameter_server.client.transports import (
-    EXPECTED_SEQ_KEY,
-    MESSAGE_OPTIONS,
-    METHODS,
-    MOVED_KEY,
-    REFUSAL_KEY,
-    RETRY_AFTER_KEY,
-    SERVICE,
-    RowsServer,
-)
-from parameter_server.errors import Refusal, RefusedError
+from parameter_server.client.transports import MESSAGE_OPTIONS, METHODS, SERVICE, RowsServer
+from parameter_server.errors import ConnectionLost, Refusal, RefusedError
+from parameter_server.grpc_status import abort
 
 if TYPE_CHECKING:
     import grpc
@@ -30,7 +22,6 @@ if TYPE_CHECKING:
     from parameter_server.security.security import ServerSecurity
 
 _SPARE_THREADS = 4  # for the control plane and health, when all places are taken
-_LOG = logging.getLogger(__name__)
 
 Verb = Callable[[bytes], Sequence[bytes | memoryview]]
 Work = Callable[[bytes, "grpc.ServicerContext"], bytes]
@@ -55,9 +46,17 @@ class ServerLimits:
     gap_seconds: float = 0.2
 
     def __post_init__(self) -> None:
-        for name, least in (("max_in_flight", 1), ("max_waiting", 0), ("max_bytes", 16 << 20)):
-            if getattr(self, name) < least:
-                raise ValueError(f"limits.{name}: expected at least {least}, got {getattr(self, name)}")
+        leasts = {
+            "max_in_flight": 1,
+            "max_waiting": 0,
+            "max_bytes": 16 << 20,
+            "retry_after_seconds": 0,
+            "gap_seconds": 0,
+        }
+        for name, least in leasts.items():
+            if not least <= getattr(self, name) < math.inf:
+                flag = f"--limits.{name.replace('_', '-')}"
+                raise ValueError(f"{flag}: expected at least {least}, got {getattr(self, name)}")
 
 
 def make_server(
@@ -183,30 +182,9 @@ def _work(verb: Verb, gate: Gate, message: bytes, context: grpc.ServicerContext)
 
 
 def _answer(work: Work, message: bytes, context: grpc.ServicerContext) -> bytes:
-    import grpc
-
     try:
         return work(message, context)
-    except RefusedError as error:
-        context.set_trailing_metadata(_facts_of(error))
-        context.set_code(grpc.StatusCode[error.refusal.name])
-        context.set_details(str(error))
     except TimeoutError:
-        context.set_code(grpc.StatusCode.DEADLINE_EXCEEDED)
-        context.set_details("expired before it was worked on")
+        abort(ConnectionLost("expired before it was worked on"), context)
     except Exception as error:
-        _LOG.exception("a call failed")
-        context.set_code(grpc.StatusCode.INTERNAL)
-        context.set_details(f"{type(error).__name__}: {error}")
-    return b""
-
-
-def _facts_of(error: RefusedError) -> tuple[tuple[str, str], ...]:
-    facts = [(REFUSAL_KEY, error.refusal.name)]
-    if error.retry_after_seconds is not None:
-        facts.append((RETRY_AFTER_KEY, str(round(error.retry_after_seconds * 1e3))))
-    if error.expected_seq is not None:
-        facts.append((EXPECTED_SEQ_KEY, str(error.expected_seq)))
-    if error.moved:
-        facts.append((MOVED_KEY, "1"))
-    return tuple(facts)
+        abort(error, context, faults_pass=True)  # it comes again with the same number, and is applied once

@@ -7,11 +7,10 @@ import time
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
+from embeddings.allocation import hand_back_memory
 from parameter_server.description import RunDescription
+from parameter_server.folder_lock import lock_folder
 from parameter_server.processes.config import ShardConfig
-from parameter_server.processes.coordinator_process import LOCK, lock_folder
 from parameter_server.processes.stop_signal import StopSignal
 from parameter_server.security.security import import_grpc
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from parameter_server.shard.shard import Shard
 
 _LOOK_SECONDS = 5.0
+_HAND_BACK_SECONDS = 30.0  # snapshots and moves copy much, and would leave a process twice as large within hours
 _LOG = logging.getLogger(__name__)
 
 
@@ -50,7 +50,8 @@ def serve(config: ShardConfig, events: EventFormatter) -> None:
 
     with StopSignal(at_once=True) as stop, ExitStack() as stack:
         if config.folder is not None:
-            lock_folder(config.folder).release()  # by the shard itself later; nobody need hear of one that cannot be
+            # By the shard itself later; nobody need hear of one that cannot be.
+            lock_folder(config.folder, flag="--folder").release()
         meter = CallMeter()
         endpoint = Endpoint(config.server_security, config.limits, interceptors=[meter])
         address = config.tell(endpoint.listen(config.address))
@@ -120,10 +121,7 @@ def check_ended(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise ValueError(f"--restore-from {folder}: expected the folder of a shard, got none")
-    try:
-        FileLock(folder / LOCK).acquire(timeout=_LOOK_SECONDS).lock.release()  # others look as well
-    except Timeout:
-        raise ValueError(f"--restore-from {folder}: expected a shard that has ended, got one that runs") from None
+    lock_folder(folder, flag="--restore-from", seconds=_LOOK_SECONDS).release()  # others look as well
 
 
 def check_folder(config: ShardConfig, description: RunDescription) -> None:
@@ -146,7 +144,7 @@ def _keep(shard: Shard, membership: ShardMembership, eviction_seconds: float, st
         OSError: The shard cannot keep what it is given.
         ValueError: The coordinator does not take the shard back.
     """
-    last = time.monotonic()
+    last = handed_back = time.monotonic()
     while not stop.wait():
         if shard.failed is not None:
             raise OSError(f"shard {shard.number}: {shard.failed}; what was acknowledged is still in its folder")
@@ -157,4 +155,7 @@ def _keep(shard: Shard, membership: ShardMembership, eviction_seconds: float, st
         if time.monotonic() - last >= eviction_seconds:
             shard.evict()
             last = time.monotonic()
+        if time.monotonic() - handed_back >= _HAND_BACK_SECONDS:
+            hand_back_memory()
+            handed_back = time.monotonic()
     _LOG.info("ends, as it was asked to", extra={"event": "stopping"})

@@ -25,7 +25,7 @@ _SHARD_COUNTERS = {
     "pushed_bytes": "Bytes of those",
     "skipped_rows": "Rows of pushes that had been applied before, under another lease",
     "duplicates": "Frames of gradients that came again, and were not applied again",
-    "refused": "Messages of gradients of which something was refused",
+    "refused": "Well-formed messages of gradients of which something was refused",
     "dense_calls": "Exchanges of pieces of the dense part",
     "evicted_rows": "Rows that went by age, by number, or for want of room",
     "journal_bytes": "Bytes appended to the journal",
@@ -55,7 +55,7 @@ _RUN_GAUGES = {
     "longest_freeze_seconds": "Longest time for which buckets on the move took no pushes",
 }
 _RUN_COUNTERS = {
-    "moves_done": "Buckets moved to another shard",
+    "moves_done": "Moves of buckets from one shard to another",
     "expired_leases": "Members that were silent for too long",
 }
 

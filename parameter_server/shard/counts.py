@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +23,7 @@ class ShardCounts:
         pushed_bytes: Of those frames.
         skipped_rows: Rows of pushes that had been applied before, under another lease.
         duplicates: Frames that came again.
-        refused: Messages of which something was refused.
-        lane_pushes: Frames applied per lane, since the run began.
+        refused: Messages of pushes or dense pieces of which something was refused, once they were found well-formed.
         lost_pushes: Frames acknowledged since the run began that are not in the tables, as a crash took them.
         replayed: Records of the journal that were applied at the start.
         torn_bytes: Cut off the journal's end at the start: a record that was never acknowledged.
@@ -53,7 +51,6 @@ class ShardCounts:
     skipped_rows: int = 0
     duplicates: int = 0
     refused: int = 0
-    lane_pushes: dict[int, int] = field(default_factory=dict)
     lost_pushes: int = 0
     replayed: int = 0
     torn_bytes: int = 0
@@ -78,5 +75,5 @@ class ShardCounts:
         self.staleness[table, min(others.bit_length(), STALENESS_BINS - 1)] += 1
 
     def copy(self) -> ShardCounts:
-        """Gives the counts as they are now."""
-        return copy.deepcopy(self)
+        """Gives the counts as they are now; beside pushes, they may be of moments apart."""
+        return replace(self, staleness=self.staleness.copy())

@@ -18,6 +18,7 @@ from parameter_server.description import RunDescription
 from parameter_server.errors import Refusal, RefusedError
 from parameter_server.partition import buckets_of
 from parameter_server.shard.dense_update import OPTIONS, ServerUpdate, move_by_block, pull_elastically
+from parameter_server.shard.lane_order import CLIENT_LANES
 from parameter_server.wire import Frame, Header
 
 _SETS = (Combine.SET_IF_ABSENT, Combine.ASSIGN)
@@ -162,6 +163,26 @@ class DensePieces:
             self._hear(max(key, ~key))
         for (number, lane), answer in zip(state["answered"].tolist(), state["answers"], strict=True):
             self._pieces[number].answers[lane] = answer.copy()
+
+    def fits(self, state: Mapping[str, NDArray[Any]]) -> bool:
+        """Says whether ``put`` can take all of something of the right shapes, that another shard has sent."""
+        pieces, numbers = state["pieces"], state["numbers"]
+        known = np.union1d(pieces, np.array(list(self._pieces), np.int64))
+        marks, answered = state["marks"], state["answered"]
+        lanes = np.concatenate([np.where(marks[:, 1] < 0, ~marks[:, 1], marks[:, 1]), answered[:, 1]])
+        states = [array for name, array in state.items() if name.startswith(_STATE) or name == "master"]
+        return bool(
+            len(numbers) == 1
+            and 0 <= numbers[0] <= MAX_PIECES * PIECE
+            and all(len(array) == len(pieces) and np.isfinite(array).all() for array in states)
+            and len(np.unique(pieces)) == len(pieces)
+            and ((pieces >= 0) & (pieces * PIECE < numbers[0])).all()
+            and np.isin(marks[:, 0], known).all()
+            and np.isin(answered[:, 0], known).all()
+            and ((lanes >= 0) & (lanes < self._lanes + CLIENT_LANES)).all()
+            and (marks[:, 2:] >= 0).all()
+            and len(answered) == len(state["answers"])
+        )
 
     def drop(self, buckets: NDArray[np.bool_]) -> int:
         """Removes all that lies in buckets [4096], and says how many pieces that were."""

@@ -10,9 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from parameter_server.description import RunDescription
+from parameter_server.folder_lock import lock_folder
 from parameter_server.shard.acknowledged import AcknowledgedPushes
 from parameter_server.shard.counts import ShardCounts
 from parameter_server.shard.journal import Journal, JournalSync
@@ -20,8 +19,9 @@ from parameter_server.shard.replay import ACKNOWLEDGED, JOURNAL, SNAPSHOTS, coun
 from parameter_server.shard.snapshots import Snapshot, SnapshotFolder
 from parameter_server.shard.state import ShardState, without_limits
 from parameter_server.shard.state_parts import Part, put_part, row_bytes, take_ending, take_gone, take_marks, take_rows
+from parameter_server.shard.synced_files import write_whole
 
-DESCRIPTION, LOCK = "shard.json", "lock"
+DESCRIPTION = "shard.json"
 INCREMENTS = 8  # after which snapshots are merged into a base
 PART_BYTES = 64 << 20  # of rows, copied under the shard's lock at a time
 _OF_CHANGES = (".ids", ".records", ".evicted", "dropped")
@@ -65,12 +65,7 @@ class ShardFolder:
     """
 
     def __init__(self, folder: Path, state: ShardState, number: int, sync: JournalSync, counts: ShardCounts) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(folder / LOCK)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"{folder}: expected a folder of this shard alone, got one that another uses") from None
+        self._lock = lock_folder(folder)
         self._folder, self._state, self._counts = folder, state, counts
         self.journal: Journal | None = None
         try:
@@ -131,7 +126,6 @@ class ShardFolder:
         self._saved = found.saved
         self._counts.replayed = found.replayed
         self._counts.lost_pushes = state.lost
-        self._counts.lane_pushes = {lane: order.frames for lane, order in state.orders.lanes.items()}
         if state.description.durability == "journal":
             self.journal = Journal(folder / JOURNAL, found.next_record, sync)
         self.acknowledged = AcknowledgedPushes(folder / ACKNOWLEDGED, count_lanes(state.description))
@@ -155,6 +149,8 @@ class ShardFolder:
                     if part:
                         yield part, 0
             since = versions
+        if self.journal is not None:  # so that little is left to wait for under the lock
+            self.journal.settle(self.journal.position)
         with pauses:
             part = take_gone(state, since)
             for number in range(len(state.tables)):
@@ -206,18 +202,26 @@ def check_description(folder: Path, description: RunDescription, number: int | N
         if number is None:
             raise ValueError(f"{folder}: expected a shard's folder, got one without {DESCRIPTION}")
         content = {"number": number, "description": description.to_json()}
-        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(content) + "\n")
         return
-    content = json.loads(path.read_text(encoding="utf-8"))
-    known = RunDescription.from_json(content["description"])
-    if known.run_id != description.run_id or number not in (None, content["number"]):
+    owner, known = _read_description(path)
+    if known.run_id != description.run_id or number not in (None, owner):
         raise ValueError(
             f"{folder}: expected the folder of run {description.run_id}, shard {number}, "
-            f"got that of run {known.run_id}, shard {content['number']}"
+            f"got that of run {known.run_id}, shard {owner}"
         )
     fixed = ("seed", "tables", "lanes", "durability", "dense")
     if different := [name for name in known.differences(description) if name in fixed]:
         raise ValueError(f"{folder}: expected the run's {different[0]} to be as when the folder was made, got another")
+
+
+def _read_description(path: Path) -> tuple[int, RunDescription]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return int(content["number"]), RunDescription.from_json(content["description"])
+    except (ValueError, KeyError, TypeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{path}: expected the number and run of a shard, got {reason}") from error
 
 
 def _merge_parts(description: RunDescription, chain: Sequence[Snapshot], groups: int) -> Iterator[Part]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from parameter_server.shard.state import ShardState
 
 Mask = NDArray[np.bool_]
 _RETRY_SECONDS = 0.1
+EVICTED_SECONDS = 600.0  # for which ids of evicted rows are known at least, to readers that come back
+_EVICTED_STEPS = 10
 
 
 class GuardedState:
@@ -52,6 +55,7 @@ class GuardedState:
         self.state = ShardState(description, None if folder is None else folder / "spill")
         self._lock, self._saving = threading.Lock(), threading.Lock()
         self._is_closed = False
+        self._versions_at: deque[tuple[float, list[int]]] = deque()  # seconds since 1970, versions of the tables
         self._routes: Routes | None = None
         self._folder = None if folder is None else ShardFolder(folder, self.state, number, sync, self.counts)
         self._journal: Journal | None = self._folder.journal if self._folder else None
@@ -135,18 +139,30 @@ class GuardedState:
         mine = routes.owned_by(self.number)
         frozen = mine & (self.places == FROZEN)
         self.places = np.where(frozen, FROZEN, np.where(mine, HERE, ELSEWHERE)).astype(np.uint8)
-        self.claim(mine & (self.state.claims == 0), max(1, routes.epoch))
+        self.claim(mine & (self.state.claims <= 0), max(1, routes.epoch))
 
     def claim(self, buckets: Mask, epoch: int) -> None:
-        """Takes down, within ``busy``, that buckets are whole here since routes of an epoch."""
+        """Takes down, within ``busy``, that buckets are whole here since routes of an epoch; see ``ShardState``."""
         if buckets.any():
             self.state.claims[buckets] = epoch
             self.write(Kind.CLAIM, time.time(), [self.state.claims.tobytes()])
+
+    def forget_evicted(self, now: float) -> None:
+        """Forgets, within ``busy``, what was evicted long ago, where no snapshot does so."""
+        if self.state.description.durability != "none":
+            return
+        if not self._versions_at or now - self._versions_at[-1][0] >= EVICTED_SECONDS / _EVICTED_STEPS:
+            self._versions_at.append((now, self.state.versions))
+        while now - self._versions_at[0][0] > EVICTED_SECONDS:
+            for table, version in zip(self.state.tables, self._versions_at.popleft()[1], strict=True):
+                table.forget_evicted(version)
 
     def save(self) -> SnapshotInfo:
         """See ``Shard.snapshot``."""
         if self._folder is None:
             raise ValueError(f"shard {self.number}: expected a folder for snapshots, got none; set --folder")
+        if self.state.description.durability == "none":
+            raise ValueError(f"shard {self.number}: expected a run that keeps its rows, got one of durability none")
         with self._saving:
             try:
                 return self._folder.save(self.busy)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from parameter_server.shard.records_file import DamagedError, Kind, Record, RecordsFile, head_of
+from parameter_server.shard.synced_files import sync_path
 
 JournalSync = Literal["group", "none"]
 """``group``: acknowledged after a sync, one for all pushes that wait for it; ``none``: after the operating system has
@@ -91,7 +92,7 @@ class Journal:
         with self._changed:
             while self._is_syncing:
                 self._changed.wait()
-            if self._sync == "group":
+            if self._sync == "group" and self._kept < self.position:
                 _sync_data(self._file)
             self._kept = self.position
             if self._segment_bytes:
@@ -143,7 +144,7 @@ class Journal:
         # A file of this name can only be one without a whole record.
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
         if self._sync == "group":
-            sync_folder(self._folder)
+            sync_path(self._folder)
         return file
 
 
@@ -182,15 +183,6 @@ def read_journal(folder: Path, first: int) -> Iterator[Record | RecordsFile]:
 def list_segments(folder: Path) -> list[Path]:
     """Lists the segments in their order."""
     return sorted(folder.glob("*.log"))
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until the names of files in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _first_of(segment: Path) -> int:

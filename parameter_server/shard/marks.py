@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from embeddings.kernels.compiled import compiled
 from embeddings.kernels.hash_kernels import NUM_BUCKETS, bucket_of
 from parameter_server.errors import Refusal, RefusedError
+from parameter_server.partition import buckets_of
 from parameter_server.wire import Longs
 
 ELSEWHERE, HERE, FROZEN = 0, 1, 2
 Places = NDArray[np.uint8]
 """[4096]: of each bucket one of the three."""
-FREEZE_SECONDS = 0.05  # after which a sender asks again for a bucket that is about to move
+FROZEN_RETRY_SECONDS = 0.05  # after which a sender asks again for a bucket that is about to move
 _NONE = np.zeros(NUM_BUCKETS, np.int64)
 
 
@@ -54,8 +55,7 @@ class Marks:
         if elsewhere >= 0:
             raise _moved(int(buckets[elsewhere]))
         if frozen >= 0:
-            message = f"bucket {buckets[frozen]} is about to move: send again a little later"
-            raise RefusedError(Refusal.UNAVAILABLE, message, retry_after_seconds=FREEZE_SECONDS)
+            raise _frozen(int(buckets[frozen]))
         return Fresh(buckets, self.of(lane)[buckets] < stamp if skipped else None, skipped)
 
     def set(self, lane: int, stamp: int, fresh: Fresh) -> None:
@@ -92,6 +92,22 @@ def check_places(ids: Longs, salt: np.uint64, places: Places) -> None:
     bucket = _find_elsewhere(ids, salt, places)
     if bucket >= 0:
         raise _moved(bucket)
+
+
+def check_not_frozen(ids: Longs, salt: np.uint64, places: Places) -> None:
+    """Checks that no row to be changed is about to move.
+
+    Raises:
+        RefusedError: With UNAVAILABLE: one is.
+    """
+    buckets = buckets_of(ids, salt)
+    if (frozen := buckets[places[buckets] == FROZEN]).size:
+        raise _frozen(int(frozen[0]))
+
+
+def _frozen(bucket: int) -> RefusedError:
+    message = f"bucket {bucket} is about to move: send again a little later"
+    return RefusedError(Refusal.UNAVAILABLE, message, retry_after_seconds=FROZEN_RETRY_SECONDS)
 
 
 def _moved(bucket: int) -> RefusedError:

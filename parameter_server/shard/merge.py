@@ -18,6 +18,7 @@ from parameter_server.shard.state import ShardState, without_limits
 from parameter_server.shard.state_parts import put_part, row_bytes, take_dense, take_marks
 
 Mask = NDArray[np.bool_]
+_ABOVE_COPIES = 1 << 62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,8 @@ def merge_folders(state: ShardState, folders: Sequence[Path], buckets: Mask) -> 
         snapshots.append(SnapshotFolder(folder / SNAPSHOTS, is_read_only=True))
     durability = state.description.durability
     claims = np.stack([read_claims(f, s, durability) for f, s in zip(folders, snapshots, strict=True)])
-    owners = np.where(claims.any(axis=0), claims.argmax(axis=0), -1)
+    ranks = np.where(claims > 0, claims + _ABOVE_COPIES, -claims)
+    owners = np.where(claims.any(axis=0), ranks.argmax(axis=0), -1)
     lost, lines = 0, []
     versions = np.zeros(len(state.tables), np.int64)
     for number, folder in enumerate(folders):
@@ -66,7 +68,7 @@ def merge_folders(state: ShardState, folders: Sequence[Path], buckets: Mask) -> 
         for table, version in zip(state.tables, versions.tolist(), strict=True):
             table.version = version
         _take_over(state, old, wanted)
-    state.claims[buckets] = claims.max(axis=0)[buckets]
+    state.claims[buckets] = np.abs(claims).max(axis=0)[buckets]
     return MergeInfo(rows=sum(table.num_rows for table in state.tables), lost=lost, lines=tuple(lines))
 
 

@@ -25,7 +25,7 @@ def check_pulls(frames: Sequence[Frame], description: RunDescription) -> int:
     length = 0
     for frame in frames:
         header = frame.header
-        dim = _check_head(header, Op.PULL, description)
+        dim = check_head(header, Op.PULL, description)
         if header.dim != dim or len(frame.ids) != header.n or len(frame.values):
             raise _wrong(f"table {header.table}: expected ids of rows of {dim} numbers, got {header.dim}, or no ids")
         check_ids(frame, description.tables[header.table])
@@ -43,7 +43,7 @@ def check_pushes(frames: Sequence[Frame], description: RunDescription, salts: Se
     lanes = description.lanes + CLIENT_LANES
     for frame in frames:
         header = frame.header
-        dim = _check_head(header, Op.PUSH, description)
+        dim = check_head(header, Op.PUSH, description)
         if (header.n and header.dim != dim) or not len(frame.ids) == len(frame.values) == header.n:
             raise _wrong(f"table {header.table}: expected ids and as many gradients of {dim} numbers, got {header}")
         if not header.lane < lanes:
@@ -78,7 +78,12 @@ def check_length(length: int) -> None:
         raise _wrong(f"expected at most {MAX_MESSAGE_BYTES} bytes asked for at a time, got {length}")
 
 
-def _check_head(header: Header, op: Op, description: RunDescription) -> int:
+def check_head(header: Header, op: Op, description: RunDescription) -> int:
+    """Checks what ``check_run`` does, and that the table is one of the run's; returns its ``dim``.
+
+    Raises:
+        RefusedError: With INVALID_ARGUMENT.
+    """
     check_run(header, op, description)
     if not header.table < len(description.tables):
         raise _wrong(f"expected a table below {len(description.tables)}, got {header.table}")

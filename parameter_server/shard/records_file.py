@@ -28,7 +28,7 @@ class Kind(IntEnum):
     DENSE = 2  # a frame
     EVICT = 3
     PUT = 4  # a chunk of buckets' rows from another shard
-    CLAIM = 5  # a mask of buckets that are whole here from now on, and the epoch
+    CLAIM = 5  # [4096] int64: the claims of all buckets, see ``ShardState``
     DROP = 6  # a mask of buckets
     STORE = 7  # a message that overwrites whole rows, see ``row_storage``
 

@@ -6,7 +6,7 @@ A message of RECORDS frames, each about one table:
 - ids with such values overwrites rows;
 - neither, with ``SET_UPDATES`` as codec, sets the table's number of updates to the clock.
 
-Each answer's clock is the table's number of updates. What is written is as durable as the next snapshot.
+Each answer's clock is the table's number of updates. What is written is as durable as pushes are.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from embeddings.row_optimizers import state_columns
 from embeddings.tables import UNBOUNDED, TableConfig
 from parameter_server.description import RunDescription
 from parameter_server.errors import Refusal, RefusedError
-from parameter_server.partition import buckets_of
-from parameter_server.shard.marks import FREEZE_SECONDS, FROZEN, Places, check_places
+from parameter_server.shard.marks import Places, check_not_frozen, check_places
+from parameter_server.shard.message_checks import check_head, check_length
 from parameter_server.shard.state import ShardState
-from parameter_server.wire import MAX_MESSAGE_BYTES, Flag, Frame, Op, Type, encode, frame_bytes
+from parameter_server.wire import Flag, Frame, Op, Type, encode, frame_bytes
 
 Floats = NDArray[np.float32]
 Parts = list[bytes | memoryview]
@@ -64,15 +64,9 @@ def check_storage(frames: Sequence[Frame], description: RunDescription) -> None:
     length = 0
     for frame in frames:
         header = frame.header
-        if header.op != Op.RECORDS or header.flags & ~(Flag.IDS | Flag.VALUES):
-            raise _wrong(f"expected RECORDS frames, got op {header.op} with flags {header.flags:#x}")
-        if header.run_id != description.run_id:
-            raise _wrong(f"expected run {description.run_id}, got {header.run_id}: another run's server")
-        if not header.table < len(description.tables):
-            raise _wrong(f"expected a table below {len(description.tables)}, got {header.table}")
+        check_head(header, Op.RECORDS, description)
         length += _check_frame(frame, description.tables[header.table])
-    if length > MAX_MESSAGE_BYTES:
-        raise _wrong(f"expected at most {MAX_MESSAGE_BYTES} bytes of rows asked for at a time, got {length}")
+    check_length(length)
 
 
 def answer_storage(frames: Sequence[Frame], state: ShardState, places: Places) -> Parts:
@@ -84,9 +78,8 @@ def answer_storage(frames: Sequence[Frame], state: ShardState, places: Places) -
     for frame in frames:
         salt = state.salts[frame.header.table]
         check_places(frame.ids, salt, places)
-        if frame.header.flags & Flag.VALUES and (places[buckets_of(frame.ids, salt)] == FROZEN).any():
-            message = "a bucket is about to move: send again a little later"
-            raise RefusedError(Refusal.UNAVAILABLE, message, retry_after_seconds=FREEZE_SECONDS)
+        if frame.header.flags & Flag.VALUES:
+            check_not_frozen(frame.ids, salt, places)
     parts: Parts = []
     for frame in frames:
         parts += _answer(frame, state)

@@ -216,8 +216,8 @@ class Shard:
         Args:
             buckets: All that are moving.
             chunks: In their order; of one pass or of several, in one call or in many.
-            is_last: Whether buckets are whole here with these chunks. From then on this shard's folder is the one that
-                counts for them.
+            is_last: Whether buckets are whole here with these chunks. This shard's folder is the one that counts for
+                them once routes say that they are here; until then, only where no other shard's does.
 
         Raises:
             RefusedError: A chunk is damaged; those before it are taken over.
@@ -230,7 +230,7 @@ class Shard:
                 self._guarded.write(Kind.PUT, time.time(), [chunk])
         with self._guarded.busy():
             if is_last:
-                self._guarded.claim(buckets, self._guarded.epoch() + 1)
+                self._guarded.claim(buckets, -(self._guarded.epoch() + 1))
             position = self._guarded.written()
         self._guarded.settle(position)
 
@@ -277,6 +277,7 @@ class Shard:
             self.counts.evicted_rows += count
             if count:
                 self._guarded.write(Kind.EVICT, now, [])
+            self._guarded.forget_evicted(now)
         return count
 
     def snapshot(self) -> SnapshotInfo:

@@ -8,7 +8,6 @@ goes on from the snapshot numbered one less; after some of them all are merged i
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,8 +16,8 @@ from pathlib import Path
 import xxhash
 from safetensors.numpy import load_file, save_file
 
-from parameter_server.shard.journal import sync_folder
 from parameter_server.shard.state_parts import Part
+from parameter_server.shard.synced_files import sync_path
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -133,11 +132,11 @@ class SnapshotFolder:
                 journal = first_record
             written = Snapshot(folder=final, number=number, is_base=kind == _BASE, files=tuple(files), journal=journal)
             _write_manifest(scratch, written)
-            sync_folder(scratch)
+            sync_path(scratch)
             if final.exists():  # damaged, and passed over
                 shutil.rmtree(final)
             scratch.rename(final)
-            sync_folder(self._folder)
+            sync_path(self._folder)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
@@ -181,7 +180,7 @@ def _write_part(folder: Path, index: int, part: Part) -> FileEntry:
     path = folder / f"{index:06d}.safetensors"
     save_file(part, path)
     path.chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that nobody else may read
-    _sync_file(path)
+    sync_path(path)
     return FileEntry(name=path.name, bytes=path.stat().st_size, xxh3=_digest(path))
 
 
@@ -189,7 +188,7 @@ def _write_manifest(folder: Path, snapshot: Snapshot) -> None:
     content = {"format": FORMAT, "journal": snapshot.journal, "files": [asdict(file) for file in snapshot.files]}
     path = folder / MANIFEST
     path.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    _sync_file(path)
+    sync_path(path)
 
 
 def _read_snapshot(folder: Path) -> Snapshot:
@@ -220,11 +219,3 @@ def _digest(path: Path) -> str:
         while block := file.read(_READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -40,8 +40,9 @@ class ShardState:
         marks: Of lanes and buckets.
         orders: Of lanes.
         base_updates: Of each table: its updates before the first clock, where training goes on from a checkpoint.
-        claims: [4096] int64: the epoch of routes since which a bucket's rows are whole here, or 0. Where two shards'
-            folders tell of one bucket, the higher claim is right.
+        claims: [4096] int64: the epoch of routes since which a bucket's rows are whole here, or 0. Below 0: they are a
+            copy, for routes that may never be. Where two shards' folders tell of one bucket, the higher claim is right,
+            and a copy only where there is no other.
         dense: The pieces of the dense part that lie here.
         lost: Pushes that were acknowledged since the run began and that a crash took.
         dropped: [4096] buckets that were dropped since somebody last asked with ``take_dropped``.

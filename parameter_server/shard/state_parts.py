@@ -178,12 +178,20 @@ def check_part(state: ShardState, part: Part) -> None:
     together = [("lanes", "buckets", "marks"), tuple(_DENSE + name for name in no_pieces)]
     together += [(f"{number}.ids", f"{number}.records") for number in range(len(state.tables))]
     is_right = all(name in shapes and array.ndim and array.shape[1:] == shapes[name] for name, array in part.items())
-    is_right &= all(array.dtype in (np.int64, np.float32) for array in part.values())
+    is_right &= all(array.dtype == _type_of(name, no_pieces) for name, array in part.items())
     is_right &= all(sum(name in part for name in names) in (0, len(names)) for names in together)
     is_right &= all(len(part[a]) == len(part[b]) for a, b in _AS_LONG + together[2:] if a in part and b in part)
     buckets = part.get("buckets", np.zeros(0, np.int64))
+    if is_right and _DENSE + "pieces" in part:
+        is_right = state.dense.fits({name: part[_DENSE + name] for name in no_pieces})
     if not is_right or ((buckets < 0) | (buckets >= NUM_BUCKETS)).any():
         raise RefusedError(Refusal.INVALID_ARGUMENT, f"buckets: expected a part of these tables, got {sorted(part)}")
+
+
+def _type_of(name: str, pieces: Part) -> np.dtype[Any]:
+    if name.startswith(_DENSE):
+        return pieces[name[len(_DENSE) :]].dtype if name[len(_DENSE) :] in pieces else np.dtype(np.int64)
+    return np.dtype(np.float32 if name.endswith(".records") else np.int64)
 
 
 def cut_rows(part: Part, size: int) -> Iterator[Part]:

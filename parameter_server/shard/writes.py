@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from parameter_server.errors import Refusal, RefusedError
-from parameter_server.partition import buckets_of
+from parameter_server.dense_codec import PIECE_SALT
+from parameter_server.errors import RefusedError
 from parameter_server.shard.guarded_state import GuardedState
-from parameter_server.shard.marks import FREEZE_SECONDS, FROZEN, check_places
+from parameter_server.shard.marks import check_not_frozen, check_places
 from parameter_server.shard.records_file import Kind
 from parameter_server.wire import Flag, Frame, Header, Type, encode, frame_bytes
 
@@ -45,7 +45,7 @@ class ShardWrites:
         except RefusedError as error:
             error.expected_seq = header.seq
             raise
-        before = table.version
+        before, evicted = table.version, table.num_evicted
         state.push(frame, fresh, now)
         self._guarded.write(Kind.PUSH, now, [message])
         counts.count_staleness(header.table, before, header.version)
@@ -53,7 +53,7 @@ class ShardWrites:
         counts.pushed_rows += header.n - fresh.skipped
         counts.pushed_bytes += message.nbytes
         counts.skipped_rows += fresh.skipped
-        counts.lane_pushes[header.lane] = state.orders.lanes[header.lane].frames
+        counts.evicted_rows += table.num_evicted - evicted
         return encode(answer_to(header, table.version, epoch))
 
     def exchange(self, frame: Frame, message: memoryview, *, now: float, epoch: int) -> Parts:
@@ -64,12 +64,11 @@ class ShardWrites:
             OSError: It could not be written.
         """
         dense, places = self._state.dense, self._guarded.places
-        check_places(frame.ids, dense.piece_salt, places)
+        check_places(frame.ids, PIECE_SALT, places)
         dense.check(frame)
         is_new = dense.changes(frame)
-        if is_new and (places[buckets_of(frame.ids, dense.piece_salt)] == FROZEN).any():
-            reason = "pieces are about to move: send again a little later"
-            raise RefusedError(Refusal.UNAVAILABLE, reason, retry_after_seconds=FREEZE_SECONDS)
+        if is_new:
+            check_not_frozen(frame.ids, PIECE_SALT, places)
         answer = dense.apply(frame)
         if is_new:
             self._guarded.write(Kind.DENSE, now, [message])

@@ -38,3 +38,23 @@ def test_freed_memory_is_used_again():
     assert count_faults(FAULTS) < 1000
     # 3 x 2 x 40 MB in pages of 4 KiB, or a few large ones where the system gives such
     assert count_faults(FAULTS.replace("assert keep_freed_memory()", "")) > 20
+
+
+HOLES = """
+import psutil
+from embeddings.allocation import hand_back_memory, keep_freed_memory
+assert keep_freed_memory()
+blocks = [bytes(100_000) for _ in range(2_000)]
+kept = blocks[::20]
+del blocks
+before = psutil.Process().memory_info().rss
+assert hand_back_memory()
+print(before - psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
+def test_freed_memory_is_handed_back_from_between_what_is_kept():
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    shown = subprocess.run([sys.executable, "-c", HOLES], check=True, capture_output=True, text=True, env=environment)
+    assert int(shown.stdout) > 100_000_000

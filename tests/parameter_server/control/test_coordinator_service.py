@@ -128,6 +128,19 @@ def test_a_chunk_whose_answer_was_lost_is_given_again(client: GrpcCoordinatorCli
     assert client.next_chunk(member) != first
 
 
+def test_a_fault_of_the_coordinator_is_told_at_once(
+    client: GrpcCoordinatorClient, run: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("of its own")
+
+    monkeypatch.setattr(run, "status", fail)
+    began = time.monotonic()
+    with pytest.raises(RefusedError, match=r"coordinator at .*: failed, see its log: ZeroDivisionError: of its own"):
+        client.status()
+    assert time.monotonic() - began < 5
+
+
 def test_more_callers_wait_than_there_are_threads(client: GrpcCoordinatorClient, run: Coordinator) -> None:
     slow = client.register("trainer", "slow").member
     fast = [client.register("trainer", "fast").member for _ in range(40)]

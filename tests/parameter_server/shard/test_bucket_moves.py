@@ -14,7 +14,7 @@ from parameter_server.errors import RefusedError
 from parameter_server.partition import buckets_of, salt_of, spread_evenly
 from parameter_server.shard import bucket_chunks
 from parameter_server.shard.shard import Shard
-from parameter_server.shard.state_parts import pack_part
+from parameter_server.shard.state_parts import pack_part, unpack_part
 from parameter_server.wire import Flag, Header, Op, decode, encode, join
 
 
@@ -215,6 +215,95 @@ def test_buckets_are_taken_from_the_shard_that_held_them_last(run):
         np.testing.assert_array_equal(run.pull(new), run.sums([(0, 1), (0, 2)]))
         with pytest.raises(ValueError, match="expected one without rows"):
             new.restore_from([run.folder / name for name in order], everything)
+
+
+@pytest.mark.parametrize("durability", ["journal", "snapshot"])
+def test_a_copy_for_a_move_that_was_given_up_is_not_what_is_restored(run, durability):
+    """The receiver had kept its copy when the move failed, and all were killed before it heard of that."""
+    shards = {n: run.start(n, (0, 0), durability=durability) for n in (0, 1)}
+    run.push(shards[0], 0, 1)
+    everything = np.ones(4096, bool)
+    pass_buckets(everything, shards[0], shards[1], is_last=True)
+    if durability == "snapshot":
+        shards[1].snapshot()
+    run.push(shards[0], 0, 2)
+    if durability == "snapshot":
+        shards[0].snapshot()
+    for shard in shards.values():
+        shard.close()
+    new = run.start(0, name="new")
+    new.restore_from([run.folder / "shard-0", run.folder / "shard-1"], everything)
+    np.testing.assert_array_equal(run.pull(new), run.sums([(0, 1), (0, 2)]))
+
+
+def test_a_copy_is_restored_where_there_is_nothing_else(run):
+    shards = [run.start(n, (0, 0), durability="snapshot") for n in (0, 1)]
+    run.push(shards[0], 0, 1)
+    everything = np.ones(4096, bool)
+    pass_buckets(everything, shards[0], shards[1], is_last=True)
+    shards[1].snapshot()
+    run.route(shards[0], np.ones(4096, np.int32), 2)  # the receiver is killed before it knows of them
+    shards[0].drop_buckets(everything)
+    shards[0].snapshot()
+    for shard in shards:
+        shard.close()
+    new = run.start(0, name="new")
+    new.restore_from([run.folder / "shard-0", run.folder / "shard-1"], everything)
+    np.testing.assert_array_equal(run.pull(new), run.sums([(0, 1)]))
+
+
+def test_ids_of_evicted_rows_are_not_kept_for_ever_where_nothing_is_saved(run):
+    from parameter_server.description import Growth
+
+    run.description = replace(run.description, growth={"a": Growth(evict_after_seconds=100.0)})
+    shard = run.start()
+    run.push(shard, 0, 1)
+    (table, _) = shard._state.tables
+    now = 4e9
+    assert shard.evict(now) == len(run.rows(0, 1)[0])
+    known = [table.evicted().size]
+    for _ in range(30):
+        now += 30.0
+        table.count_change()  # as other pushes would
+        shard.evict(now)
+        known.append(table.evicted().size)
+    assert known[0] == known[19] > 0  # for ten minutes
+    assert known[-1] == 0
+    assert table.evictions_since > 0  # so that readers who come back later are told to read all anew
+    assert len(shard._guarded._versions_at) <= 11
+
+
+def take_dense_part(shard: Shard) -> dict[str, np.ndarray]:
+    parts = [unpack_part(chunk) for chunk in shard.take_buckets(np.ones(4096, bool))]
+    return next(part for part in parts if "dense.pieces" in part and part["dense.pieces"].size)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("dense.master", lambda array: np.full_like(array, np.nan)),
+        ("dense.master", lambda array: array[:-1]),
+        ("dense.master", lambda array: array.view(np.int32).astype(np.int64)),
+        ("dense.numbers", lambda array: np.zeros_like(array)),
+        ("dense.numbers", lambda array: np.repeat(array, 2)),
+        ("dense.pieces", lambda array: array - 10),
+        ("dense.pieces", lambda array: np.zeros_like(array)),
+        ("dense.marks", lambda array: array + np.array([1000, 0, 0, 0])),
+        ("dense.marks", lambda array: array + np.array([0, 5000, 0, 0])),
+        ("dense.marks", lambda array: array - np.array([0, 0, 0, 50])),
+    ],
+)
+def test_wrong_pieces_of_the_dense_part_are_refused_whole(run, name, change):
+    shards = [run.start(n, (0, 0)) for n in (0, 1)]
+    exchange(run, shards[0], 0, Combine.SET_IF_ABSENT, 1.0)
+    exchange(run, shards[0], 1, Combine.EASGD, 3.0)
+    part = take_dense_part(shards[0])
+    everything = np.ones(4096, bool)
+    with pytest.raises(RefusedError, match="expected a part of these tables"):
+        shards[1].put_buckets(everything, [pack_part(part | {name: change(part[name])})], is_last=False)
+    assert shards[1].failed is None
+    shards[1].put_buckets(everything, [pack_part(part)], is_last=False)
+    np.testing.assert_array_equal(take_dense_part(shards[1])["dense.master"], part["dense.master"])
 
 
 def exchange(run, shard: Shard, clock: int, combine: Combine, values: float | None) -> tuple[int, np.ndarray]:
