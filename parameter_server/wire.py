@@ -41,7 +41,7 @@ class Op(IntEnum):
     PULL = 1  # ids -> values of the asked-for type
     PUSH = 2  # ids and gradients
     DENSE = 3  # pieces of the dense part: exchanged with, or added to, the master copy
-    RECORDS = 4  # whole rows with their states, between shards and to readers
+    RECORDS = 4  # whole rows: with their states, read and stored; or as readers are told of them
     EVICTED = 5  # ids of rows that are no more
 
 

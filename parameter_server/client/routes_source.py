@@ -9,8 +9,6 @@ from parameter_server.control.coordinator_client import CoordinatorClient
 from parameter_server.errors import ConnectionLost
 from parameter_server.partition import Routes
 
-WAIT_SECONDS = 2.0
-
 _ASK_SECONDS = 1.0
 _AGAIN_SECONDS = 0.1
 

@@ -94,10 +94,6 @@ class ChunkPlan:
             num_batches=-(-num_samples // self.batch_size),
         )
 
-    def lane_chunks(self, lane: int) -> int:
-        """Says how many chunks a lane has."""
-        return max(0, -(-(self.num_chunks - lane) // self.lanes))
-
     def _count(self, samples: int) -> tuple[int, int]:
         """Says how many chunks samples of one epoch come to, and by how many batches the last one is short."""
         batches = -(-samples // self.batch_size)

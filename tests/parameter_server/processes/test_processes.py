@@ -21,14 +21,17 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from embeddings.tables import TableConfig
-from parameter_server.control.coordinator_client import GrpcCoordinatorClient
+from parameter_server.control.coordinator_client import GrpcCoordinatorClient, LocalCoordinatorClient
 from parameter_server.control.coordinator_service import SERVICE, CoordinatorService
 from parameter_server.coordinator.coordinator import Coordinator
 from parameter_server.description import RunDescription
+from parameter_server.folder_lock import lock_folder
+from parameter_server.errors import Refusal, RefusedError
 from parameter_server.processes import coordinator_process, shard_process
 from parameter_server.processes.config import CoordinatorConfig, ShardConfig
 from parameter_server.processes.endpoint import Endpoint
 from parameter_server.processes.logs import EventFormatter
+from parameter_server.processes.shard_membership import ShardMembership
 from parameter_server.security.certificates import make_set
 from parameter_server.security.security import ClientSecurity, ServerSecurity, TlsConfig
 
@@ -164,7 +167,7 @@ def test_what_keeps_a_shard_from_starting_is_one_line(folder: Path, monkeypatch:
             taken.bind("taken")
             taken.listen()
             refused(r"in use by another process; choose another --address", address="unix:taken")
-        lock = coordinator_process.lock_folder(folder / "shard-0")
+        lock = lock_folder(folder / "shard-0")
         members = len(coordinator.status().members)
         refused(r"shard-0: expected a folder of this process alone")
         assert len(coordinator.status().members) == members
@@ -187,13 +190,46 @@ def test_a_folder_of_another_run_is_refused(folder: Path) -> None:
 
 
 def test_what_keeps_a_coordinator_from_starting_is_one_line(folder: Path) -> None:
-    lock = coordinator_process.lock_folder(folder / "c")
+    lock = lock_folder(folder / "c")
     with pytest.raises(ValueError, match=r"--folder .*c: expected a folder of this process alone"):
         coordinator_process.serve(CoordinatorConfig(folder=folder / "c"), EVENTS)
     lock.release()
     (folder / "c" / coordinator_process.STATE).write_text("no state at all, but long enough to be looked at" * 10)
     with pytest.raises(ValueError, match="expected the state of a coordinator"):
         coordinator_process.serve(CoordinatorConfig(folder=folder / "c"), EVENTS)
+
+
+def test_a_coordinator_says_the_address_that_others_use(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = CoordinatorConfig(folder=folder / "c", address="unix:s", advertise="localhost:4711")
+    serve_while(lambda: coordinator_process.serve(config, EVENTS), until_serving)
+    assert capsys.readouterr().out == "ready on localhost:4711\n"
+
+
+def test_heartbeats_go_on_after_a_coordinator_that_ends(folder: Path) -> None:
+    class Ending:
+        """A coordinator that is closed while calls still come in, and opened again."""
+
+        def __init__(self, coordinator: Coordinator) -> None:
+            self.inner, self.refusals = coordinator, 2
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.inner, name)
+
+        def heartbeat(self, member: int, facts: object = None) -> object:
+            if self.refusals:
+                self.refusals -= 1
+                raise RefusedError(Refusal.UNAVAILABLE, "the coordinator ends")
+            return self.inner.heartbeat(member, facts)  # type: ignore[arg-type]
+
+    with closing(Coordinator(RUN, lease_seconds=0.2)) as coordinator:
+        ending = Ending(coordinator)
+        client = LocalCoordinatorClient(ending)  # type: ignore[arg-type]
+        with ShardMembership(client, "s", "local:0") as membership:
+            until(lambda: not ending.refusals)
+            first = membership.number
+            until(lambda: coordinator.status().members[0].seconds_since_heard < 0.05, 10)
+            membership.check()
+            assert first == 0
 
 
 def test_a_run_over_tls_with_a_token_from_start_to_end(folder: Path) -> None:
