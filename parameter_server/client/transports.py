@@ -6,17 +6,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
-from parameter_server.errors import ConnectionLost, Refusal, RefusedError
+from parameter_server.errors import ConnectionLost
+from parameter_server.grpc_status import error_of
 from parameter_server.wire import MAX_REPLY_BYTES
 
 if TYPE_CHECKING:
     from parameter_server.security.security import ClientSecurity
 
 SERVICE = "recforge.Rows"
-RETRY_AFTER_KEY = "recforge-retry-after-ms"
-EXPECTED_SEQ_KEY = "recforge-expected-seq"
-REFUSAL_KEY = "recforge-refusal"  # sets a shard's own refusals apart from what gRPC says with the same status
-MOVED_KEY = "recforge-moved"
 CALL_SECONDS = 30.0
 
 MESSAGE_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -181,31 +178,6 @@ def _hand_over(call: Any, answer: Future[bytes], address: str) -> None:
     try:
         answer.set_result(call.result())
     except grpc.RpcError as error:
-        answer.set_exception(_translate(error, address))
+        answer.set_exception(error_of(error, f"shard at {address}"))
     except (grpc.FutureCancelledError, grpc.FutureTimeoutError) as error:
         answer.set_exception(ConnectionLost(f"shard at {address}: {error or 'cancelled'}"))
-
-
-def _translate(error: Any, address: str) -> Exception:
-    """Gives the error that a server meant, or ConnectionLost where it may have meant nothing."""
-    status, details = error.code().name, error.details() or ""
-    facts = dict(error.trailing_metadata() or ())
-    message = f"shard at {address}: {details}"
-    if refusal := Refusal.__members__.get(facts.get(REFUSAL_KEY, "")):
-        after, seq = facts.get(RETRY_AFTER_KEY), facts.get(EXPECTED_SEQ_KEY)
-        return RefusedError(
-            refusal,
-            message,
-            retry_after_seconds=int(after) / 1e3 if after else None,
-            expected_seq=int(seq) if seq else None,
-            moved=MOVED_KEY in facts,
-        )
-    if status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return RefusedError(Refusal.UNAUTHENTICATED, message)
-    # gRPC's own limit of sizes; its others, on calls at a time, pass.
-    too_long = status == "RESOURCE_EXHAUSTED" and "larger than max" in details
-    if too_long or status in ("UNIMPLEMENTED", "INVALID_ARGUMENT"):
-        return RefusedError(Refusal.INVALID_ARGUMENT, message)
-    if status == "RESOURCE_EXHAUSTED":
-        return RefusedError(Refusal.RESOURCE_EXHAUSTED, message)
-    return ConnectionLost(f"{message} ({status})")

@@ -10,13 +10,14 @@ from parameter_server.client.transports import CHANNEL_OPTIONS
 from parameter_server.control import control_pb2 as pb
 from parameter_server.control import limits as limits
 from parameter_server.control import messages as messages
-from parameter_server.control.calls import abort, answer, call, stream
+from parameter_server.control.calls import answer, call, stream
 from parameter_server.control.control_pb2_grpc import (
     ShardControlServicer,
     ShardControlStub,
     add_ShardControlServicer_to_server,
 )
 from parameter_server.errors import ConnectionLost
+from parameter_server.grpc_status import abort
 from parameter_server.partition import Routes
 from parameter_server.security.security import ClientSecurity
 from parameter_server.shard.control import Copied, Mask, MovableShard, ShardControl, Taken

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from parameter_server.client.transports import CHANNEL_OPTIONS
-from parameter_server.errors import Refusal, RefusedError
+from parameter_server.errors import ConnectionLost
 from parameter_server.feed.messages import METHOD
 from parameter_server.feed.service import ChangesSource, follow_shard
+from parameter_server.grpc_status import error_of
 
 if TYPE_CHECKING:
     from parameter_server.security.security import ClientSecurity
@@ -61,10 +62,9 @@ class GrpcFeed:
             call: Any = self._channel.unary_stream(METHOD)(request)
             yield from call
         except grpc.RpcError as error:
-            refusal = Refusal.__members__.get(error.code().name, Refusal.UNAVAILABLE)
-            raise RefusedError(refusal, f"shard at {self.address}: {error.details()}") from None
+            raise error_of(error, f"shard at {self.address}") from None
         except ValueError as error:  # the channel is closed
-            raise RefusedError(Refusal.UNAVAILABLE, f"shard at {self.address}: {error}") from None
+            raise ConnectionLost(f"shard at {self.address}: {error}") from None
 
     def close(self) -> None:
         """See ``FeedConnection``."""

@@ -101,7 +101,8 @@ class FeedConnection(Protocol):
         """Asks for the feed; gives its messages until one of both ends it.
 
         Raises:
-            RefusedError: The shard has refused it, or cannot be reached.
+            RefusedError: The shard has refused it.
+            ConnectionLost: It cannot be reached.
         """
 
     def close(self) -> None:

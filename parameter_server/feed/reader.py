@@ -15,7 +15,7 @@ import numpy as np
 from embeddings.kernels.hash_kernels import NUM_BUCKETS
 from parameter_server.client.shard_connections import RoutesSource
 from parameter_server.description import RunDescription
-from parameter_server.errors import Refusal, RefusedError
+from parameter_server.errors import ConnectionLost, Refusal, RefusedError
 from parameter_server.feed.messages import FeedConnection, FeedRequest, Floats, Longs, Mark, Mask, mark_of, pack_buckets
 from parameter_server.partition import Routes, buckets_of, salt_of
 from parameter_server.wire import Frame, Op, decode
@@ -155,9 +155,9 @@ class FeedReader:
         while not self._is_over.is_set():
             try:
                 self._follow_once(part)
-            except RefusedError as error:
+            except (RefusedError, ConnectionLost) as error:
                 log.warning("feed of shard %d: %s", part.number, error)
-                if error.refusal is Refusal.INVALID_ARGUMENT:
+                if isinstance(error, RefusedError) and error.refusal is Refusal.INVALID_ARGUMENT:
                     part.begin(0)
             if self._is_over.wait(_RETRY_SECONDS):
                 return

@@ -13,6 +13,7 @@ import numpy as np
 from parameter_server.description import RunDescription
 from parameter_server.errors import Refusal, RefusedError
 from parameter_server.feed.messages import METHOD, FeedRequest, Floats, Longs, Mark, Mask, unpack_buckets
+from parameter_server.grpc_status import abort
 from parameter_server.security.security import import_grpc
 from parameter_server.wire import MAX_FRAME_BYTES, Header, Op, encode, join
 
@@ -170,14 +171,15 @@ def add_feed_to(server: grpc.Server, source: ChangesSource) -> None:
 
     def follow(message: bytes, context: Any) -> Iterator[bytes]:
         if not places.acquire(blocking=False):
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"feed: expected at most {MAX_READERS} readers at a time")
+            many = f"feed: expected at most {MAX_READERS} readers at a time"
+            abort(RefusedError(Refusal.RESOURCE_EXHAUSTED, many), context)
         try:
             is_over = threading.Event()
             if not context.add_callback(is_over.set):
                 return
             yield from follow_shard(source, message, history, is_over)
-        except RefusedError as error:
-            context.abort(getattr(grpc.StatusCode, error.refusal.name), str(error))
+        except Exception as error:
+            abort(error, context, faults_pass=True)
         finally:
             places.release()
 

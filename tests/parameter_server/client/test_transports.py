@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -194,7 +195,17 @@ def test_a_push_that_overtook_another_waits_for_it(serve) -> None:
     opened.close()
 
 
-@pytest.mark.parametrize("wrong", [{"max_in_flight": 0}, {"max_waiting": -1}, {"max_bytes": 1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_in_flight": 0},
+        {"max_waiting": -1},
+        {"max_bytes": 1},
+        {"retry_after_seconds": -0.1},
+        {"gap_seconds": math.nan},
+        {"gap_seconds": math.inf},
+    ],
+)
 def test_limits_that_are_none_are_refused(wrong) -> None:
-    with pytest.raises(ValueError, match=rf"limits.{next(iter(wrong))}: expected at least"):
+    with pytest.raises(ValueError, match=f"--limits.{next(iter(wrong)).replace('_', '-')}: expected at least"):
         ServerLimits(**wrong)
