@@ -85,7 +85,8 @@ class LaneOrders:
         """Goes on from where a lane was by another account, if that is further; returns how many frames further."""
         order = self.lanes.setdefault(lane, LaneOrder())
         if (known.lease, known.next_seq) > (order.lease, order.next_seq):
-            order.lease, order.next_seq = known.lease, known.next_seq
+            # Its form too: one of an earlier lease or numbering would have all that comes refused as late.
+            order.lease, order.next_seq, order.form = known.lease, known.next_seq, known.form
         self.see_clock(lane, known.clock)
         ahead = max(0, known.frames - order.frames)
         order.frames += ahead
