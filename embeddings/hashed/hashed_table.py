@@ -127,7 +127,7 @@ class HashedTable:
         Raises:
             ValueError: When an id is outside the table or given twice, or shapes do not fit; nothing was changed then.
         """
-        check_push(self.config, ids, gradients, counts)
+        check_push(self.config, self._rows.memory.salt, ids, gradients, counts)
         as_integers(gradients)
         self.version += 1
         slots, kept = self._open_rows(ids, int(now))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embeddings.kernels.routing_kernels import find_disorder
 from embeddings.row_optimizers import moves_all_rows, trust_of
 from embeddings.tables import UNBOUNDED, TableConfig
 
@@ -30,8 +31,8 @@ def check_config(config: TableConfig) -> None:
         )
 
 
-def check_push(config: TableConfig, ids: Longs, gradients: Values, counts: Longs) -> None:
-    """Checks a push.
+def check_push(config: TableConfig, salt: np.uint64, ids: Longs, gradients: Values, counts: Longs) -> None:
+    """Checks a push; ``salt`` is that of hashes.
 
     Raises:
         ValueError: When an id is outside the table or given twice, or shapes do not fit.
@@ -41,8 +42,8 @@ def check_push(config: TableConfig, ids: Longs, gradients: Values, counts: Longs
         raise ValueError(f"table {config.name!r}: expected gradients {(ids.size, config.dim)}, got {gradients.shape}")
     if counts.size not in (0, ids.size):
         raise ValueError(f"table {config.name!r}: expected {ids.size} counts, or none, got {counts.size}")
-    # Ids mostly come in order, which is seen at once.
-    if ids.size > 1 and not (ids[1:] > ids[:-1]).all():
+    # Ids mostly come in order, their own or that of their hashes, which is seen at once.
+    if ids.size > 1 and not (ids[1:] > ids[:-1]).all() and find_disorder(ids, salt) >= 0:
         ordered = np.sort(ids)
         repeated = ordered[1:][ordered[1:] == ordered[:-1]]
         if repeated.size:

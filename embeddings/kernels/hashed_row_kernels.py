@@ -134,12 +134,8 @@ def push_rows(
     state1, state2 = np.empty(_BLOCK * first, np.float32), np.empty(_BLOCK * second, np.float32)
     state3, measured = np.empty(_BLOCK * last, np.float32), np.empty((_BLOCK, MEASURES))
     places = np.arange(_BLOCK).astype(np.uint64)
-    held_rows, sum_rows = held.reshape(_BLOCK, dim), sums.reshape(_BLOCK, dim)
-    rows1, rows2, rows3 = (
-        state1.reshape(_BLOCK, first),
-        state2.reshape(_BLOCK, second),
-        state3.reshape(_BLOCK, last),
-    )
+    held_rows, sum_rows = _uncounted(held, dim), _uncounted(sums, dim)
+    rows1, rows2, rows3 = _uncounted(state1, first), _uncounted(state2, second), _uncounted(state3, last)
     for i in range(min(_PUSH_AHEAD, slots.size)):
         prefetch(floats_at(record_address(blocks, stride, slots[i]), stride))
     for begin in range(0, slots.size, _BLOCK):
@@ -173,6 +169,12 @@ def push_rows(
             number = counts_at(blocks, stride, slot)
             number[0] += np.uint32(1)
             number[1] = seen
+
+
+@inlined
+def _uncounted(numbers: Floats, width: int) -> Any:
+    # [_BLOCK, width], of which views are free; ``numbers`` must live as long.
+    return floats_at(numbers.ctypes.data, numbers.size).reshape(_BLOCK, width)
 
 
 @inlined

@@ -11,12 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embeddings.kernels.addresses import floats_at
 from embeddings.kernels.compiled import compiled
-from embeddings.kernels.hash_kernels import BUCKET_BITS, bucket_of, hash_of
+from embeddings.kernels.hash_kernels import BUCKET_BITS, hash_of
+from embeddings.kernels.prefetch import prefetch
 from embeddings.kernels.sixteen_bit_kernels import widen
+from embeddings.kernels.vectors import LANES, load, store_narrow
 
 Longs = NDArray[np.int64]
 Words = NDArray[np.uint64]
+
+_AHEAD = 8  # rows that are asked for ahead
+_BLOCK = 32  # rows that are written before they are looked at
 
 # Of each number of a 64-bit word: its bits without the sign, the last bit of its exponent, and the sign's bit. All ones
 # in an exponent, which mean infinity or NaN, carry into the sign.
@@ -39,27 +45,32 @@ def sort_rows(ids: Longs, salt: np.uint64, ranks: NDArray[np.int32], hashes: Wor
     Returns:
         -1, or the place in ``ids`` of one that was there before; nothing is of use then.
     """
-    ends[:] = 0
+    # Within a bucket, the next bits of hashes tell rows apart first, so that hardly any have to be compared.
+    bits = 0
+    while ends.size << (bits + 1) <= ids.size and bits < 8:
+        bits += 1
+    shift, mask = np.uint64(64 - BUCKET_BITS - bits), np.uint64((1 << bits) - 1)
+    starts, places = np.zeros((ends.size << bits) + 1, np.int64), np.empty(ids.size, np.int64)
     for i in range(ids.size):
-        ends[ranks[bucket_of(ids[i], salt)]] += 1
-    total = 0
+        leading = hash_of(ids[i], salt) >> shift
+        places[i] = ranks[leading >> np.uint64(bits)] << bits | np.int64(leading & mask)
+        starts[places[i] + 1] += 1
+    for place in range(1, starts.size):
+        starts[place] += starts[place - 1]
     for rank in range(ends.size):
-        count = ends[rank]
-        ends[rank] = total
-        total += count
-    starts = ends.copy()
+        ends[rank] = starts[(rank + 1) << bits]
+    nexts = starts.copy()
     for i in range(ids.size):
         hash = hash_of(ids[i], salt)
-        rank = ranks[hash >> np.uint64(64 - BUCKET_BITS)]
-        # A handful of rows share a bucket: each goes before those of larger hashes that came earlier.
-        at, start = ends[rank], starts[rank]
+        # Each goes before those of larger hashes that came earlier.
+        at, start = nexts[places[i]], starts[places[i]]
         while at > start and hashes[at - 1] >= hash:
             if hashes[at - 1] == hash:
                 return i
             hashes[at], order[at] = hashes[at - 1], order[at - 1]
             at -= 1
         hashes[at], order[at] = hash, i
-        ends[rank] += 1
+        nexts[places[i]] += 1
     return -1
 
 
@@ -73,6 +84,52 @@ def find_disorder(ids: Longs, salt: np.uint64) -> int:
             return i
         before = hash
     return -1
+
+
+def gather_rows(values: NDArray[np.float32], order: Longs, out: NDArray[Any]) -> bool:
+    """Writes row ``order[i]`` of ``values`` to row i of ``out``; says whether all is finite there.
+
+    Args:
+        values: [m, dim], contiguous.
+        order: [n], of 0 to m - 1.
+        out: [n, dim] float32 or float16, contiguous; written, rounded to nearest.
+    """
+    flat, masks = out.reshape(-1), _HALF if out.itemsize == 2 else _SINGLE
+    whole = flat.size * flat.itemsize // 8 * 8 // flat.itemsize
+    words, numbers = flat[:whole].view(np.uint64), flat.view(np.int16) if flat.itemsize == 2 else flat
+    has_special = _gather(values.ctypes.data, len(values), values.shape[1], order, numbers, words, *masks)
+    return not has_special and bool(np.isfinite(flat[whole:]).all())
+
+
+@compiled
+def _gather(
+    values: int,
+    rows: int,
+    dim: int,
+    order: Longs,
+    out: Any,
+    words: Words,
+    sizes: np.uint64,
+    step: np.uint64,
+    signs: Any,
+) -> Any:
+    given, found = floats_at(values, rows * dim), np.uint64(0)  # an address: read-only arrays need no other kernel
+    each, whole, seen = out.itemsize, dim - dim % LANES, 0
+    for i in range(order.size):
+        if i + _AHEAD < order.size:
+            start = order[i + _AHEAD] * dim
+            prefetch(given[start : start + dim])
+        source, target = order[i] * dim, i * dim
+        for d in range(0, whole, LANES):
+            store_narrow(out, target + d, load(given, source + d))
+        for d in range(whole, dim):
+            store_narrow(out, target + d, given[source + d])
+        if i % _BLOCK == _BLOCK - 1 or i == order.size - 1:  # what was written is in the nearest cache still
+            end = min((target + dim) * each // 8, words.size)
+            for place in range(seen, end):
+                found |= ((words[place] & sizes) + step) & signs
+            seen = end
+    return found != 0
 
 
 @compiled
