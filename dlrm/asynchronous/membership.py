@@ -43,7 +43,7 @@ class Membership:
         self.member, self._lease_seconds = registered.member, registered.lease_seconds
         self.description = RunDescription.from_json(registered.description_json or client.describe())
         self.last_clocks: dict[int, Callable[[], int]] = {}  # of lanes of its own, so that others may have them next
-        self._lost: LeaseLostError | None = None
+        self._lost: Exception | None = None
         self._left = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="heartbeats", daemon=True)
         self._beating.start()
@@ -88,10 +88,11 @@ class Membership:
         return sum(fact.get("staleness_sum", 0.0) for fact in facts) / pushes if pushes else None
 
     def check(self) -> None:
-        """Check that the coordinator has not given this trainer up.
+        """Check that the coordinator has not given this trainer up, and is told that it lives.
 
         Raises:
             LeaseLostError: it has.
+            Exception: what has ended the heartbeats.
         """
         if self._lost is not None:
             raise self._lost
@@ -102,6 +103,9 @@ class Membership:
                 known = self.client.heartbeat(self.member, self.facts()).known
             except ConnectionError:
                 continue  # a coordinator that is started again goes on from its disk
+            except Exception as error:
+                self._lost = error
+                return
             if not known:
                 self._lost = LeaseLostError(
                     f"{self.name}: expected to be heard of every {self._lease_seconds:g} seconds, was not, and others "

@@ -37,19 +37,20 @@ class Shards:
     ) -> None:
         self._client, self._connect, self._description, self._config = client, connect, description, config
         self._routes = CoordinatorRoutes(client)
-        self._opened = ExitStack()
-        rows = RowsClient(
-            description,
-            self._routes,
-            connect,
-            value_type=config.values,
-            max_in_flight=config.max_in_flight,
-            deadline_seconds=config.deadline_seconds,
-        )
-        self._opened.enter_context(closing(rows))
-        storage = RemoteStorage(description, self._routes, connect, deadline_seconds=config.deadline_seconds)
-        self._opened.enter_context(closing(storage))
-        self.tables = RemoteTables(description, rows, storage=storage)
+        with ExitStack() as opened:  # what is refused later closes what was opened before
+            rows = RowsClient(
+                description,
+                self._routes,
+                connect,
+                value_type=config.values,
+                max_in_flight=config.max_in_flight,
+                deadline_seconds=config.deadline_seconds,
+            )
+            opened.enter_context(closing(rows))
+            storage = RemoteStorage(description, self._routes, connect, deadline_seconds=config.deadline_seconds)
+            opened.enter_context(closing(storage))
+            self.tables = RemoteTables(description, rows, storage=storage)
+            self._opened = opened.pop_all()
         self._thread = ThreadPoolExecutor(1, "snapshot")
         self._saving: Future[SnapshotTaken] | None = None
 

@@ -12,6 +12,7 @@ from dlrm.asynchronous.config import AsynchronousConfig, check_asynchronous
 from dlrm.cli import parse
 from dlrm.recipes import Recipe, find_recipe
 from dlrm.training.command import SHORT
+from parameter_server.address import Address
 from parameter_server.description import RunDescription
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from dlrm.asynchronous.membership import Membership
     from dlrm.asynchronous.servers import Shards
     from dlrm.data.dataset import Dataset
+    from dlrm.model import DLRM
     from dlrm.training.attach import RunParts
     from dlrm.training.attachments import Attachment
     from embeddings import TableConfig
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from parameter_server.control.coordinator_client import CoordinatorClient
 
 # What trainers may have of their own; nothing of it bends what is learned.
-DENSE_OPTIONS = "dense_options"  # of servers that update the dense part
 OWN = ("output", "data", "branch_from", "servers", "step", "time_limit_seconds", "log_every_samples", "parallel")
 
 
@@ -68,6 +69,7 @@ def train(name: str, recipe: Recipe, config: AsynchronousConfig) -> dict[str, An
     check_asynchronous(config)
     if config.output is None:
         raise ValueError("--output: expected the run's folder, the same for all trainers, got none")
+    Address.parse(config.servers.coordinator, "--servers.coordinator")
     dataset = provide_dataset(recipe.source, config.data)
     tables = describe_tables(dataset.info, config.model.dim, config.tables, config.small_tables)
     security = config.client.client_security
@@ -93,9 +95,10 @@ def describe_asynchronous(config: AsynchronousConfig, dataset: Dataset, tables: 
     """
     from dlrm.asynchronous.branching import find_first_sample
     from dlrm.training.run_config import leaves
+    from parameter_server.shard.dense_update import OPTIONS
 
     settings = {name: value for name, value in leaves(asdict(config)) if name.split(".")[0] not in OWN}
-    settings |= {"data": dataset.fingerprint, DENSE_OPTIONS: config.dense_average.server_options(config.dense)}
+    settings |= {"data": dataset.fingerprint, OPTIONS: config.dense_average.server_options(config.dense)}
     rows = dataset.rows("train")
     return RunDescription(
         run_id=0,
@@ -135,13 +138,9 @@ def train_with(
     import torch
 
     from dlrm.asynchronous.branching import brings_weights
-    from dlrm.asynchronous.leased_batches import LeasedBatches
     from dlrm.asynchronous.membership import Membership
     from dlrm.asynchronous.servers import Shards
     from dlrm.asynchronous.trainer import AsynchronousTrainer
-    from dlrm.checkpoints.run_state import seed_generators
-    from dlrm.data.reader import Reader
-    from dlrm.model import build_dlrm
     from dlrm.this_machine import count_cores
 
     output = config.output
@@ -151,22 +150,10 @@ def train_with(
         described = describe_asynchronous(config, dataset, tables)
         membership = stack.enter_context(Membership(client, config.servers.name, described))
         shards = stack.enter_context(closing(Shards(client, connect, membership.description, config.servers)))
-        # Trainers begin alike, with the master copy; what they draw later differs.
-        seed_generators(config.seed)
-        model = build_dlrm(
-            dataset.info,
-            config.model,
-            config.tables,
-            config.small_tables,
-            seed=config.seed,
-            device="cpu",
-            built_tables=shards.tables,
-        )
+        model = build_model(config, dataset, shards)
         if config.branch_from is not None and not brings_weights(membership):
             config = replace(config, branch_from=None, branch_at=None)
-        reader = Reader(dataset, "train", shuffle=config.shuffle, seed=config.seed)
-        leased = LeasedBatches(reader, membership, shards.tables, is_gated=membership.description.staleness is not None)
-        membership.facts = leased.facts
+        leased = lease_batches(config, dataset, membership, shards)
 
         def attach_dense(run: RunParts) -> list[Attachment]:
             return [stack.enter_context(closing(average_dense(run, config, membership, shards, leased)))]
@@ -183,6 +170,49 @@ def train_with(
             others=attach_dense,
         )
         return trainer.fit()
+
+
+def build_model(config: AsynchronousConfig, dataset: Dataset, shards: Shards) -> DLRM:
+    """Build a trainer's model; trainers begin alike, with the master copy, and what they draw later differs.
+
+    Args:
+        config: of this trainer.
+        dataset: prepared.
+        shards: that hold the tables.
+    """
+    from dlrm.checkpoints.run_state import seed_generators
+    from dlrm.model import build_dlrm
+
+    seed_generators(config.seed)
+    return build_dlrm(
+        dataset.info,
+        config.model,
+        config.tables,
+        config.small_tables,
+        seed=config.seed,
+        device="cpu",
+        built_tables=shards.tables,
+    )
+
+
+def lease_batches(
+    config: AsynchronousConfig, dataset: Dataset, membership: Membership, shards: Shards
+) -> LeasedBatches:
+    """Make a trainer's batches, and have others told how far they are.
+
+    Args:
+        config: of this trainer.
+        dataset: prepared.
+        membership: of this trainer.
+        shards: that hold the tables.
+    """
+    from dlrm.asynchronous.leased_batches import LeasedBatches
+    from dlrm.data.reader import Reader
+
+    reader = Reader(dataset, "train", shuffle=config.shuffle, seed=config.seed)
+    leased = LeasedBatches(reader, membership, shards.tables, is_gated=membership.description.staleness is not None)
+    membership.facts = leased.facts
+    return leased
 
 
 def average_dense(

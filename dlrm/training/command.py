@@ -237,7 +237,6 @@ def _launch(argv: list[str], config: RunConfig) -> int:
 
 
 def name_run(name: str) -> str:
-    """Make up the folder of a run of a recipe."""
     """Return a folder for a run of a recipe that nobody has named."""
     return str(Path("runs") / f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
 
@@ -256,7 +255,6 @@ def _usage() -> str:
 
 
 def describe_summary(summary: dict[str, Any]) -> str:
-    """Say in lines how a run has ended."""
     """Return a summary as people read it."""
     line = f"auc {summary['auc']:.4f}"
     if "bayes_auc" in summary:

@@ -34,7 +34,9 @@ class GrpcCoordinatorClient:
     """A coordinator behind gRPC.
 
     Calls are tried again while it cannot be reached: it comes back with all that it had answered. A chunk whose answer
-    is lost is asked for once more; heartbeats and ``leave`` are tried once.
+    is lost is asked for once more; heartbeats, ``leave`` and ``snapshot`` are tried once. Calls that wait
+    until a deadline of their own are tried no longer than that either, and raise ``ConnectionLost`` where nobody has
+    answered by then.
 
     Args:
         address: ``host:port`` or ``unix:/path``.
@@ -102,21 +104,21 @@ class GrpcCoordinatorClient:
 
     def describe(self, *, deadline_seconds: float | None = None) -> str:
         """See ``CoordinatorClient``."""
+        until = _after(deadline_seconds)
 
         def ask(seconds: float) -> str | None:
-            reply = self._call(self._stub.Describe, self._pb.WaitRequest(wait_seconds=seconds))
+            reply = self._call(self._stub.Describe, self._pb.WaitRequest(wait_seconds=seconds), until)
             return reply.json if reply.HasField("json") else None
 
         return wait_for(ask, "the run's description", deadline_seconds)
 
     def routes(self, newer_than: int = 0, *, deadline_seconds: float | None = None) -> Routes:
         """See ``CoordinatorClient``."""
+        until = _after(deadline_seconds)
 
         def ask(seconds: float) -> Routes | None:
             request = self._pb.RoutesRequest(newer_than=newer_than, wait_seconds=seconds)
-            found: Routes | None = self._messages.read_routes(
-                self._call(self._stub.GetRoutes, request, deadline_seconds)
-            )
+            found: Routes | None = self._messages.read_routes(self._call(self._stub.GetRoutes, request, until))
             return found
 
         return wait_for(ask, f"routes newer than epoch {newer_than}", deadline_seconds)
@@ -148,10 +150,11 @@ class GrpcCoordinatorClient:
 
     def gate(self, member: int, clock: int, *, deadline_seconds: float | None = None) -> None:
         """See ``CoordinatorClient``."""
+        until = _after(deadline_seconds)
 
         def ask(seconds: float) -> bool | None:
             request = self._pb.GateRequest(member=member, clock=clock, wait_seconds=seconds)
-            return self._call(self._stub.Gate, request).open or None
+            return self._call(self._stub.Gate, request, until).open or None
 
         wait_for(ask, f"slower trainers to reach batch {clock}", deadline_seconds)
 
@@ -182,9 +185,11 @@ class GrpcCoordinatorClient:
 
         return call(method, request, seconds, f"coordinator at {self.address}")
 
-    def _call(self, method: Any, request: Any, deadline_seconds: float | None = None) -> Any:
-        seconds = self._deadline_seconds if deadline_seconds is None else deadline_seconds
-        end = time.monotonic() + min(seconds, self._deadline_seconds)
+    def _call(self, method: Any, request: Any, until: float | None = None) -> Any:
+        began = time.monotonic()
+        end = began + self._deadline_seconds
+        if until is not None:
+            end = max(began, min(end, until))
         while True:
             try:
                 return self._try(method, request)
@@ -195,6 +200,11 @@ class GrpcCoordinatorClient:
                     from parameter_server.security.unreachable import why_unreachable
 
                     raise ConnectionLost(
-                        f"coordinator: {why_unreachable(self.address, self._security)}; tried for {seconds:g} s"
+                        f"coordinator: {why_unreachable(self.address, self._security)}; tried for "
+                        f"{round(end - began, 1):g} s"
                     ) from error
                 time.sleep(_AGAIN_SECONDS)
+
+
+def _after(seconds: float | None) -> float | None:
+    return None if seconds is None else time.monotonic() + seconds

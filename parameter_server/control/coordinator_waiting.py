@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from parameter_server.coordinator.answers import Beat
-from parameter_server.errors import ConnectionLost
+from parameter_server.errors import ConnectionLost, Refusal, RefusedError
 from parameter_server.partition import Routes
 
 Answer = TypeVar("Answer")
@@ -32,9 +32,19 @@ class RoutesFollower:
         send: Callable[[Mapping[str, float]], Beat],
         ask: Callable[[int], Routes],
     ) -> Beat:
-        """Sends a heartbeat; ``ask`` gives routes newer than an epoch, which are there."""
+        """Sends a heartbeat; ``ask`` gives routes newer than an epoch, which are there.
+
+        Raises:
+            ConnectionLost: The coordinator is not reached, or ends.
+            RefusedError: It refuses.
+        """
         known = {"route_epoch": float(self._epoch)} if self._takers else {}
-        answer = send({**known, **(facts or {})})
+        try:
+            answer = send({**known, **(facts or {})})
+        except RefusedError as error:
+            if error.refusal is not Refusal.UNAVAILABLE:
+                raise
+            raise ConnectionLost(f"coordinator: {error}") from error
         if self._takers and answer.route_epoch > self._epoch:
             try:
                 routes = ask(self._epoch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from parameter_server.partition import Routes
@@ -21,7 +21,7 @@ class Registered(NamedTuple):
     Attributes:
         member: Its number, which each later call names; never given twice.
         lease_seconds: Within which it has to be heard of, by heartbeat or any other call.
-        description_json: Of the run; None as long as nobody has described it (a shard asks ``description`` then).
+        description_json: Of the run; None as long as nobody has described it (a shard asks ``describe`` then).
         routes: None until as many shards have registered as the run starts with (``routes`` waits for them).
         shard: Of a shard: its number; the same name gets the same number for ever.
     """
@@ -145,6 +145,4 @@ class Status:
 
     def to_plain(self) -> dict[str, Any]:
         """Gives it as JSON can hold it."""
-        from dataclasses import asdict
-
         return asdict(self)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import suppress
 from types import TracebackType
 from typing import Protocol
 
@@ -44,9 +43,7 @@ def await_description(client: CoordinatorClient) -> RunDescription:
     Raises:
         ConnectionError: The coordinator cannot be reached.
     """
-    while True:
-        with suppress(TimeoutError):
-            return RunDescription.from_json(client.describe(deadline_seconds=_ASK_SECONDS))
+    return RunDescription.from_json(client.describe())
 
 
 class ShardMembership:

@@ -127,13 +127,6 @@ class ClientSecurity(_Security):
         token: Goes with each call; empty: none.
     """
 
-    @property
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What has to go with each call that is made around ``open_channel``."""
-        from parameter_server.security.token_check import token_metadata
-
-        return token_metadata(self.token)
-
     def open_channel(self, address: str, options: Options = ()) -> grpc.Channel:
         """Opens a channel whose calls bring the token by themselves.
 
@@ -153,22 +146,25 @@ class ClientSecurity(_Security):
             channel = grpc.insecure_channel(str(place), options)
         if not self.token:
             return channel
-        from parameter_server.security.token_check import TokenBringer
+        from parameter_server.security.token_check import TokenBringer, token_metadata
 
-        return grpc.intercept_channel(channel, TokenBringer(self.metadata))
+        return grpc.intercept_channel(channel, TokenBringer(token_metadata(self.token)))
 
 
 def read_token(file: Path | None) -> str:
     """Reads the run's token from a file, else from RECFORGE_TOKEN; empty where there is none.
 
     Raises:
-        ValueError: It is too short, or has characters that do not travel. The token itself is never shown.
+        ValueError: It cannot be read, is too short, or has characters that do not travel; it is never shown itself.
     """
     place = f"--token-file {file}" if file else TOKEN_VARIABLE
     try:
         token = (file.read_text(encoding="utf-8") if file else os.environ.get(TOKEN_VARIABLE, "")).strip()
     except UnicodeDecodeError:
         token = "\0"
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise ValueError(f"{place}: expected a file that can be read, got none: {why}") from error
     if not token and not file:
         return ""
     if len(token) < MIN_TOKEN or not all("!" <= letter <= "~" for letter in token):

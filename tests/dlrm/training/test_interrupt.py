@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from dlrm.training import interrupt
 from dlrm.training.interrupt import StopRequest
+from parameter_server.processes import stop_signal
 
 
 def test_a_ctrl_c_that_a_launcher_passes_on_is_the_same_request() -> None:
@@ -20,7 +20,7 @@ def test_a_ctrl_c_that_a_launcher_passes_on_is_the_same_request() -> None:
 
 
 def test_asking_again_later_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupt, "SECONDS_OF_ONE_REQUEST", 0.0)
+    monkeypatch.setattr(stop_signal, "SECONDS_OF_ONE_REQUEST", 0.0)
     with StopRequest() as request:
         os.kill(os.getpid(), signal.SIGTERM)
         assert request.requested

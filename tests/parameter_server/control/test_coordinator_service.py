@@ -213,6 +213,26 @@ def test_one_that_is_not_there_is_named(tmp_path: Path) -> None:
         client.status()
 
 
+@pytest.mark.parametrize("wait", ["describe", "routes", "gate"])
+def test_waiting_for_one_that_is_not_there_ends_by_its_own_deadline(tmp_path: Path, wait: str) -> None:
+    began = time.monotonic()
+    arguments = (1, 1) if wait == "gate" else ()
+    with (
+        closing(GrpcCoordinatorClient(f"unix:{tmp_path}/none", deadline_seconds=30)) as client,
+        pytest.raises(ConnectionLost, match=r"has its server been started[?]; tried for 0.3 s"),
+    ):
+        getattr(client, wait)(*arguments, deadline_seconds=0.3)
+    assert time.monotonic() - began < 10
+
+
+def test_no_call_is_tried_for_longer_than_it_is_said_to(tmp_path: Path) -> None:
+    with (
+        closing(GrpcCoordinatorClient(f"unix:{tmp_path}/none", deadline_seconds=0.3)) as client,
+        pytest.raises(ConnectionLost, match=r"tried for 0.3 s"),
+    ):
+        client.routes(deadline_seconds=60)
+
+
 CODES = {
     grpc.StatusCode.OK,
     grpc.StatusCode.INVALID_ARGUMENT,

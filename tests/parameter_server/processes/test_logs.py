@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 
 import pytest
 
@@ -40,12 +41,15 @@ def test_events_as_json_have_all_fields(capsys: pytest.CaptureFixture[str]) -> N
     }
     assert (second["level"], second["event"]) == ("error", "test")
     assert second["message"] == r"a call failed: KeyError: 'row\n3'"
+    assert second["traceback"].startswith("Traceback (most recent call last):")
+    assert 'raise KeyError("row' in second["traceback"]
+    assert "traceback" not in first
 
 
 def test_events_for_people_are_lines_like_all_others(capsys: pytest.CaptureFixture[str]) -> None:
     first, second = written("text", capsys)
     assert first == "recforge: shard-3: snapshot 5"
-    assert second == r"recforge: shard-3: error: a call failed: KeyError: 'row\n3'"
+    assert re.fullmatch(r"recforge: shard-3: error: a call failed: KeyError: 'row\\n3' \(test_logs.py:\d+\)", second)
 
 
 def test_levels_are_as_before_afterwards() -> None:

@@ -25,8 +25,8 @@ from parameter_server.control.coordinator_client import GrpcCoordinatorClient, L
 from parameter_server.control.coordinator_service import SERVICE, CoordinatorService
 from parameter_server.coordinator.coordinator import Coordinator
 from parameter_server.description import RunDescription
-from parameter_server.folder_lock import lock_folder
 from parameter_server.errors import Refusal, RefusedError
+from parameter_server.folder_lock import lock_folder
 from parameter_server.processes import coordinator_process, shard_process
 from parameter_server.processes.config import CoordinatorConfig, ShardConfig
 from parameter_server.processes.endpoint import Endpoint

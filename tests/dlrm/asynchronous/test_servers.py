@@ -1,0 +1,36 @@
+"""What a trainer opens of its servers is closed again, also where something is refused on the way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dlrm.asynchronous.config import AsynchronousConfig, ServersConfig
+from dlrm.asynchronous.servers import Shards
+from dlrm.asynchronous.train import run_trainer, train
+from dlrm.recipes import find_recipe
+from embeddings import RowCowClip, TableConfig
+from parameter_server.client.rows_client import RowsClient
+from parameter_server.description import RunDescription
+from parameter_server.processes.local_run import LocalRun
+
+
+def test_tables_that_are_refused_leave_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, close = [], RowsClient.close
+    monkeypatch.setattr(RowsClient, "close", lambda client: (closed.append(client), close(client)))
+    table = TableConfig(name="a", num_rows=10, dim=4, optimizer=RowCowClip(learning_rate=0.1))
+    description = RunDescription(run_id=1, seed=0, tables=(table,), durability="none")
+    plain = replace(description, tables=(TableConfig(name="a", num_rows=10, dim=4),))  # as shards refuse it as well
+    with LocalRun(plain) as run, pytest.raises(ValueError, match="expected an optimizer that does not count ids"):
+        Shards(run.client, run.connect, description, ServersConfig())
+    assert len(closed) == 1
+
+
+def test_a_coordinator_that_is_not_named_names_its_flag(tmp_path: Path) -> None:
+    recipe = find_recipe("synthetic")
+    with pytest.raises(ValueError, match=r"^--servers.coordinator: expected HOST:PORT or unix:/PATH, got ''"):
+        train("synthetic", recipe, replace(AsynchronousConfig.of(recipe.config), output=tmp_path))
+    with pytest.raises(ValueError, match=r"^--servers.coordinator: expected HOST:PORT or unix:/PATH, got 'nowhere'"):
+        run_trainer(["synthetic", "--output", str(tmp_path), "--servers.coordinator", "nowhere"])
