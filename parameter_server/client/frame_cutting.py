@@ -82,9 +82,12 @@ class Order:
             kind: Of the values that travel.
 
         Raises:
-            ValueError: An id comes twice, or a gradient is not finite, or not once it is of that kind.
+            ValueError: Shapes do not fit, an id comes twice, or a gradient is not finite as it travels.
         """
         n = len(push.gradients)
+        if push.gradients.ndim != 2 or push.ids.shape != (n,):
+            got = f"{push.gradients.shape} for ids {push.ids.shape}"
+            raise ValueError(f"push to table {name!r}: expected gradients [n, dim] for ids [n], got {got}")
         hashes, order, ends = np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(NUM_BUCKETS, np.int64)
         twice = sort_rows(np.ascontiguousarray(push.ids), salt, self.ranks, hashes, order, ends)
         if twice >= 0:

@@ -149,7 +149,7 @@ class Journal:
         if self._segment_bytes:
             following = self._open_segment()
             os.close(self._file)
-            self._file, self._segment_bytes = following, 0
+            self._file, self._segment_bytes, self._released_bytes = following, 0, 0
 
     def _release(self, length: int) -> None:
         """Gives the memory in which the system holds what is synced back to it.
