@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +17,14 @@ import pytest
 
 from dlrm.asynchronous.crew import Role
 from dlrm.asynchronous.crew_progress import CrewProgress
-from dlrm.asynchronous.up import UpConfig, plan_roles, read_flags, run_up, watch
+from dlrm.asynchronous.up import UpConfig, choose_shards, plan_roles, read_flags, run_up, watch
+from embeddings.tables import TableConfig
 from parameter_server.address import Address
-from parameter_server.coordinator.answers import MemberStatus, Status
+from parameter_server.coordinator.answers import Chunk, MemberStatus, Status
+from parameter_server.coordinator.coordinator import Coordinator
+from parameter_server.description import RunDescription
 from parameter_server.errors import ConnectionLost
+from parameter_server.processes.coordinator_process import STATE
 
 SERVER = """
 import signal, sys, time
@@ -79,6 +84,7 @@ def test_members_know_one_another(tmp_path: Path) -> None:
 def test_it_is_over_when_the_trainers_are(tmp_path: Path) -> None:
     roles = [role("shard-0", SERVER), role("trainer-0", "import time; time.sleep(0.3)", works=True)]
     watch(roles, UpConfig(), tmp_path, tmp_path)
+    assert (tmp_path / "members" / "ended").is_file()
     assert (tmp_path / "members" / "shard-0.log").read_text() == "up\n"
 
 
@@ -110,6 +116,61 @@ def test_ctrl_c_ends_all_in_good_order(tmp_path: Path, capfd: pytest.CaptureFixt
         watch(roles, UpConfig(), tmp_path, tmp_path)
     presser.join()
     assert "are asked to save what they hold" in capfd.readouterr().err
+
+
+def begun(output: Path, durability: str, shards: int = 2) -> None:
+    """Leaves the state of a run behind that was cut off after a chunk."""
+    description = RunDescription(
+        run_id=1,
+        seed=0,
+        tables=(TableConfig(name="t", num_rows=10, dim=2),),
+        durability=cast(Any, durability),
+        samples=100,
+        batch_size=10,
+    )
+    with closing(Coordinator(description, path=output / "coordinator" / STATE, start_shards=shards)) as run:
+        for number in range(shards):
+            run.register("shard", f"shard-{number}", f"local:{number}")
+            if durability != "none":
+                (output / "shards" / f"shard-{number}").mkdir(parents=True)
+        run.begin_snapshot("saved")
+        run.end_snapshot("saved", finished=True)
+        trainer = run.register("trainer", "trainer-0").member
+        chunk = run.next_chunk(trainer)
+        assert isinstance(chunk, Chunk)
+        run.complete_chunk(trainer, chunk.lane, chunk.lease, chunk.index)
+
+
+def test_a_run_goes_on_with_as_many_shards_as_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert choose_shards(UpConfig(shards=2), tmp_path) == ("shard-0", "shard-1")
+    begun(tmp_path, "journal")
+    assert choose_shards(UpConfig(shards=3), tmp_path) == ("shard-0", "shard-1", "shard-2")
+    assert capsys.readouterr().err == ""
+    assert choose_shards(UpConfig(shards=1), tmp_path) == ("shard-0", "shard-1")
+    assert capsys.readouterr().err == "recforge: the rows of shard-1 move to the other shards; its folder may go then\n"
+    (tmp_path / "shards" / "shard-1").rmdir()
+    with pytest.raises(ValueError, match=r"expected the rows of shard-1 in shards/shard-1, got no such folder"):
+        choose_shards(UpConfig(shards=3), tmp_path)
+
+
+def test_a_run_whose_rows_were_not_kept_says_so(tmp_path: Path) -> None:
+    begun(tmp_path, "none")
+    with pytest.raises(
+        ValueError, match=r"got one whose rows were not kept \(--servers.durability none\); begin another"
+    ):
+        choose_shards(UpConfig(), tmp_path)
+
+
+def test_a_run_that_was_cut_off_goes_back_and_one_that_has_ended_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun(tmp_path, "snapshot")
+    (tmp_path / "members").mkdir()
+    (tmp_path / "members" / "ended").touch()
+    choose_shards(UpConfig(), tmp_path)
+    assert capsys.readouterr().err == ""
+    choose_shards(UpConfig(), tmp_path)  # nobody has said since that all is well
+    assert capsys.readouterr().err == "recforge: goes on from snapshot saved, as the run was cut off\n"
 
 
 class FakeCoordinator:

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from dlrm.data.synthetic import SyntheticConfig, generate
+from parameter_server.coordinator.coordinator import Coordinator
 
 pytestmark = pytest.mark.long
 ROWS = 60_000
@@ -73,3 +75,47 @@ def test_killed_members_are_replaced_and_nothing_is_lost(tmp_path: Path) -> None
     assert "pushes lost" not in told
     assert json.loads((run / "summary.json").read_text())["samples"] == 2 * ROWS
     assert not any(Path(f"/proc/{number}").exists() for number in members.values())
+
+
+def count_samples(run: Path) -> int:
+    """Says how much of the data a run that has ended had done."""
+    with closing(Coordinator(path=run / "coordinator" / "coordinator.sqlite")) as coordinator:
+        return coordinator.status().samples_completed
+
+
+@pytest.mark.parametrize("durability", ["journal", "snapshot"])
+def test_an_interrupted_run_goes_on_with_other_shards(tmp_path: Path, durability: str) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    generate(SyntheticConfig(num_train=ROWS, num_valid=1_000, num_test=1_000), data, threads=1)
+    flags = ["--data", str(data), "--output", str(run), "--epochs", "2", "--step.global-batch-size", "64"]
+    flags += ["--servers.durability", durability, "--servers.chunk-batches", "8", "--step.threads", "1"]
+    errors = tmp_path / "errors"
+
+    def start(shards: int) -> subprocess.Popen[bytes]:
+        program = [sys.executable, "-m", "dlrm", "ps", "up", "synthetic", "--trainers", "1", "--shards", str(shards)]
+        with errors.open("wb") as file:
+            return subprocess.Popen([*program, *flags], stdout=subprocess.DEVNULL, stderr=file)
+
+    done = 0
+    for shards, share in ((2, 1), (3, 25)):  # per cent
+        with start(shards) as process:
+
+            def has_come(process: subprocess.Popen[bytes] = process, share: int = share) -> bool:
+                assert process.poll() is None, errors.read_text()
+                shown = re.findall(r"training: +(\d+)%", errors.read_text())
+                return bool(shown) and int(shown[-1]) >= share
+
+            until(has_come)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(120) == 130, errors.read_text()
+        assert "continues" in errors.read_text()
+        assert done < count_samples(run) < 2 * ROWS
+        done = count_samples(run)
+    with start(1) as process:
+        assert process.wait(400) == 0, errors.read_text()
+    told = errors.read_text()
+    assert "the rows of shard-2 move to the other shards" in told
+    assert "goes on from snapshot" not in told  # all was in order
+    assert "pushes lost" not in told
+    assert count_samples(run) == 2 * ROWS
+    assert json.loads((run / "summary.json").read_text())["samples"] == 2 * ROWS
