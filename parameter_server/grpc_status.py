@@ -39,6 +39,7 @@ def abort(error: Exception, context: grpc.ServicerContext, *, faults_pass: bool 
     if not faults_pass:
         context.set_trailing_metadata(((FAULT_KEY, "1"),))
     context.abort(grpc.StatusCode.INTERNAL, _one_line(f"{type(error).__name__}: {error}"))
+    raise error  # not reached: abort raises
 
 
 def facts_of(error: RefusedError) -> tuple[tuple[str, str], ...]:

@@ -14,17 +14,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from parameter_server.client.damaged_answers import decode_answer
+from parameter_server.client.retries import passes
 from parameter_server.client.shard_connections import RoutesSource, RoutesWatch, ShardConnections
 from parameter_server.client.transports import ShardConnection
 from parameter_server.dense_codec import MAX_FRAME_PIECES, PIECE, PIECE_SALT, Combine, Floats
 from parameter_server.errors import ConnectionLost, LaneLostError, Refusal, RefusedError, ShardUnreachableError
 from parameter_server.partition import Longs, Routes, buckets_of
-from parameter_server.wire import Flag, Header, Op, decode, encode, join
+from parameter_server.wire import Flag, Header, Op, encode, join
 
 FRAMES_AT_A_TIME = 4  # per shard, so that other calls get their turn
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 2.0
 SILENT_SECONDS = 1.0  # of trouble before it is spoken of: a move of buckets is over by then
-_FOR_NOW = (Refusal.RESOURCE_EXHAUSTED, Refusal.UNAVAILABLE, Refusal.DATA_LOSS)
 
 
 class Place(NamedTuple):
@@ -186,7 +187,7 @@ class DenseClient:
             self._watch.ask(epoch)  # beside this, as it may be the shard that knows older ones
         elif error.refusal == Refusal.FAILED_PRECONDITION:
             raise LaneLostError(f"dense part: {error}") from error
-        elif error.refusal not in _FOR_NOW:
+        elif not passes(error):
             raise error
 
     def _send(self, calls: Sequence[_Call], routes: Routes) -> Iterator[_Sent]:
@@ -228,10 +229,7 @@ class DenseClient:
 
     def _receive(self, sent: _Sent) -> None:
         message = sent.answer.result(max(0.0, sent.until - time.monotonic()))
-        try:
-            frames = decode(message)
-        except RefusedError as error:  # it was damaged on its way
-            raise ConnectionLost(str(error)) from error
+        frames = decode_answer(message)
         values = frames[0].values
         if len(frames) != 1 or not frames[0].header.flags & Flag.REPLY or values.shape != (len(sent.rows), PIECE):
             raise ConnectionLost(f"expected {len(sent.rows)} pieces in answer, got {len(values)}")

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings.kernels.routing_kernels import scatter_rows
+from parameter_server.client.damaged_answers import decode_answer
 from parameter_server.client.frame_cutting import Order, pull_rows_per_frame, resplit
-from parameter_server.client.retries import Patience, is_hopeless
+from parameter_server.client.retries import Patience, passes
 from parameter_server.client.shard_connections import ShardConnections
 from parameter_server.errors import Refusal, RefusedError
 from parameter_server.partition import Routes
@@ -26,7 +27,6 @@ from parameter_server.wire import (
     Longs,
     Op,
     Type,
-    decode,
     encode,
     frame_bytes,
     join,
@@ -223,7 +223,7 @@ class PullSender:
             pending.done.set_result(pending.pulled)
 
     def _take(self, message: PullMessage, answer: bytes) -> None:
-        frames = decode(answer)
+        frames = decode_answer(answer)
         if len(frames) != len(message.parts):
             raise RefusedError(Refusal.INVALID_ARGUMENT, f"expected {len(message.parts)} frames, got {len(frames)}")
         for part, frame in zip(message.parts, frames, strict=True):
@@ -244,7 +244,7 @@ class PullSender:
         Raises:
             Exception: There is no use in it.
         """
-        if is_hopeless(error) or self._is_closed or not isinstance(error, RefusedError | ConnectionError):
+        if self._is_closed or not passes(error):
             raise error
         address = self._order.routes.addresses.get(message.shard, "no address")
         delay = message.patience.fail(f"shard {message.shard} at {address}, pull", error)

@@ -14,8 +14,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from parameter_server.client.damaged_answers import decode_answer
 from parameter_server.client.frame_cutting import resplit
-from parameter_server.client.retries import Patience, is_hopeless
+from parameter_server.client.retries import Patience, passes
 from parameter_server.errors import LaneLostError, Refusal, RefusedError
 from parameter_server.partition import Routes
 from parameter_server.wire import (
@@ -27,12 +28,12 @@ from parameter_server.wire import (
     Longs,
     Op,
     Values,
-    decode,
     encode,
     join,
 )
 
 _LOG = logging.getLogger(__name__)
+_NUMBERINGS = 255  # of a lease: what the header's ``codec`` can tell apart
 
 
 class LaneLease(NamedTuple):
@@ -147,7 +148,7 @@ class PushStream:
                 frame.is_sent = True
                 if not frame.seq:
                     frame.seq, self._next_seq = self._next_seq, self._next_seq + 1
-                    frame.header = frame.header._replace(codec=min(self._numberings, 255))
+                    frame.header = frame.header._replace(codec=self._numberings)
             message = join([frame.encode() for frame in frames])
             self._owner.send(self.shard, message, partial(self._finish, frames))
 
@@ -250,13 +251,13 @@ class PushStream:
             Exception: There is no use in trying again.
         """
         what = f"{self._owner.place_of(self.shard)}, lane {self.lane.lane}, push {seq}"
-        if is_hopeless(error) or not isinstance(error, RefusedError | ConnectionError):
-            raise error
         if isinstance(error, RefusedError):
             if error.refusal is Refusal.FAILED_PRECONDITION and not error.moved:
                 raise LaneLostError(f"{what}: {error}") from error
             if _is_gap(error) and self._is_probing:
                 self._renumber(what, error)
+        if not passes(error):
+            raise error
         return self._patience.fail(what, error)
 
     def _renumber(self, what: str, error: RefusedError) -> None:
@@ -266,6 +267,9 @@ class PushStream:
             return
         if self._owner.keeps_pushes:
             raise LaneLostError(f"{what}: expected a shard that keeps what it has acknowledged, got {error}")
+        if self._numberings == _NUMBERINGS:
+            message = f"{what}: expected at most {_NUMBERINGS} times that the shard loses pushes of one lease, got more"
+            raise LaneLostError(message)
         _LOG.warning("%s: the shard has lost %d acknowledged pushes of this lane", what, first - expected)
         self._next_seq = expected
         self._numberings += 1  # the shard refuses what comes late and has a number of the old kind
@@ -291,7 +295,7 @@ def _count_applied(frames: list[QueuedFrame], sent: Future[bytes]) -> int:
         RefusedError: None of them.
         ConnectionLost: Nobody knows.
     """
-    answers = decode(sent.result())
+    answers = decode_answer(sent.result())
     for frame, answer in zip(frames, answers, strict=False):
         head = answer.header
         if head.op != Op.PUSH or not head.flags & Flag.REPLY or head.seq != frame.seq:

@@ -6,7 +6,7 @@ steps is as complete as that of a synchronous run.
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from typing import TypeVar
@@ -18,13 +18,14 @@ from torch import Tensor
 
 from embeddings.row_optimizers import counts_updates
 from embeddings.tables import TableConfig
-from parameter_server.client.rows_client import RoutesSource
+from parameter_server.client.damaged_answers import decode_answer
+from parameter_server.client.retries import Patience, passes
+from parameter_server.client.shard_connections import RoutesSource, RoutesWatch, ShardConnections
 from parameter_server.client.transports import ShardConnection
 from parameter_server.description import RunDescription
-from parameter_server.errors import ConnectionLost, Refusal, RefusedError, ShardUnreachableError
 from parameter_server.partition import Routes, buckets_of, salt_of
 from parameter_server.shard.row_storage import SET_UPDATES, columns_of, join_rows, split_rows
-from parameter_server.wire import Frame, Header, Op, decode, encode, join
+from parameter_server.wire import Frame, Header, Op, encode, join
 
 Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
@@ -32,8 +33,6 @@ Result = TypeVar("Result")
 
 BLOCK_BYTES = 4 << 20
 LARGEST_TABLE = 1 << 32  # rows; a synchronous run can have no larger one
-_RETRY_SECONDS = 0.1
-_PASSING = (Refusal.UNAVAILABLE, Refusal.RESOURCE_EXHAUSTED)
 
 
 class RemoteStorage:
@@ -55,8 +54,10 @@ class RemoteStorage:
         deadline_seconds: float = 120.0,
     ) -> None:
         self.description = description
-        self._routes, self._connect, self._deadline_seconds = routes, connect, deadline_seconds
-        self._connections: dict[str, ShardConnection] = {}
+        self._routes, self._deadline_seconds = routes, deadline_seconds
+        self._connections = ShardConnections(connect)
+        self._watch = RoutesWatch(routes, self._connections.keep)
+        self._closed = threading.Event()
         self._salts = [salt_of(config.name) for config in description.tables]
 
     def tables(self) -> list[RemoteTable]:
@@ -64,10 +65,10 @@ class RemoteStorage:
         return [RemoteTable(self, number) for number in range(len(self.description.tables))]
 
     def close(self) -> None:
-        """Closes the connections."""
-        for connection in self._connections.values():
-            connection.close()
-        self._connections.clear()
+        """Closes the connections; what is under way ends with an error."""
+        self._closed.set()
+        self._connections.close()
+        self._watch.close()
 
     def read(self, table: int, ids: Longs) -> Floats:
         """Reads rows with their states, [n, width] as ``join_rows`` orders them; ``ids`` ascend."""
@@ -106,7 +107,7 @@ class RemoteStorage:
             values = None if rows is None else np.ascontiguousarray(rows[places])
             message = join([encode(header, ids[places], values)])
             asked.append((places, self._send(routes.addresses[shard], message)))
-        return [(places, decode(answer.result())[0]) for places, answer in asked]
+        return [(places, decode_answer(answer.result())[0]) for places, answer in asked]
 
     def _ask_all(self, header: Header) -> list[Frame]:
         message = join([encode(header._replace(run_id=self.description.run_id))])
@@ -114,14 +115,12 @@ class RemoteStorage:
         def ask(routes: Routes) -> list[Frame]:
             shards = np.unique(routes.owners).tolist()
             asked = [self._send(routes.addresses[shard], message) for shard in shards]
-            return [decode(answer.result())[0] for answer in asked]
+            return [decode_answer(answer.result())[0] for answer in asked]
 
         return self._try(ask)
 
     def _send(self, address: str, message: bytes) -> Future[bytes]:
-        if address not in self._connections:
-            self._connections[address] = self._connect(address)
-        return self._connections[address].store(message)
+        return self._connections.to(address).store(message)
 
     def _try(self, ask: Callable[[Routes], Result]) -> Result:
         """Asks until all shards have answered; reading and overwriting may be done again.
@@ -130,20 +129,17 @@ class RemoteStorage:
             ShardUnreachableError: Some have not, for too long.
             RefusedError: What was asked for is wrong.
         """
-        end = time.monotonic() + self._deadline_seconds
-        routes = self._routes.current()
+        patience = Patience(self._deadline_seconds)
         while True:
+            routes = self._routes.current()
             try:
                 return ask(routes)
-            except (ConnectionLost, RefusedError) as error:
-                if isinstance(error, RefusedError) and not (error.moved or error.refusal in _PASSING):
+            except Exception as error:
+                if self._closed.is_set() or not passes(error):
                     raise
-                if time.monotonic() > end:
-                    told = f"rows: expected an answer within {self._deadline_seconds:g} s, got none ({error})"
-                    raise ShardUnreachableError(told) from error
-                moved = isinstance(error, RefusedError) and error.moved
-                routes = self._routes.newer_than(routes.epoch) if moved else self._routes.current()
-                time.sleep(getattr(error, "retry_after_seconds", None) or _RETRY_SECONDS)
+                delay = patience.fail("rows", error)
+                self._watch.ask(routes.epoch)  # beside this: the coordinator may be away for longer
+            self._closed.wait(delay)
 
 
 class RemoteTable:

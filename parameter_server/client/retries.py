@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import time
+from concurrent.futures import CancelledError
 
 from parameter_server.errors import Refusal, RefusedError, ShardUnreachableError
 
 FIRST_SECONDS, LONGEST_SECONDS = 0.02, 1.0
-_HOPELESS = (Refusal.INVALID_ARGUMENT, Refusal.UNAUTHENTICATED)
+# A shard that loses data stops, and another one starts in its place.
+_PASSING = (Refusal.UNAVAILABLE, Refusal.RESOURCE_EXHAUSTED, Refusal.OUT_OF_RANGE, Refusal.DATA_LOSS)
 
 
 class Patience:
@@ -50,6 +52,8 @@ class Patience:
         return max(delay, min(told or 0.0, LONGEST_SECONDS))
 
 
-def is_hopeless(error: BaseException) -> bool:
-    """Says whether a call would fail again, however often it is tried."""
-    return isinstance(error, RefusedError) and error.refusal in _HOPELESS
+def passes(error: BaseException) -> bool:
+    """Says whether a call that failed may succeed later, with other routes perhaps."""
+    if isinstance(error, RefusedError):
+        return error.moved or error.refusal in _PASSING
+    return isinstance(error, ConnectionError | CancelledError)  # cancelled: by what closed the connection

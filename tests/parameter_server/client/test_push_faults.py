@@ -105,8 +105,9 @@ class ModelShard:
 
     def forget(self, saved: tuple) -> None:
         """Is killed, and comes back as it was once saved."""
-        rows, marks, self.orders = saved
+        rows, marks, orders = saved
         self.rows, self.marks = defaultdict(lambda: np.zeros(DIM), rows), defaultdict(int, marks)
+        self.orders = dict(orders)
 
     def save(self) -> tuple:
         return {key: row.copy() for key, row in self.rows.items()}, dict(self.marks), dict(self.orders)
@@ -140,8 +141,10 @@ class BadConnection:
         reply = self.shard.push(message)
         if fate < 0.8:
             self.late.append(self.pool.submit(self.push_late, message, seconds))
-        if fate < 1.0:
+        if fate < 0.9:
             raise ConnectionLost("lost on the way back")
+        if fate < 1.0:
+            return reply[:-1]  # damaged on the way back
         return reply
 
     def push_late(self, message: bytes, seconds: float) -> None:
@@ -313,6 +316,23 @@ def test_a_shard_that_came_back_without_some_pushes_loses_those_alone(make_world
         world.push(lane, clock)
     world.client.wait()
     np.testing.assert_array_equal(world.table(), world.truth + lost)
+
+
+def test_a_lease_ends_when_its_numberings_can_no_longer_be_told_apart(make_world) -> None:
+    world = make_world(3, 0.0, describe("snapshot"))
+    lane = LaneLease(0, 1)
+    world.push(lane, 1).result(timeout=10)
+    saved, forms = world.shards[0].save(), []
+    world.push(lane, 2).result(timeout=10)
+    for clock in range(3, 258):
+        world.shards[0].forget(saved)  # the push before this is lost, and so the next is numbered anew
+        world.push(lane, clock).result(timeout=10)
+        forms.append(world.shards[0].orders[0][2])
+    assert forms == [(1, numbering) for numbering in range(1, 256)]
+    world.shards[0].forget(saved)
+    with pytest.raises(LaneLostError, match="shard 0 at .*, lane 0, push .*: expected at most 255 times"):
+        world.push(lane, 258).result(timeout=10)
+    assert world.push(LaneLease(0, 2), 258).exception(timeout=10) is None
 
 
 def test_a_shard_that_promised_to_lose_nothing_and_did_is_not_passed_over(make_world) -> None:
