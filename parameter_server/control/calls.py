@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
+from parameter_server.control import control_pb2 as pb
 from parameter_server.errors import ConnectionLost
 from parameter_server.grpc_status import abort, error_of
 
@@ -20,6 +21,16 @@ def answer(work: Callable[[], _Answer], context: grpc.ServicerContext) -> _Answe
         return work()
     except Exception as error:
         abort(error, context)
+
+
+def done(work: Callable[[], None], context: grpc.ServicerContext) -> pb.Done:
+    """Answers a call that gives nothing back."""
+
+    def with_reply() -> pb.Done:
+        work()
+        return pb.Done()
+
+    return answer(with_reply, context)
 
 
 def call(method: Callable[..., _Answer], request: object, seconds: float, whom: str) -> _Answer:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from parameter_server.control import control_pb2 as pb
 from parameter_server.control import limits as limits
 from parameter_server.control import messages as messages
-from parameter_server.control.calls import answer
+from parameter_server.control.calls import answer, done
 from parameter_server.control.control_pb2_grpc import CoordinatorServicer, add_CoordinatorServicer_to_server
 from parameter_server.control.coordinator_client import LocalCoordinatorClient, TakesSnapshots
 from parameter_server.coordinator.answers import PROTOCOL
@@ -68,7 +68,7 @@ class CoordinatorService(CoordinatorServicer):
 
     def Leave(self, request: pb.LeaveRequest, context: grpc.ServicerContext) -> pb.Done:
         """See ``Coordinator.leave``."""
-        return _done(lambda: self._coordinator.leave(request.member, dict(request.clocks)), context)
+        return done(lambda: self._coordinator.leave(request.member, dict(request.clocks)), context)
 
     def Describe(self, request: pb.WaitRequest, context: grpc.ServicerContext) -> pb.Description:
         """See ``Coordinator.describe``."""
@@ -99,13 +99,13 @@ class CoordinatorService(CoordinatorServicer):
 
     def Progress(self, request: pb.ProgressRequest, context: grpc.ServicerContext) -> pb.Done:
         """See ``Coordinator.progress``."""
-        return _done(
+        return done(
             lambda: self._coordinator.progress(request.member, request.lane, request.lease, request.clock), context
         )
 
     def CompleteChunk(self, request: pb.CompleteChunkRequest, context: grpc.ServicerContext) -> pb.Done:
         """See ``Coordinator.complete_chunk``."""
-        return _done(
+        return done(
             lambda: self._coordinator.complete_chunk(request.member, request.lane, request.lease, request.index),
             context,
         )
@@ -130,11 +130,11 @@ class CoordinatorService(CoordinatorServicer):
 
     def Restore(self, request: pb.SnapshotRequest, context: grpc.ServicerContext) -> pb.Done:
         """See ``Coordinator.restore``."""
-        return _done(lambda: self._coordinator.restore(request.name), context)
+        return done(lambda: self._coordinator.restore(request.name), context)
 
     def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> pb.Done:
         """See ``Coordinator.drain``."""
-        return _done(lambda: self._coordinator.drain(request.shard), context)
+        return done(lambda: self._coordinator.drain(request.shard), context)
 
     def GetStatus(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.Status:
         """See ``Coordinator.status``."""
@@ -157,11 +157,3 @@ class CoordinatorService(CoordinatorServicer):
         finally:
             if taken:
                 self._places.release()
-
-
-def _done(work: Callable[[], None], context: grpc.ServicerContext) -> pb.Done:
-    def with_reply() -> pb.Done:
-        work()
-        return pb.Done()
-
-    return answer(with_reply, context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from parameter_server.address import Address
@@ -10,7 +10,7 @@ from parameter_server.client.transports import CHANNEL_OPTIONS
 from parameter_server.control import control_pb2 as pb
 from parameter_server.control import limits as limits
 from parameter_server.control import messages as messages
-from parameter_server.control.calls import answer, call, stream
+from parameter_server.control.calls import answer, call, done, stream
 from parameter_server.control.control_pb2_grpc import (
     ShardControlServicer,
     ShardControlStub,
@@ -52,25 +52,25 @@ class ShardControlService(ShardControlServicer):
 
     def SetRoutes(self, request: pb.Routes, context: grpc.ServicerContext) -> pb.Done:
         """See ``ShardControl.set_routes``."""
-        return _done(lambda: self.control.set_routes(_routes(request)), context)
+        return done(lambda: self.control.set_routes(_routes(request)), context)
 
     def Settle(self, request: pb.SettleRequest, context: grpc.ServicerContext) -> pb.Done:
         """See ``ShardControl.settle``."""
-        return _done(lambda: self.control.settle(request.order, _routes(request.routes)), context)
+        return done(lambda: self.control.settle(request.order, _routes(request.routes)), context)
 
     def Freeze(self, request: pb.FreezeRequest, context: grpc.ServicerContext) -> pb.Done:
         """See ``ShardControl.freeze``."""
-        return _done(
+        return done(
             lambda: self.control.freeze(request.order, messages.read_buckets(request.buckets), request.seconds), context
         )
 
     def KeepFrozen(self, request: pb.FreezeName, context: grpc.ServicerContext) -> pb.Done:
         """See ``ShardControl.keep_frozen``."""
-        return _done(lambda: self.control.keep_frozen(request.order), context)
+        return done(lambda: self.control.keep_frozen(request.order), context)
 
     def Thaw(self, request: pb.FreezeName, context: grpc.ServicerContext) -> pb.Done:
         """See ``ShardControl.thaw``."""
-        return _done(lambda: self.control.thaw(request.order), context)
+        return done(lambda: self.control.thaw(request.order), context)
 
     def CopyBuckets(self, request: pb.CopyBucketsRequest, context: grpc.ServicerContext) -> pb.CopyBucketsReply:
         """See ``ShardControl.copy``."""
@@ -99,7 +99,7 @@ class ShardControlService(ShardControlServicer):
 
     def WriteSnapshot(self, request: pb.SnapshotRequest, context: grpc.ServicerContext) -> pb.Done:
         """See ``ShardControl.snapshot``."""
-        return _done(self.control.snapshot, context)
+        return done(self.control.snapshot, context)
 
 
 class GrpcShardLink:
@@ -176,11 +176,3 @@ def _versions(since: Sequence[int]) -> list[int]:
     if len(since) > limits.MAX_TABLES or any(version < 0 for version in since):
         raise limits.wrong(f"since: expected at most {limits.MAX_TABLES} versions >= 0, got others")
     return list(since)
-
-
-def _done(work: Callable[[], None], context: grpc.ServicerContext) -> pb.Done:
-    def with_reply() -> pb.Done:
-        work()
-        return pb.Done()
-
-    return answer(with_reply, context)

@@ -38,7 +38,7 @@ class DensePieces:
     """The pieces that lie on a shard, called under its lock.
 
     **Order and retries.** A frame is known by (lane, lease, clock), piece by piece, so ``seq`` has no part in it and is
-    0: a shard checks the run and the routes (``piece_salt``) and nothing else, asks whether the frame ``changes``
+    0: a shard checks the run and the routes (``PIECE_SALT``) and nothing else, asks whether the frame ``changes``
     something, calls ``apply``, and keeps what did in its journal, where applying the same frames in the same order
     gives the same pieces bit for bit. A piece that has seen an exchange answers it again as it did, and does not move:
     the marks that say so lie beside it, wherever it is. Dense clocks are apart from those of pushes, and have no part
@@ -56,8 +56,6 @@ class DensePieces:
     Attributes:
         numbers: Of the whole vector, once a trainer has brought it.
     """
-
-    piece_salt = PIECE_SALT
 
     def __init__(self, description: RunDescription) -> None:
         self._mode, self._lanes = description.dense, description.lanes
@@ -250,7 +248,9 @@ class DensePieces:
         codec = Combine(header.codec)
         is_of_mode = {Combine.AVERAGE: self._mode == "average", Combine.GRADIENT: self._update.takes_gradients}
         if not is_of_mode.get(codec, True):
-            raise _wrong(f"expected exchanges of mode {self._mode}, got {codec.name}; trainers' --dense must be alike")
+            raise _wrong(
+                f"expected exchanges of mode {self._mode}, got {codec.name}; trainers' --dense-average.mode must be alike"
+            )
         if not 0 < ids.size <= MAX_FRAME_PIECES:
             raise _wrong(f"expected 1 to {MAX_FRAME_PIECES} pieces in a frame, got {ids.size}")
         if ids[0] < 0 or ids[-1] >= MAX_PIECES or not np.all(ids[1:] > ids[:-1]):

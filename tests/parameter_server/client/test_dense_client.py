@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,12 @@ import pytest
 
 from embeddings import RowSGD, TableConfig
 from parameter_server.client.dense_client import DenseClient, Part, Place
-from parameter_server.client.transports import GrpcConnection, LocalConnection
-from parameter_server.dense_codec import MAX_FRAME_PIECES, PIECE, Combine, cut_pieces
+from parameter_server.client.transports import LocalConnection
+from parameter_server.dense_codec import MAX_FRAME_PIECES, PIECE, PIECE_SALT, Combine, cut_pieces
 from parameter_server.description import RunDescription
 from parameter_server.errors import ConnectionLost, LaneLostError, Refusal, RefusedError, ShardUnreachableError
 from parameter_server.partition import Routes, buckets_of, spread_evenly
-from parameter_server.processes.rows_service import add_rows_service, make_server
 from parameter_server.shard.dense_pieces import DensePieces
-from parameter_server.shard.shard import Shard
 from parameter_server.wire import Flag, Op, decode, encode
 
 NUMBER = 5 * PIECE + 7
@@ -44,7 +41,7 @@ class Pieces:
         self.calls += 1
         (frame,) = decode(message)
         assert (frame.header.op, frame.header.run_id, frame.header.seq) == (Op.DENSE, 7, 0)
-        if not self.mine[buckets_of(frame.ids, DensePieces.piece_salt)].all():
+        if not self.mine[buckets_of(frame.ids, PIECE_SALT)].all():
             raise RefusedError(Refusal.FAILED_PRECONDITION, "moved: get newer routes", moved=True)
         flags = Flag.REPLY if self.pieces.changes(frame) else Flag.REPLY | Flag.DUPLICATE
         return encode(frame.header._replace(flags=flags), values=self.pieces.apply(frame))
@@ -291,63 +288,3 @@ def test_closing_ends_an_exchange_under_way() -> None:
         time.sleep(0.2)
     thread.join(timeout=5)
     assert len(caught) == 1
-
-
-class CutShort:
-    """A real shard, the server of which dies twice in the middle of an exchange: before it is applied, and after."""
-
-    def __init__(self, shard: Shard, address: str) -> None:
-        self.shard, self.address, self.calls, self.deaths = shard, address, 0, 0
-        self.restarted = threading.Event()
-        self.restarting: list[threading.Thread] = []
-        self.start()
-
-    def __getattr__(self, verb: str) -> Any:
-        return getattr(self.shard, verb)
-
-    def start(self) -> None:
-        self.server = make_server()
-        add_rows_service(self.server, self)
-        self.server.add_insecure_port(self.address)
-        self.server.start()
-
-    def push_pull_dense(self, message: bytes) -> Any:
-        self.calls += 1
-        if self.calls == 3:
-            self.die()
-        parts = self.shard.push_pull_dense(message)
-        if self.calls == 5:
-            self.die()
-        return parts
-
-    def die(self) -> None:
-        self.deaths += 1
-        self.restarting.append(threading.Thread(target=self.restart, args=(self.server,)))
-        self.restarting[-1].start()
-        time.sleep(0.1)  # until the caller has lost its connection
-
-    def restart(self, server: Any) -> None:
-        server.stop(0).wait()
-        self.start()
-
-    def close(self) -> None:
-        for thread in self.restarting:
-            thread.join()
-        self.server.stop(0).wait()
-        self.shard.close()
-
-
-def test_a_server_that_dies_in_the_middle_of_exchanges_changes_nothing(tmp_path: Path) -> None:
-    expected = run(Cluster(1))
-    description = Pieces(0).description
-    address = f"unix:{tmp_path}/shard"
-    cluster = Cluster(1)
-    shard = Shard(description, 0)
-    shard.set_routes(Routes(epoch=1, owners=cluster.routes.owners, addresses={0: address}))
-    with closing(CutShort(shard, address)) as server:
-        cluster.connect = lambda _: GrpcConnection(address)  # type: ignore[method-assign, assignment, return-value]
-        cluster.master = lambda: expected[-1]  # type: ignore[method-assign]
-        for found, its in zip(run(cluster), expected, strict=True):
-            assert np.array_equal(found, its)
-        assert server.deaths == 2
-        assert server.calls >= 6

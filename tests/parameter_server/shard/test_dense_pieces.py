@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from embeddings import RowSGD, TableConfig
-from parameter_server.dense_codec import MAX_FRAME_PIECES, PIECE, Combine, cut_pieces
+from parameter_server.dense_codec import MAX_FRAME_PIECES, PIECE, PIECE_SALT, Combine, cut_pieces
 from parameter_server.description import RunDescription
 from parameter_server.errors import Refusal, RefusedError
 from parameter_server.partition import buckets_of
@@ -191,7 +191,7 @@ def test_pieces_that_move_go_on_as_if_they_had_not(
 
 
 def bucket_of(number: int) -> int:
-    return int(buckets_of(np.array([number], np.int64), DensePieces.piece_salt)[0])
+    return int(buckets_of(np.array([number], np.int64), PIECE_SALT)[0])
 
 
 def test_only_what_lies_in_the_buckets_is_taken_and_dropped() -> None:
