@@ -330,7 +330,7 @@ def test_a_lease_ends_when_its_numberings_can_no_longer_be_told_apart(make_world
         forms.append(world.shards[0].orders[0][2])
     assert forms == [(1, numbering) for numbering in range(1, 256)]
     world.shards[0].forget(saved)
-    with pytest.raises(LaneLostError, match="shard 0 at .*, lane 0, push .*: expected at most 255 times"):
+    with pytest.raises(LaneLostError, match=r"shard 0 at .*, lane 0, push .*: expected at most 255 times"):
         world.push(lane, 258).result(timeout=10)
     assert world.push(LaneLease(0, 2), 258).exception(timeout=10) is None
 
