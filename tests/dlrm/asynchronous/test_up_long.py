@@ -83,6 +83,7 @@ def count_samples(run: Path) -> int:
         return coordinator.status().samples_completed
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("durability", ["journal", "snapshot"])
 def test_an_interrupted_run_goes_on_with_other_shards(tmp_path: Path, durability: str) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
@@ -97,7 +98,7 @@ def test_an_interrupted_run_goes_on_with_other_shards(tmp_path: Path, durability
             return subprocess.Popen([*program, *flags], stdout=subprocess.DEVNULL, stderr=file)
 
     done = 0
-    for shards, share in ((2, 1), (3, 25)):  # per cent
+    for shards, share in ((2, 1), (3, 12)):  # per cent
         with start(shards) as process:
 
             def has_come(process: subprocess.Popen[bytes] = process, share: int = share) -> bool:
@@ -112,7 +113,7 @@ def test_an_interrupted_run_goes_on_with_other_shards(tmp_path: Path, durability
         assert done < count_samples(run) < 2 * ROWS
         done = count_samples(run)
     with start(1) as process:
-        assert process.wait(400) == 0, errors.read_text()
+        assert process.wait(500) == 0, errors.read_text()
     told = errors.read_text()
     assert "the rows of shard-2 move to the other shards" in told
     assert "goes on from snapshot" not in told  # all was in order
