@@ -69,7 +69,7 @@ def run(commands: Mapping[str, Command], argv: Sequence[str] | None = None, *, v
             status = commands[known.command].run(arguments[1:])
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt):
-            line = f"interrupted {error}".rstrip()
+            line = f"interrupted {error}".replace(" ;", ";", 1).rstrip()
         elif isinstance(error, ValueError | OSError):
             line = str(error)
         else:
@@ -164,6 +164,7 @@ def _unbox(complaint: str) -> str:
     """
     _, *lines = complaint.strip().splitlines()
     words = " ".join(re.sub("[\u2500-\u257f]|-{4,}", " ", " ".join(lines)).split())
+    words = re.sub(r"(?<![.:]) (?=For full helptext|Argument helptext)", ". ", words)
     if (parsing := re.match(r"Error parsing ([\w.-]+): ", words)) is None:
         return words
     all_of_them = r"--[\w-]+\.([\w-]+)(?: / --[\w-]+\.\1)+"

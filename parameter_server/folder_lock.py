@@ -19,12 +19,17 @@ def lock_folder(folder: Path, *, flag: str = "", seconds: float = 0.0) -> FileLo
 
     Raises:
         ValueError: Another has it, this process included.
+        OSError: It cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    place = f"{flag} {folder}".strip()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise OSError(f"{place}: expected a folder, or room to make one, got none: {why}") from error
     lock = FileLock(folder / _LOCK)
     try:
         lock.acquire(timeout=seconds)
     except Timeout:
-        place = f"{flag} {folder}".strip()
         raise ValueError(f"{place}: expected a folder of this process alone, got one that another uses") from None
     return lock

@@ -20,6 +20,7 @@ FINAL = (ERROR, INTERRUPTED)  # statuses that another start would not change
 TAIL_BYTES = 8192
 STOP_SECONDS = 120.0  # for a last save, when asked to end
 FAILED_STOP_SECONDS = 15.0  # the same beside one that cannot go on, for which others may wait in vain
+TELL_SECONDS = 3.0  # of a stop, before people are told who is waited for
 _LOOK_SECONDS = 0.05
 
 
@@ -55,6 +56,7 @@ class Member:
         self.log = folder / f"{role.name}.log"
         self.restarts = 0
         self.has_ended = False  # as it should
+        self.is_asked = False  # to end
         self._from = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -161,10 +163,9 @@ class Crew:
         for order in sorted({member.role.order for member in self.members}):
             asked = [member for member in self.members if member.role.order == order]
             for member in asked:
+                member.is_asked = True
                 member.send(signal.SIGTERM)
-            end = time.monotonic() + seconds
-            while any(member.pid for member in asked) and time.monotonic() < end:
-                time.sleep(_LOOK_SECONDS)
+            self._await(asked, seconds)
             for member in asked:
                 if member.pid:
                     self._say(f"{member.role.name} has not ended within {seconds:g} s of being asked, and is killed")
@@ -174,8 +175,19 @@ class Crew:
     def failures(self) -> Iterator[str]:
         """Yield a line for each process that has not ended well, once all have ended."""
         for member in self.members:
-            if (status := member.status()) not in (0, INTERRUPTED, None):
+            # A signal ends at once whom it reaches before it is up, and who holds nothing then.
+            ends = {0, INTERRUPTED, -signal.SIGTERM} if member.is_asked else {0, INTERRUPTED}
+            if (status := member.status()) is not None and status not in ends:
                 yield f"{member.role.name} {describe_end(status)}{_because(member)}"
+
+    def _await(self, asked: Sequence[Member], seconds: float) -> None:
+        now = time.monotonic()
+        end, told = now + seconds, now + TELL_SECONDS
+        while (left := [member.role.name for member in asked if member.pid]) and (now := time.monotonic()) < end:
+            if now >= told:
+                self._say(f"waiting for {', '.join(left)} to end, {end - now:.0f} s more at most")
+                told = end if len(left) == 1 else now + 5 * TELL_SECONDS
+            time.sleep(_LOOK_SECONDS)
 
     def _start_again(self, member: Member, status: int) -> None:
         what = f"{member.role.name} {describe_end(status)}{_because(member)}"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from dlrm.asynchronous.stages import describe_stage
+
 if TYPE_CHECKING:
     from parameter_server.control.coordinator_client import CoordinatorClient
     from parameter_server.coordinator.answers import Status
@@ -26,9 +28,13 @@ class CrewProgress:
     Args:
         address: of the coordinator, which may come and go.
         connect: gives a client of it.
+        shards: how many were started.
     """
 
-    def __init__(self, address: str, connect: Callable[[str], CoordinatorClient] | None = None) -> None:
+    def __init__(
+        self, address: str, connect: Callable[[str], CoordinatorClient] | None = None, *, shards: int = 1
+    ) -> None:
+        self._shards = shards
         self._client = (connect or _connect)(address)
         self._asked = float("-inf")
         self._rows: tuple[float, float] | None = None  # when, how many
@@ -62,13 +68,13 @@ class CrewProgress:
             self._draw(self._client.status(), now)
 
     def _draw(self, status: Status, now: float) -> None:
+        self._bar.set_description(describe_stage(status, self._shards))
         if not status.samples:
             return
         if self._bar.total is None:
             # Samples of an earlier start say nothing about the rate of this one.
             self._bar.reset(total=status.samples)
             self._bar.initial = self._bar.n = status.samples_completed
-            self._bar.set_description("training", refresh=False)
         remarks = []
         losses = [m.facts["loss"] for m in status.members if m.role == "trainer" and "loss" in m.facts]
         if losses:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dlrm.asynchronous.stages import STAGE, Stage
 from dlrm.batch import Batch
 from dlrm.data.reader import Reader
 from dlrm.training.attachments import Attachment, Moment
@@ -65,6 +66,9 @@ class LeasedBatches(Attachment):
         work: the coordinator, asked for this member.
         tables: that are told where the pushes of each batch belong.
         is_gated: whether trainers wait for one another.
+
+    Attributes:
+        stage: what the trainer is at.
     """
 
     name = "leased_batches"
@@ -74,6 +78,7 @@ class LeasedBatches(Attachment):
         self._read_ahead: deque[tuple[_Open, PushPlace]] = deque()
         self._pushed: deque[tuple[_Open, Future[None]]] = deque()
         self._trained, self._loss = 0, float("nan")
+        self.stage = Stage.STARTING
 
     def batches(self, should_stop: Callable[[], bool]) -> Iterator[Batch | None]:
         """Yield batches as long as there are chunks; None before waiting for one that others may leave undone.
@@ -95,8 +100,9 @@ class LeasedBatches(Attachment):
                 yield from self._read(given)
 
     def facts(self) -> dict[str, float]:
-        """Return what others are told of this trainer: the loss of its last batch, and how many it has trained."""
-        return {"batches": float(self._trained)} | ({"loss": self._loss} if isfinite(self._loss) else {})
+        """Return what others are told of this trainer: what it is at, its batches so far, and the last one's loss."""
+        told = {"batches": float(self._trained), STAGE: float(self.stage)}
+        return told | ({"loss": self._loss} if isfinite(self._loss) else {})
 
     @property
     def place(self) -> PushPlace:
@@ -122,6 +128,7 @@ class LeasedBatches(Attachment):
         opened, _ = self._read_ahead.popleft()
         self._pushed.append((opened, self._tables.last_push))
         self._trained += 1
+        self.stage = Stage.TRAINING
         self._loss = loss
         self.give_back(wait=False)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlrm.asynchronous.config import AsynchronousConfig, check_asynchronous
 from dlrm.cli import parse
-from dlrm.recipes import Recipe, find_recipe
+from dlrm.recipes import Recipe, find_recipe, list_recipes
 from dlrm.training.command import SHORT
 from parameter_server.address import Address
 from parameter_server.description import RunDescription
@@ -29,13 +29,23 @@ if TYPE_CHECKING:
     from parameter_server.control.coordinator_client import CoordinatorClient
 
 # What trainers may have of their own; nothing of it bends what is learned.
-OWN = ("output", "data", "branch_from", "servers", "step", "time_limit_seconds", "log_every_samples", "parallel")
+OWN = (
+    "output",
+    "data",
+    "branch_from",
+    "servers",
+    "client",
+    "step",
+    "time_limit_seconds",
+    "log_every_samples",
+    "parallel",
+)
 
 
 def run_trainer(argv: list[str]) -> int:
     """Train as one of several what `argv` names: a recipe or a configuration file, then flags."""
     if not argv or argv[0].startswith("-"):
-        print("usage: recforge ps trainer RECIPE|CONFIG.toml --servers.coordinator ADDRESS --output RUN [flags]")
+        print(_usage())
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     recipe = find_recipe(argv[0])
     config = parse(
@@ -111,7 +121,7 @@ def describe_asynchronous(config: AsynchronousConfig, dataset: Dataset, tables: 
         samples=max(1, round(config.epochs * rows)),
         epoch_samples=rows,
         first_sample=find_first_sample(config.branch_from, config.branch_at),
-        batch_size=max(1, config.step.global_batch_size // config.servers.trainers),
+        batch_size=config.trainer_batch_size,
         chunk_batches=config.servers.chunk_batches,
         settings=json.loads(json.dumps(settings, default=str)),
     )
@@ -138,7 +148,7 @@ def train_with(
     import torch
 
     from dlrm.asynchronous.branching import brings_weights
-    from dlrm.asynchronous.membership import Membership
+    from dlrm.asynchronous.joining import join_run
     from dlrm.asynchronous.servers import Shards
     from dlrm.asynchronous.trainer import AsynchronousTrainer
     from dlrm.this_machine import count_cores
@@ -148,7 +158,7 @@ def train_with(
     torch.set_num_threads(config.step.threads or max(1, count_cores()))
     with ExitStack() as stack:
         described = describe_asynchronous(config, dataset, tables)
-        membership = stack.enter_context(Membership(client, config.servers.name, described))
+        membership = stack.enter_context(join_run(client, config.servers.name, described, config.servers.coordinator))
         shards = stack.enter_context(closing(Shards(client, connect, membership.description, config.servers)))
         model = build_model(config, dataset, shards)
         if config.branch_from is not None and not brings_weights(membership):
@@ -242,3 +252,16 @@ def average_dense(
     )
     membership.last_clocks[lane.lane] = lambda: average.last_clock
     return average
+
+
+def _usage() -> str:
+    return "\n".join(
+        [
+            "usage: recforge ps trainer RECIPE|CONFIG.toml --servers.coordinator ADDRESS --output RUN [flags]",
+            "",
+            "recipes:",
+            *list_recipes(),
+            "",
+            "`recforge ps trainer RECIPE --help` lists every flag of a recipe with its value there.",
+        ]
+    )

@@ -13,10 +13,13 @@ from typing_extensions import override
 
 from dlrm.asynchronous.leased_batches import LeasedBatches
 from dlrm.asynchronous.membership import Membership
+from dlrm.asynchronous.stages import Stage
 from dlrm.batch import Batch
 from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.config import TrainingConfig
 from dlrm.data.dataset import Dataset
+from dlrm.data.reader import Reader
+from dlrm.metrics.metrics import MetricValues
 from dlrm.training.attach import RunParts
 from dlrm.training.attachments import Attachment
 from dlrm.training.interrupt import only_run_in
@@ -74,10 +77,23 @@ class AsynchronousTrainer(Trainer):
         own = output / TRAINERS / f"{membership.name}-{membership.member}"
         super().__init__(model, dataset, config, own, recipe=recipe, others=lambda run: (*others(run), leased))
         self.output, self.membership, self.leased, self.servers = output, membership, leased, servers
+        # The first batch waits for shards and compilers, and nothing is lost without it.
+        self.stop_request.at_once = True
 
     @override
     def read(self) -> Iterator[Batch | None]:
-        return self.leased.batches(lambda: self.stop_request.requested)
+        for batch in self.leased.batches(lambda: self.stop_request.requested):
+            if self.leased.stage is not Stage.STARTING:
+                self.stop_request.at_once = False
+            yield batch
+
+    @override
+    def _measure(self, reader: Reader) -> MetricValues:
+        before, self.leased.stage = self.leased.stage, Stage.EVALUATING
+        try:
+            return super()._measure(reader)
+        finally:
+            self.leased.stage = before
 
     @override
     def save(self, *, is_best: bool) -> None:
@@ -100,6 +116,7 @@ class AsynchronousTrainer(Trainer):
 
     def _publish(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Write what a run leaves into the folder of the whole run."""
+        self.leased.stage = Stage.SAVING
         checkpoints = CheckpointStore(self.output / CHECKPOINTS, keep_last=self.config.checkpoint.keep_last)
         checkpoints.save(self.snapshot.take(), samples=self.progress.samples, metric=self.progress.best)
         checkpoints.wait()

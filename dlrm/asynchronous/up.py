@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from dlrm.asynchronous.config import AsynchronousConfig
+from dlrm.asynchronous.config import AsynchronousConfig, check_asynchronous
 from dlrm.asynchronous.crew import Crew, Role
 from dlrm.asynchronous.crew_progress import CrewProgress
 from dlrm.cli import parse
-from dlrm.recipes import find_recipe, list_recipes
+from dlrm.recipes import Recipe, find_recipe, list_recipes
 from dlrm.this_machine import count_cores
 from dlrm.training.command import SHORT, describe_summary, name_run
 from parameter_server.address import MAX_PATH_BYTES
 from parameter_server.processes.stop_signal import StopSignal
 
 MEMBERS, COORDINATOR, SHARDS = "members", "coordinator", "shards"
+SHARDS_ORDER = 1
 SUMMARY, ENDED = "summary.json", "ended"
 LOOK_SECONDS = 0.2
 TRAINERS = "--servers.trainers"
@@ -77,6 +78,8 @@ def run_up(argv: list[str]) -> int:
         )
     output = trained.output or Path(name_run(argv[0]))
     print(f"recforge: run {output}", file=sys.stderr)
+    check_asynchronous(trained)
+    prepare_data(recipe, trained)
     shards = choose_shards(config, output)
     with tempfile.TemporaryDirectory(prefix="recforge-", dir=_short_folder()) as sockets:
         trainer = [argv[0], *rest]
@@ -100,6 +103,17 @@ def read_flags(argv: Sequence[str]) -> tuple[UpConfig, list[str]]:
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     known, rest = parser.parse_known_args(argv)
     return UpConfig(**vars(known)), rest
+
+
+def prepare_data(recipe: Recipe, config: AsynchronousConfig) -> None:
+    """Make the dataset where it is not there yet, with its usual progress bar, so that no trainer waits for another's.
+
+    Raises:
+        ValueError: see `provide_dataset`.
+    """
+    from dlrm.data.provide import provide_dataset
+
+    provide_dataset(recipe.source, config.data)
 
 
 def choose_shards(config: UpConfig, output: Path) -> tuple[str, ...]:
@@ -163,7 +177,9 @@ def plan_roles(
     for number, name in enumerate(_name_shards(config) if shards is None else shards):
         program = ["--coordinator", coordinator, "--address", f"unix:{sockets / str(number)}", "--name", name]
         program += [] if durability == "none" else ["--folder", str(output / SHARDS / name)]
-        roles.append(Role(name=name, program=("-m", "dlrm", "ps", "shard", *program, *metrics(1 + number)), order=1))
+        roles.append(
+            Role(name=name, program=("-m", "dlrm", "ps", "shard", *program, *metrics(1 + number)), order=SHARDS_ORDER)
+        )
     for number in range(config.trainers):
         name = f"trainer-{number}"
         program = [*trainer, "--output", str(output), "--servers.coordinator", coordinator, "--servers.name", name]
@@ -180,7 +196,7 @@ def watch(roles: Sequence[Role], config: UpConfig, output: Path, sockets: Path) 
     """
     with (
         StopSignal() as stop,
-        CrewProgress(address_in(sockets)) as progress,
+        CrewProgress(address_in(sockets), shards=sum(role.order == SHARDS_ORDER for role in roles)) as progress,
         Crew(roles, output / MEMBERS, max_restarts=config.max_restarts, say=progress.say) as crew,
     ):
         while not crew.look():

@@ -25,8 +25,8 @@ class QuestionConfig(ClientConfig):
 
     coordinator: str
     """Address of the run's coordinator."""
-    deadline_seconds: float = 60.0
-    """How long to wait for its answer."""
+    deadline_seconds: float = 5.0
+    """How long to try to reach it."""
 
     def __post_init__(self) -> None:
         Address.parse(self.coordinator, "--coordinator")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType, TracebackType
@@ -10,6 +12,8 @@ from typing import Any
 
 # A terminal sends Ctrl-C to all processes, and a launcher may pass its own on: these are one request.
 SECONDS_OF_ONE_REQUEST = 1.0
+AT_ONCE_SECONDS = 5.0  # compilers keep the interpreter from interrupting what runs, or swallow that
+_INTERRUPTED = 130
 _LOOK_SECONDS = 0.1
 
 
@@ -25,6 +29,7 @@ class StopSignal:
         self.at_once = at_once
         self._since = 0.0
         self._former: dict[int, Any] = {}
+        self._end: threading.Timer | None = None
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
@@ -33,6 +38,8 @@ class StopSignal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._end is not None:
+            self._end.cancel()
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
@@ -46,8 +53,18 @@ class StopSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.at_once:
+            self.requested = True
+            if self._end is None:
+                self._end = threading.Timer(AT_ONCE_SECONDS, self._end_process)
+                self._end.daemon = True
+                self._end.start()
             raise KeyboardInterrupt("before it was ready")
         if not self.requested:
             self.requested, self._since = True, time.monotonic()
         elif time.monotonic() - self._since > SECONDS_OF_ONE_REQUEST:
             raise KeyboardInterrupt
+
+    def _end_process(self) -> None:
+        if self.at_once:
+            print("recforge: error: interrupted before it was ready", file=sys.stderr, flush=True)
+            os._exit(_INTERRUPTED)

@@ -15,6 +15,7 @@ from embeddings.tables import TableConfig
 from parameter_server.control.coordinator_service import SERVICE, CoordinatorService
 from parameter_server.coordinator.coordinator import Coordinator
 from parameter_server.description import RunDescription
+from parameter_server.processes.command import DrainConfig, SnapshotConfig, StatusConfig
 from parameter_server.processes.config import CoordinatorConfig, ShardConfig
 from parameter_server.processes.endpoint import Endpoint
 from parameter_server.security.security import ServerSecurity
@@ -108,3 +109,32 @@ def test_what_others_are_told_has_the_port_that_was_taken(tmp_path: Path) -> Non
 def test_shards_have_the_names_of_their_folders() -> None:
     assert ShardConfig(coordinator="localhost:1", folder=Path("run/shard-7")).called == "shard-7"
     assert ShardConfig(coordinator="localhost:1", name="me", folder=Path("run/shard-7")).called == "me"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--folder", "/proc/none"), "--folder /proc/none: expected a folder, or room to make one, got none"),
+        (("--folder", "here", "--token-file", "none"), "--token-file none: expected a file that can be read, got none"),
+        (("--nope", "1"), "--nope 1. For full helptext"),
+    ],
+)
+def test_what_is_not_there_is_told_by_its_flag(
+    flags: tuple[str, ...],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["ps", "coordinator", *flags]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_questions_to_nobody_are_given_up_soon() -> None:
+    for question in (
+        StatusConfig(coordinator="localhost:1"),
+        SnapshotConfig(coordinator="localhost:1"),
+        DrainConfig(coordinator="localhost:1", shard=0),
+    ):
+        assert question.deadline_seconds == 5.0
