@@ -1,4 +1,4 @@
-"""A sync that failed is not asked for again: Linux may say that all is well then, though what was written is lost."""
+"""What is synced, and that a failed sync is not asked for again: Linux may say that all is well, though it is lost."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from parameter_server.shard import journal as shard_journal
-from parameter_server.shard.journal import Journal
-from parameter_server.shard.records_file import Kind
+from parameter_server.shard.journal import Journal, read_journal
+from parameter_server.shard.records_file import Kind, Record
 
 
 @pytest.fixture
@@ -72,3 +72,13 @@ def test_a_segment_that_cannot_be_made_is_an_error_for_all_that_follows(journal,
     journal.settle(1)  # what was synced before is kept
     with pytest.raises(OSError, match="No space left"):
         journal.begin_segment()
+
+
+def test_segments_after_the_first_are_synced_from_their_beginning(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 1, "group")
+    for length in (100_000, 10):
+        journal.append(Kind.PUSH, 0.0, [bytes(length)])
+        journal.settle(journal.position)
+        journal.begin_segment()
+    journal.close()
+    assert [len(record.body) for record in read_journal(tmp_path, 1) if isinstance(record, Record)] == [100_000, 10]
