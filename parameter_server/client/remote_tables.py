@@ -79,9 +79,11 @@ class AskingShards(AskingTables):
         self._remote.drain()
 
     def close(self) -> None:
-        """Waits as ``drain`` does, and forgets what was begun; the client is its owner's to close."""
-        self.forget()
-        self.drain()
+        """Waits and raises as ``drain`` does, and forgets what was begun; the client is its owner's to close."""
+        try:
+            self.drain()
+        finally:
+            self.forget()
 
     @override
     def far_tables(self) -> Sequence[FarTable]:

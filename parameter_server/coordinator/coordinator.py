@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from parameter_server.control import limits as limits
 from parameter_server.coordinator.answers import (
@@ -265,6 +265,11 @@ class Coordinator(RunState):
         """
         with self._locked(), self._change():
             self.routing.forget(frozenset(names))
+
+    def choose_shards(self, names: Sequence[str]) -> list[str]:
+        """Says which shards must be started for a run to go on; see ``RouteTable.choose``."""
+        with self._locked(), self._change():
+            return self.routing.choose(names)
 
     def commit_move(self, move: Move) -> Routes:
         """Gives buckets to another shard: the one moment of a move that counts.

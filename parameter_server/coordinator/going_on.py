@@ -51,16 +51,15 @@ def go_on(path: Path, names: Sequence[str], *, goes_back: bool = False) -> Going
     with closing(Coordinator(path=path)) as run:
         for member in run.members.all():
             run.leave(member.number)
-        description, routing = run.description, run.routing
+        description = run.description
         finished = [snapshot.name for snapshot in run.state.snapshots() if snapshot.finished]
         back_to = (
             finished[-1] if finished and goes_back and description and description.durability == "snapshot" else None
         )
         if back_to is not None:
             run.restore(back_to)
-        with run.state.change():
-            shards = routing.choose(names)
-        routes = routing.routes
+        shards = run.choose_shards(names)
+        routing, routes = run.routing, run.routing.routes
         return GoingOn(
             shards=tuple(shards),
             leaving=tuple(shards[len(names) :]),

@@ -163,7 +163,10 @@ class ShardKeeper:
             living = [(m.shard, m.number, m.address) for m in run.members.of("shard") if m.shard is not None]
             members = {number for _, number, _ in living}
             self._settled = {member: epoch for member, epoch in self._settled.items() if member in members}
-            return run.routing.routes, living
+            routes = run.routing.routes
+        for address in self._links.keys() - {address for *_, address in living}:
+            self._links.pop(address).close()  # a shard that is started again is at another port
+        return routes, living
 
     def _link(self, address: str) -> ShardLink:
         if address not in self._links:

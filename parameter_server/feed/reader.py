@@ -159,6 +159,9 @@ class FeedReader:
                 log.warning("feed of shard %d: %s", part.number, error)
                 if isinstance(error, RefusedError) and error.refusal is Refusal.INVALID_ARGUMENT:
                     part.begin(0)
+            except Exception:
+                # Of the target, or of the program: rows would grow old silently if the thread ended.
+                log.exception("feed of shard %d", part.number)
             if self._is_over.wait(_RETRY_SECONDS):
                 return
             self._learn(self._source.current())
@@ -169,19 +172,23 @@ class FeedReader:
 
     def _follow_once(self, part: _Part) -> None:
         with self._lock:
-            if self._is_over.is_set():
-                return
-            connection = part.connection = self._connect(self._routes.addresses[part.number])
-            part.coming, part.offset = None, math.inf
-            request = FeedRequest(
-                run_id=self._description.run_id,
-                history=part.history,
-                route_epoch=part.route_epoch,
-                since=tuple(part.since),
-                whole=pack_buckets(np.logical_and.reduce(part.whole)),
-                seconds=self._seconds,
-            )
+            address = self._routes.addresses.get(part.number)
+        if address is None:  # drained meanwhile
+            return
+        connection = self._connect(address)
         try:
+            with self._lock:
+                if self._is_over.is_set():
+                    return
+                part.connection, part.coming, part.offset = connection, None, math.inf
+                request = FeedRequest(
+                    run_id=self._description.run_id,
+                    history=part.history,
+                    route_epoch=part.route_epoch,
+                    since=tuple(part.since),
+                    whole=pack_buckets(np.logical_and.reduce(part.whole)),
+                    seconds=self._seconds,
+                )
             for message in connection.follow(request.encode()):
                 for frame in decode(message):
                     self._take(part, frame)

@@ -57,6 +57,9 @@ class LocalRun:
 
     def close(self) -> None:
         """Ends the shards and the coordinator."""
+        self.keeper.close()
+        for control in self.controls:
+            control.stop()
         for shard in self.shards:
             shard.close()
         self.client.close()

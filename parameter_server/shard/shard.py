@@ -67,7 +67,10 @@ class Shard:
         journal_sync: JournalSync = "group",
     ) -> None:
         if folder is None and description.durability == "journal":
-            raise ValueError("shard: expected a folder for its journal, got none; set --folder or another --durability")
+            raise ValueError(
+                "shard: expected a folder for its journal, got none; give --folder, or start the run with another "
+                "--servers.durability"
+            )
         self.description = description
         self.number = number
         self._guarded = GuardedState(description, number, folder, journal_sync)

@@ -2,7 +2,7 @@
 
 A part may hold, of each table t, ``<t>.ids`` [n] and ``<t>.records`` [n, record_width] of rows; ``<t>.evicted`` ids
 of rows that are no more; ``dropped`` [n] buckets which were emptied before that; ``lanes`` [l], ``buckets`` [b] and
-``marks`` [l, b]; ``clocks`` [n, 2] of lanes; ``dense.*`` pieces. One that ends a snapshot also has ``orders`` [n, 5],
+``marks`` [l, b]; ``clocks`` [n, 2] of lanes; ``dense.*`` pieces. One that ends a snapshot also has ``orders`` [n, 6],
 ``versions`` and ``base_updates`` of the tables, ``claims`` [4096], and ``lost``. All are int64 but for records and
 pieces. Parts are put in the order in which they were taken: rows come after what they replace.
 """

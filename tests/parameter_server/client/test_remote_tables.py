@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,3 +197,17 @@ def test_shards_that_are_gone_are_named_also_from_backward(start: Callable[..., 
         shard.close()
     with pytest.raises(Exception, match="shard"):
         pooled.backward()
+
+
+def test_a_push_that_has_failed_is_told_at_close_and_only_once(start: Callable[..., Run]) -> None:
+    run = start(describe(RowSGD(learning_rate=0.1)), deadline_seconds=0.5)
+    batch = draw_batch(np.random.default_rng(0))
+    run.tables.enter(batch, PushPlace(LANE, 1))
+    pooled = run.tables(batch).values().sum()
+    for shard in run.shards:
+        shard.close()
+    with suppress(Exception):  # told here already, where it is known by then
+        pooled.backward()
+    with pytest.raises(Exception, match="shard"):
+        run.tables.close()
+    run.tables.close()

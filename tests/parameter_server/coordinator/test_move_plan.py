@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embeddings.kernels.hash_kernels import NUM_BUCKETS
@@ -11,6 +11,7 @@ from parameter_server.coordinator.move_plan import plan_move
 from parameter_server.partition import spread_evenly
 
 
+@settings(deadline=None)
 @given(
     before=st.sets(st.integers(0, 6), min_size=1),
     after=st.sets(st.integers(0, 6), min_size=1),

@@ -356,8 +356,8 @@ def test_the_reader_stays_within_its_delay_and_says_when_it_does_not(cluster: Cl
             time.sleep(0.01)
         assert 0 <= np.median(delays) < 0.3
         with cluster.shards[1].lock:  # a shard that tells nothing
-            time.sleep(0.5)
-            assert reader.delay_seconds > 0.45
+            wait_for(lambda: reader.delay_seconds > 0.45)
+            assert not reader.wait(0.3, 0)
         assert reader.wait(0.3, 20)
 
 
@@ -388,3 +388,26 @@ def test_a_wrong_request_is_refused_and_nothing_is_told() -> None:
             FeedSession(shard, request, history=1)
     with pytest.raises(RefusedError, match="up to 0, got 9"):
         list(FeedSession(shard, replace(right, since=(9, 0)), history=1).messages())
+
+
+def test_a_reader_outlives_errors_that_nobody_foresaw(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    cluster.push(3)
+    of_target, of_connections = iter(range(3)), iter(range(3))
+
+    class Stubborn(ServedTables):
+        def put(self, table: int, ids: np.ndarray, weights: np.ndarray) -> None:
+            if next(of_target, None) is not None:
+                raise MemoryError("no room at the moment")
+            super().put(table, ids, weights)
+
+    def connect(address: str) -> CutFeed:
+        if next(of_connections, None) is not None:
+            raise OSError("no socket at the moment")
+        return cluster.connect(address)
+
+    served = Stubborn(DESCRIPTION)
+    with FeedReader(DESCRIPTION, cluster, connect, served, seconds=SECONDS) as reader:
+        assert_equal(cluster, reader, served)
+    assert {"no socket at the moment", "no room at the moment"} == {
+        str(r.exc_info[1]) for r in caplog.records if r.exc_info
+    }

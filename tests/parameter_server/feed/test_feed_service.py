@@ -179,8 +179,7 @@ def test_a_shard_that_is_away_is_waited_for_and_its_rows_stay(run: Run) -> None:
         before = served.look_up(0, IDS)
         address = run.shards[0].address
         run.shards[0].stop()
-        time.sleep(0.5)
-        assert reader.delay_seconds > 0.4
+        wait_for(lambda: reader.delay_seconds > 0.4)
         assert (served.look_up(0, IDS) == before).all()
         run.shards[0] = FedShard(0, address)  # which has kept nothing
         run.shards[0].shard.set_routes(run.routes)

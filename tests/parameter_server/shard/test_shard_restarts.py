@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import resource
-from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +10,6 @@ import pytest
 
 from embeddings.row_optimizers import RowAdam
 from embeddings.tables import TableConfig
-from parameter_server.errors import Refusal, RefusedError
 from parameter_server.shard import folder as shard_folder
 from parameter_server.shard.records_file import DamagedError
 from parameter_server.shard.shard import Shard
@@ -267,84 +262,6 @@ def test_pushes_between_the_pieces_of_a_snapshot_are_in_it_whole_or_not_at_all(r
     again = run.start()
     assert again.counts.lost_pushes == 1  # the one after the last piece
     np.testing.assert_array_equal(run.pull(again), run.sums((0, clock) for clock in range(1, last)))
-
-
-@pytest.mark.parametrize("call", ["writev", "fdatasync"])
-def test_a_full_disk_stops_the_shard_and_what_was_acknowledged_is_there(run, monkeypatch, call):
-    shard = run.start(durability="journal")
-    run.push(shard, 0, 1)
-
-    def fail(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    target = "os.writev" if call == "writev" else "parameter_server.shard.journal._sync_data"
-    with monkeypatch.context() as broken:
-        broken.setattr(target, fail)
-        with pytest.raises(RefusedError, match="No space left on device") as caught:
-            run.push(shard, 0, 2)
-    assert caught.value.refusal == Refusal.DATA_LOSS
-    assert "No space left" in shard.failed
-    for refused in (lambda: run.push(shard, 0, 2), lambda: run.pull(shard), shard.snapshot):
-        with pytest.raises(RefusedError) as caught:
-            refused()
-        assert caught.value.refusal == Refusal.DATA_LOSS
-    shard.close()
-    again = run.start()
-    assert again.counts.lost_pushes == 0
-    assert run.push(again, 0, 2) is (call == "writev")  # written but not synced: nobody was told, and it is there
-    np.testing.assert_array_equal(run.pull(again), run.sums([(0, 1), (0, 2)]))
-
-
-def test_a_file_that_may_not_grow_stops_the_shard(run):
-    """A write cut short by the operating system, as a full disk does it."""
-    shard = run.start(durability="journal")
-    run.push(shard, 0, 1)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    (segment,) = (run.folder / "shard-0" / "journal").iterdir()
-    clock = 1
-    resource.setrlimit(resource.RLIMIT_FSIZE, (segment.stat().st_size + 2000, hard))
-    try:
-        with suppress(RefusedError):
-            for clock in range(2, 20):
-                run.push(shard, 0, clock)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "File too large" in shard.failed
-    shard.close()
-    again = run.start()
-    assert again.counts.torn_bytes > 0
-    np.testing.assert_array_equal(run.pull(again), run.sums((0, c) for c in range(1, clock)))
-    assert run.push(again, 0, clock)
-
-
-def test_a_snapshot_that_cannot_be_written_stops_the_shard_and_the_one_before_stays(run, monkeypatch):
-    shard = run.start(durability="snapshot")
-    run.push(shard, 0, 1)
-    shard.snapshot()
-    run.push(shard, 0, 2)
-    with monkeypatch.context() as broken:
-        broken.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
-        with pytest.raises(RefusedError, match="Input/output error"):
-            shard.snapshot()
-    with pytest.raises(RefusedError):
-        run.push(shard, 0, 3)
-    shard.close()
-    again = run.start()
-    assert again.counts.lost_pushes == 1
-    np.testing.assert_array_equal(run.pull(again), run.sums([(0, 1)]))
-
-
-def test_a_folder_is_of_one_shard_and_one_run_and_used_once(run):
-    shard = run.start(durability="snapshot")
-    with pytest.raises(ValueError, match="got one that another uses"):
-        run.start()
-    shard.close()
-    with pytest.raises(ValueError, match="expected the folder of run 7, shard 1"):
-        run.start(1, name="shard-0")
-    with pytest.raises(ValueError, match="expected the run's seed"):
-        run.start(seed=5)
-    with pytest.raises(ValueError, match="expected a folder for its journal"):
-        Shard(replace(run.description, durability="journal"), 0)
 
 
 def test_eviction_is_replayed(run):
