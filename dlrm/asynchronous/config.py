@@ -24,8 +24,8 @@ class ServersConfig:
     durability: Durability = "snapshot"
     """What survives a killed shard: none, what the last snapshot held, or with journal all that was acknowledged."""
     trainers: int = 1
-    """How many trainers the global batch is meant for: each trains batches so many times smaller, and they take as many
-    steps as one process would, each."""
+    """How many trainers the global batch is shared by: each trains batches so many times smaller, and so takes as many
+    steps as one process would. Servers that update the dense part take whole batches of each."""
     lanes: int = 64
     """How many trainers may take part at a time."""
     chunk_batches: int = 16
@@ -55,6 +55,15 @@ class AsynchronousConfig(RunConfig):
     servers: ServersConfig = field(default_factory=ServersConfig)
     dense_average: DenseAverageConfig = field(default_factory=DenseAverageConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
+
+    @property
+    def trainer_batch_size(self) -> int:
+        """Samples per step of one trainer.
+
+        Where servers update the dense part, each trainer's step is one of theirs, and the batch is that of the run.
+        """
+        share = 1 if self.dense_average.is_on_servers else self.servers.trainers
+        return max(1, self.step.global_batch_size // share)
 
     @staticmethod
     def of(config: RunConfig) -> AsynchronousConfig:
