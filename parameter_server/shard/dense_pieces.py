@@ -249,7 +249,8 @@ class DensePieces:
         is_of_mode = {Combine.AVERAGE: self._mode == "average", Combine.GRADIENT: self._update.takes_gradients}
         if not is_of_mode.get(codec, True):
             raise _wrong(
-                f"expected exchanges of mode {self._mode}, got {codec.name}; trainers' --dense-average.mode must be alike"
+                f"expected exchanges of mode {self._mode}, got {codec.name}; "
+                "all trainers must have the same --dense-average.mode"
             )
         if not 0 < ids.size <= MAX_FRAME_PIECES:
             raise _wrong(f"expected 1 to {MAX_FRAME_PIECES} pieces in a frame, got {ids.size}")
