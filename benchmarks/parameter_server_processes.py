@@ -97,36 +97,25 @@ def describe(shape: Shape, durability: Literal["none", "snapshot", "journal"]) -
     return RunDescription(run_id=1, seed=0, tables=(table,), durability=durability)
 
 
-class OneShard:
-    """Routes that never change."""
+def make_routes(address: str) -> Routes:
+    """Makes routes to one shard."""
+    import numpy as np
 
-    def __init__(self, address: str) -> None:
-        import numpy as np
+    from parameter_server.partition import Routes
 
-        from parameter_server.partition import Routes
-
-        self._routes = Routes(epoch=1, owners=np.zeros(4096, np.int32), addresses={0: address})
-
-    def current(self) -> Routes:
-        """See ``RoutesSource``."""
-        return self._routes
-
-    def newer_than(self, epoch: int) -> Routes:
-        """See ``RoutesSource``."""
-        time.sleep(0.1)
-        return self._routes
+    return Routes(epoch=1, owners=np.zeros(4096, np.int32), addresses={0: address})
 
 
 def open_client(
     description: RunDescription, address: str, value_type: Literal["fp32", "fp16"], max_in_flight: int = 4
 ) -> RowsClient:
     """Opens a client of one shard."""
+    from parameter_server.client.routes_source import FixedRoutes
     from parameter_server.client.rows_client import RowsClient
     from parameter_server.client.transports import GrpcConnection
 
-    return RowsClient(
-        description, OneShard(address), GrpcConnection, value_type=value_type, max_in_flight=max_in_flight
-    )
+    routes = FixedRoutes(make_routes(address))
+    return RowsClient(description, routes, GrpcConnection, value_type=value_type, max_in_flight=max_in_flight)
 
 
 def serve_shard(shape: Shape, durability: Literal["none", "snapshot", "journal"], address: str) -> None:
@@ -144,7 +133,7 @@ def serve_shard(shape: Shape, durability: Literal["none", "snapshot", "journal"]
         shard = Shard(describe(shape, durability), 0, folder=kept)
         server = make_server()
         where = ServerSecurity().listen(server, address)
-        shard.set_routes(OneShard(where).current())
+        shard.set_routes(make_routes(where))
         add_rows_service(server, shard)
         server.start()
         print(where, flush=True)

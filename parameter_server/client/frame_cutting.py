@@ -95,7 +95,7 @@ class Order:
         ids = push.ids[order]
         values = np.empty(push.gradients.shape, DTYPES[kind])
         if not gather_rows(np.ascontiguousarray(push.gradients, np.float32), order, values):
-            raise ValueError(_describe_wrong(push, name, int(order[find_not_finite(values)]), kind))
+            raise ValueError(_describe_wrong(push, name, int(order[find_not_finite(values)])))
         buckets = (hashes >> np.uint64(64 - BUCKET_BITS)).astype(np.uint16)
         pieces, start = [], 0
         for shard, end in zip(self.shards.tolist(), ends[self._last_ranks].tolist(), strict=True):
@@ -167,7 +167,7 @@ def pull_rows_per_frame(dim: int, kind: Type) -> int:
     return rows_per_frame(max(8, dim * DTYPES[kind].itemsize))
 
 
-def _describe_wrong(push: Push, name: str, row: int, kind: Type) -> str:
+def _describe_wrong(push: Push, name: str, row: int) -> str:
     place, gradient = f"push to table {name!r}, id {push.ids[row]}", push.gradients[row]
     if not np.isfinite(gradient).all():
         return f"{place}: expected a finite gradient, got {gradient[~np.isfinite(gradient)][0]}"

@@ -13,6 +13,27 @@ _ASK_SECONDS = 1.0
 _AGAIN_SECONDS = 0.1
 
 
+class FixedRoutes:
+    """Routes that never change, where there is no coordinator.
+
+    Args:
+        routes: Of all shards.
+    """
+
+    def __init__(self, routes: Routes) -> None:
+        self._routes = routes
+
+    def current(self) -> Routes:
+        """Gives them."""
+        return self._routes
+
+    def newer_than(self, epoch: int) -> Routes:
+        """Gives them after a moment, if newer ones are asked for."""
+        if self._routes.epoch <= epoch:
+            time.sleep(_AGAIN_SECONDS)
+        return self._routes
+
+
 class CoordinatorRoutes:
     """Keeps the newest routes, and asks for newer ones where somebody needs them.
 

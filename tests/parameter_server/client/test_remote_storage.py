@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -23,10 +25,11 @@ from embeddings.tables import UNBOUNDED
 from parameter_server.client.remote_rows import PushPlace
 from parameter_server.client.remote_storage import RemoteStorage
 from parameter_server.client.remote_tables import RemoteTables
-from parameter_server.client.routes_source import CoordinatorRoutes
+from parameter_server.client.routes_source import CoordinatorRoutes, FixedRoutes
 from parameter_server.client.rows_client import LaneLease, RowsClient
+from parameter_server.client.transports import LocalConnection
 from parameter_server.description import RunDescription
-from parameter_server.errors import Refusal, RefusedError, ShardUnreachableError
+from parameter_server.errors import ConnectionLost, Refusal, RefusedError, ShardUnreachableError
 from parameter_server.partition import Routes, spread_evenly
 from parameter_server.processes.local_run import LocalRun
 from parameter_server.shard.shard import Shard
@@ -242,6 +245,57 @@ def test_shards_say_what_is_wrong_with_a_request_for_rows(
             shard.store(join([frame]))
         assert caught.value.refusal is Refusal.INVALID_ARGUMENT
         assert shard.num_rows == [0, 0]
+
+
+class TroubledConnection(LocalConnection):
+    """Answers with trouble first."""
+
+    def __init__(self, shard: Shard, troubles: list[Exception | None]) -> None:
+        super().__init__(shard)
+        self.troubles = troubles
+
+    def store(self, message: bytes) -> Future[bytes]:
+        whole = super().store(message)
+        if not self.troubles:
+            return whole
+        answer: Future[bytes] = Future()
+        if error := self.troubles.pop():
+            answer.set_exception(error)
+        else:
+            answer.set_result(whole.result(timeout=10)[:-1])  # damaged on its way
+        return answer
+
+
+def test_rows_are_asked_for_again_whatever_the_coordinator_does() -> None:
+    tables = describe_tables(RowAdam(learning_rate=0.05))
+    routes = Routes(epoch=1, owners=spread_evenly([0]), addresses={0: "local:0"})
+    came_back = threading.Event()
+
+    class AwayRoutes(FixedRoutes):
+        def newer_than(self, epoch: int) -> Routes:
+            came_back.wait(10)
+            raise ConnectionLost("coordinator: away")
+
+    troubles: list[Exception | None] = [
+        RefusedError(Refusal.FAILED_PRECONDITION, "moved", moved=True),
+        None,
+        RefusedError(Refusal.DATA_LOSS, "the disk is full"),
+        ConnectionLost("reset"),
+    ]
+    description = RunDescription(run_id=4, seed=SEED, tables=tables, durability="none")
+    with closing(Shard(description, 0)) as shard, ExitStack() as stack:
+        shard.set_routes(routes)
+        storage = RemoteStorage(description, AwayRoutes(routes), lambda _: TroubledConnection(shard, troubles))
+        stack.enter_context(closing(storage))
+        stack.callback(came_back.set)
+        rows = np.random.default_rng(0).normal(size=(3, 24)).astype(np.float32)
+        storage.write(0, np.arange(3), rows)
+        assert not troubles
+        np.testing.assert_array_equal(storage.read(0, np.arange(3)), rows)
+        troubles.append(RefusedError(Refusal.INVALID_ARGUMENT, "wrong for good"))
+        with pytest.raises(RefusedError, match="wrong for good"):
+            storage.read(0, np.arange(3))
+        assert not came_back.is_set()
 
 
 def test_what_is_loaded_into_shards_outlives_them(tmp_path: Path) -> None:

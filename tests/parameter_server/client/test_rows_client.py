@@ -15,6 +15,7 @@ from embeddings.row_optimizers import RowSGD
 from embeddings.tables import TableConfig
 from parameter_server import wire
 from parameter_server.client.frame_cutting import Order, Push, cut_piece
+from parameter_server.client.routes_source import FixedRoutes
 from parameter_server.client.rows_client import LaneLease, RowsClient
 from parameter_server.client.transports import GrpcConnection, LocalConnection, ShardConnection
 from parameter_server.description import RunDescription
@@ -37,19 +38,6 @@ def describe() -> RunDescription:
     return RunDescription(run_id=5, seed=1, tables=tables, durability="none")
 
 
-class Known:
-    """Routes that never change."""
-
-    def __init__(self, routes: Routes) -> None:
-        self.routes = routes
-
-    def current(self) -> Routes:
-        return self.routes
-
-    def newer_than(self, epoch: int) -> Routes:
-        return self.routes
-
-
 @pytest.fixture(params=["local", "grpc"])
 def connect(request) -> Iterator[tuple]:
     """Two shards, routes to them, and how to connect."""
@@ -67,7 +55,7 @@ def connect(request) -> Iterator[tuple]:
         for shard in shards:
             shard.set_routes(routes)
         yield (
-            Known(routes),
+            FixedRoutes(routes),
             GrpcConnection if request.param == "grpc" else lambda a: LocalConnection(shards[int(a[6:])]),
             shards,
         )

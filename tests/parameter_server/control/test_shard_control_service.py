@@ -14,7 +14,7 @@ import pytest
 from embeddings.row_optimizers import RowSGD
 from embeddings.tables import TableConfig
 from parameter_server.client.frame_cutting import Push
-from parameter_server.client.routes_source import CoordinatorRoutes
+from parameter_server.client.routes_source import CoordinatorRoutes, FixedRoutes
 from parameter_server.client.rows_client import LaneLease, RowsClient
 from parameter_server.client.transports import SERVICE, GrpcConnection
 from parameter_server.control import control_pb2 as pb
@@ -111,19 +111,6 @@ def test_refusals_and_lost_shards_are_told_apart(start: Callable[[int], tuple[Sh
         link.snapshot()
 
 
-class Fixed:
-    """Routes that do not change."""
-
-    def __init__(self, routes: Routes) -> None:
-        self._routes = routes
-
-    def current(self) -> Routes:
-        return self._routes
-
-    def newer_than(self, epoch: int) -> Routes:
-        return self._routes
-
-
 def mutate(rng: random.Random, message: bytes) -> bytes:
     damaged = bytearray(message)
     for _ in range(rng.randrange(4)):
@@ -140,7 +127,7 @@ def test_damaged_messages_are_answered_and_rows_stay(start: Callable[[int], tupl
     routes = Routes(epoch=(1 << 32) - 1, owners=spread_evenly([0]), addresses={0: address})
     with closing(GrpcShardLink(address)) as link:
         link.settle(1 << 62, routes)
-    with closing(RowsClient(RUN, Fixed(routes), GrpcConnection)) as client:
+    with closing(RowsClient(RUN, FixedRoutes(routes), GrpcConnection)) as client:
         ids = np.arange(1000)
         client.push(LaneLease(0, 1), 1, [Push(table=0, ids=ids, gradients=np.ones((1000, DIM), np.float32))]).result(60)
     held, packed = 1000, write_buckets(ALL)
