@@ -51,8 +51,7 @@ def serve(config: ShardConfig, events: EventFormatter) -> None:
     keep_freed_memory()  # a pull's or push's arrays are as large as those of the one before
     with StopSignal(at_once=True) as stop, ExitStack() as stack:
         if config.folder is not None:
-            # By the shard itself later; nobody need hear of one that cannot be.
-            lock_folder(config.folder, flag="--folder").release()
+            lock_folder(config.folder, flag="--folder").release()  # by the shard itself later: fails early
         meter = CallMeter()
         endpoint = Endpoint(config.server_security, config.limits, interceptors=[meter])
         address = config.tell(endpoint.listen(config.address))
