@@ -19,6 +19,7 @@ from embeddings.build import build_tables
 from parameter_server.client.remote_rows import PushPlace
 from parameter_server.client.remote_storage import RemoteStorage
 from parameter_server.client.remote_tables import RemoteTables
+from parameter_server.client.routes_source import FixedRoutes
 from parameter_server.client.rows_client import LaneLease, RowsClient
 from parameter_server.client.transports import LocalConnection
 from parameter_server.description import RunDescription
@@ -63,19 +64,6 @@ def draw_batch(random: np.random.Generator, *, weighted: bool = False, batch_siz
 
 
 @dataclass(kw_only=True)
-class FixedRoutes:
-    """Routes that never change."""
-
-    routes: Routes
-
-    def current(self) -> Routes:
-        return self.routes
-
-    def newer_than(self, epoch: int) -> Routes:
-        return self.routes
-
-
-@dataclass(kw_only=True)
 class Run:
     """Two shards with rows of a run, and tables on them."""
 
@@ -103,7 +91,7 @@ def start() -> Iterator[Callable[..., Run]]:
 
                 return LocalConnection(shards[int(address[-1])]) if sockets is None else GrpcConnection(address)
 
-            source = FixedRoutes(routes=routes)
+            source = FixedRoutes(routes)
             rows = stack.enter_context(
                 closing(RowsClient(description, source, connect, deadline_seconds=deadline_seconds))
             )
