@@ -33,6 +33,8 @@ def describe_stage(status: Status, shards: int) -> str:
     for stage, words in ((Stage.TRAINING, "training"), (Stage.EVALUATING, "evaluating"), (Stage.SAVING, "saving")):
         if stage in told:
             return words
+    if status.samples_completed >= status.samples and not told:  # all have left, or are not heard of while they measure
+        return "ending"
     ready = sum(m.role == "shard" and m.alive and bool(m.facts) for m in status.members)
     if ready < shards:
         return f"starting shards, {ready} of {shards} ready"

@@ -75,6 +75,7 @@ def status(samples: int, *members: tuple[str, Mapping[str, float]]) -> Status:
         (status(9, ("trainer", {STAGE: 1.0}), ("trainer", {STAGE: float(Stage.EVALUATING)})), "training"),
         (status(9, ("trainer", {STAGE: float(Stage.EVALUATING)})), "evaluating"),
         (status(9, ("trainer", {STAGE: float(Stage.SAVING)})), "saving"),
+        (replace(status(9), samples_completed=9), "ending"),
     ],
 )
 def test_a_display_says_what_a_run_is_at(told: Status, words: str) -> None:
