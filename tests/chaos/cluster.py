@@ -21,6 +21,7 @@ TRAINER = Path(__file__).with_name("sum_trainer.py")
 REPOSITORY = TRAINER.parents[2]
 LEASE_SECONDS = 2.0
 START_SECONDS = 60.0
+COLD_SECONDS = 240.0  # until all run, where kernels are still to be compiled
 Proxy = ByteProxy | MessageProxy
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 from byte_proxy import ByteFaults
 from chaos_round import Chaos, HandPusher, Hands, assert_sums, connect
-from cluster import Cluster, wait_until
+from cluster import COLD_SECONDS, Cluster, wait_until
+from lossy_round import run_lossy_round
 from message_proxy import MessageFaults
 from sum_job import describe, hand_ids, hand_rows
 
@@ -58,9 +59,9 @@ def described(cluster: Cluster) -> RunDescription:
     """The run's description, once it is under way."""
     client = GrpcCoordinatorClient(cluster.address, deadline_seconds=60)
     try:
-        found = RunDescription.from_json(client.describe(deadline_seconds=60))
-        client.routes(deadline_seconds=60)
-        wait_until(lambda: client.status().chunks_completed > 0 or not found.samples, "a first chunk")
+        found = RunDescription.from_json(client.describe(deadline_seconds=COLD_SECONDS))
+        client.routes(deadline_seconds=COLD_SECONDS)
+        wait_until(lambda: client.status().chunks_completed > 0 or not found.samples, "a first chunk", COLD_SECONDS)
     finally:
         client.close()
     return found
@@ -152,9 +153,29 @@ def assert_kept(client: GrpcCoordinatorClient, pusher: HandPusher, kept: dict[st
             assert (found[here] == expected[here]).all(), f"{name}, table {table}: {pusher.acknowledged} acknowledged"
 
 
+def register(cluster: Cluster, description: RunDescription) -> None:
+    """Says what the run is of, where no trainer does."""
+    client = GrpcCoordinatorClient(cluster.address, deadline_seconds=COLD_SECONDS)
+    try:
+        client.register("client", "test", "", description.to_json())
+    finally:
+        client.close()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_loss_is_reported_truly_though_pushes_are_under_way(folder: Path) -> None:
+    wanted = describe(samples=0, durability="snapshot")
+    with Cluster(folder, wanted, seed=2) as cluster:
+        begin(cluster, [None, None], trainers=0)
+        register(cluster, wanted)
+        assert run_lossy_round(cluster, described(cluster), random.Random(2), time.monotonic() + 3) > 0
+
+
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_the_sum_is_right_in_many_rounds(chaos_minutes: float, chaos_seed: int) -> None:
+    warm_up()
     end = time.monotonic() + 60 * chaos_minutes
     for seed in range(chaos_seed, chaos_seed + 10_000):
         if time.monotonic() > end:
@@ -165,9 +186,27 @@ def test_the_sum_is_right_in_many_rounds(chaos_minutes: float, chaos_seed: int) 
         shutil.rmtree(made)  # what a failing round leaves is kept
 
 
+def warm_up() -> None:
+    """Has kernels compiled, which takes longer than anything that is waited for."""
+    made = Path(tempfile.mkdtemp(prefix="chaos"))
+    with Cluster(made, describe(samples=640), seed=1) as cluster:
+        begin(cluster, [None], trainers=1)
+        described(cluster)
+        cluster.wait_for_trainers(COLD_SECONDS)
+    shutil.rmtree(made)
+
+
 def run_round(folder: Path, seed: int, seconds: float) -> None:
     draw = random.Random(seed)
     told = f"round with seed {seed}, files in {folder}"
+    if draw.random() < 0.4:
+        wanted = describe(samples=0, durability="snapshot")
+        with Cluster(folder, wanted, seed=seed) as cluster:
+            begin(cluster, [draw.choice(FAULTS) for _ in range(2)], trainers=0)
+            register(cluster, wanted)
+            lost = run_lossy_round(cluster, described(cluster), draw, time.monotonic() + min(seconds, 20.0))
+            print(f"{told}: {lost} frames lost, as reported", flush=True)
+        return
     staleness = draw.choice([None, None, 3])
     with Cluster(folder, describe(samples=60_000, staleness=staleness), seed=seed, pace_seconds=0.05) as cluster:
         begin(cluster, [draw.choice(FAULTS) for _ in range(2)], trainers=draw.randint(2, 3))
