@@ -110,9 +110,9 @@ def open_client(
     description: RunDescription, address: str, value_type: Literal["fp32", "fp16"], max_in_flight: int = 4
 ) -> RowsClient:
     """Opens a client of one shard."""
-    from parameter_server.client.routes_source import FixedRoutes
     from parameter_server.client.rows_client import RowsClient
-    from parameter_server.client.transports import GrpcConnection
+    from parameter_server.control.routes_source import FixedRoutes
+    from parameter_server.transports import GrpcConnection
 
     routes = FixedRoutes(make_routes(address))
     return RowsClient(description, routes, GrpcConnection, value_type=value_type, max_in_flight=max_in_flight)

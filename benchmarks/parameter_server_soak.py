@@ -285,10 +285,10 @@ def _train_as_member(client: GrpcCoordinatorClient, name: str, batches_per_secon
     import numpy as np
 
     from dlrm.asynchronous.membership import Membership
-    from parameter_server.client.routes_source import CoordinatorRoutes
     from parameter_server.client.rows_client import LaneLease, Push, RowsClient
-    from parameter_server.client.transports import GrpcConnection
+    from parameter_server.control.routes_source import CoordinatorRoutes
     from parameter_server.coordinator.answers import Chunk
+    from parameter_server.transports import GrpcConnection
 
     draw = np.random.default_rng()
     with Membership(client, name, describe()) as member, ExitStack() as stack:
@@ -318,8 +318,8 @@ def _train_as_member(client: GrpcCoordinatorClient, name: str, batches_per_secon
 
 def _read(coordinator: str) -> None:
     """Follows all shards, as a server of predictions does, until killed."""
-    from parameter_server.client.routes_source import CoordinatorRoutes
     from parameter_server.control.coordinator_client import GrpcCoordinatorClient
+    from parameter_server.control.routes_source import CoordinatorRoutes
     from parameter_server.description import RunDescription
     from parameter_server.feed.connections import GrpcFeed
     from parameter_server.feed.reader import FeedReader

@@ -53,3 +53,8 @@ class ShardUnreachableError(TimeoutError):
 
 class LaneLostError(RuntimeError):
     """A lane was leased to somebody else, or its pushes cannot go on; its batches have to be computed anew."""
+
+
+def wrong(message: str) -> RefusedError:
+    """Makes the error for a call that is wrong and stays so."""
+    return RefusedError(Refusal.INVALID_ARGUMENT, message)

@@ -10,12 +10,12 @@ from dlrm.asynchronous.config import ServersConfig
 from parameter_server.client.dense_client import DenseClient
 from parameter_server.client.remote_storage import RemoteStorage
 from parameter_server.client.remote_tables import RemoteTables
-from parameter_server.client.routes_source import CoordinatorRoutes
 from parameter_server.client.rows_client import RowsClient
-from parameter_server.client.transports import ShardConnection
 from parameter_server.control.coordinator_client import CoordinatorClient
+from parameter_server.control.routes_source import CoordinatorRoutes
 from parameter_server.coordinator.answers import SnapshotTaken
 from parameter_server.description import RunDescription
+from parameter_server.transports import ShardConnection
 
 
 class Shards:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from dlrm.training.attach import RunParts
     from dlrm.training.attachments import Attachment
     from embeddings import TableConfig
-    from parameter_server.client.transports import ShardConnection
     from parameter_server.control.coordinator_client import CoordinatorClient
+    from parameter_server.transports import ShardConnection
 
 # What trainers may have of their own; nothing of it bends what is learned.
 OWN = (
@@ -71,8 +71,8 @@ def train(name: str, recipe: Recipe, config: AsynchronousConfig) -> dict[str, An
     from dlrm.data.provide import provide_dataset
     from dlrm.descriptions import describe_tables
     from dlrm.optim.scaling import scale_config
-    from parameter_server.client.transports import GrpcConnection
     from parameter_server.control.coordinator_client import GrpcCoordinatorClient
+    from parameter_server.transports import GrpcConnection
 
     scaled, _ = scale_config(config)
     config = replace(scaled, noise_scale=replace(scaled.noise_scale, every_steps=0))

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from parameter_server.client.damaged_answers import decode_answer
 from parameter_server.client.retries import passes
 from parameter_server.client.shard_connections import RoutesSource, RoutesWatch, ShardConnections
-from parameter_server.client.transports import ShardConnection
 from parameter_server.dense_codec import MAX_FRAME_PIECES, PIECE, PIECE_SALT, Combine, Floats
 from parameter_server.errors import ConnectionLost, LaneLostError, Refusal, RefusedError, ShardUnreachableError
 from parameter_server.partition import Longs, Routes, buckets_of
+from parameter_server.transports import ShardConnection
 from parameter_server.wire import Flag, Header, Op, encode, join
 
 FRAMES_AT_A_TIME = 4  # per shard, so that other calls get their turn

@@ -21,10 +21,10 @@ from embeddings.tables import TableConfig
 from parameter_server.client.damaged_answers import decode_answer
 from parameter_server.client.retries import Patience, passes
 from parameter_server.client.shard_connections import RoutesSource, RoutesWatch, ShardConnections
-from parameter_server.client.transports import ShardConnection
 from parameter_server.description import RunDescription
 from parameter_server.partition import Routes, buckets_of, salt_of
 from parameter_server.shard.row_storage import SET_UPDATES, columns_of, join_rows, split_rows
+from parameter_server.transports import ShardConnection
 from parameter_server.wire import Frame, Header, Op, encode, join
 
 Floats = NDArray[np.float32]

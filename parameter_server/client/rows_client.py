@@ -14,10 +14,10 @@ from parameter_server.client.pull_sender import Pulled, PullSender
 from parameter_server.client.push_sender import PushSender
 from parameter_server.client.push_streams import LaneLease, PendingPush
 from parameter_server.client.shard_connections import RoutesSource, RoutesWatch, ShardConnections
-from parameter_server.client.transports import ShardConnection
 from parameter_server.description import RunDescription
 from parameter_server.errors import ConnectionLost
 from parameter_server.partition import Routes, salt_of
+from parameter_server.transports import ShardConnection
 from parameter_server.wire import Longs, Type
 
 __all__ = ["LaneLease", "Pulled", "Push", "RoutesSource", "RowsClient", "ValueType"]

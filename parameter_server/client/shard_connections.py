@@ -8,9 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-from parameter_server.client.transports import ShardConnection
 from parameter_server.errors import ConnectionLost
 from parameter_server.partition import Routes
+from parameter_server.transports import ShardConnection
 
 _LOG = logging.getLogger(__name__)
 

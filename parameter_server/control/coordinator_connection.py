@@ -48,8 +48,8 @@ class GrpcCoordinatorClient:
     """
 
     def __init__(self, address: str, security: ClientSecurity | None = None, *, deadline_seconds: float = 60.0) -> None:
-        from parameter_server.client.transports import CHANNEL_OPTIONS
         from parameter_server.security.security import ClientSecurity, import_grpc
+        from parameter_server.transports import CHANNEL_OPTIONS
 
         import_grpc()
         from parameter_server.control import control_pb2, control_pb2_grpc, messages

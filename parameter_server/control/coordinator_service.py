@@ -7,14 +7,15 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from parameter_server import limits
 from parameter_server.control import control_pb2 as pb
-from parameter_server.control import limits as limits
 from parameter_server.control import messages as messages
 from parameter_server.control.calls import answer, done
 from parameter_server.control.control_pb2_grpc import CoordinatorServicer, add_CoordinatorServicer_to_server
 from parameter_server.control.coordinator_client import LocalCoordinatorClient, TakesSnapshots
 from parameter_server.coordinator.answers import PROTOCOL
 from parameter_server.coordinator.coordinator import Coordinator
+from parameter_server.errors import wrong
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +92,7 @@ class CoordinatorService(CoordinatorServicer):
 
         def work() -> pb.NextChunkReply:
             if len(request.holding.indices) > limits.MAX_HOLDING:
-                raise limits.wrong(f"holding: expected at most {limits.MAX_HOLDING} chunks, got more")
+                raise wrong(f"holding: expected at most {limits.MAX_HOLDING} chunks, got more")
             holding = list(request.holding.indices) if request.HasField("holding") else None
             return messages.write_chunk(self._coordinator.next_chunk(request.member, holding))
 
@@ -143,7 +144,7 @@ class CoordinatorService(CoordinatorServicer):
     def _wait(self, seconds: float, work: Callable[[float], _Reply], context: grpc.ServicerContext) -> _Reply:
         def bounded() -> _Reply:
             if not 0 <= seconds <= 3600:
-                raise limits.wrong(f"wait_seconds: expected 0 to 3600, got {seconds}")
+                raise wrong(f"wait_seconds: expected 0 to 3600, got {seconds}")
             with self._place() as has_place:
                 return work(min(seconds, MAX_WAIT_SECONDS) if has_place else 0.0)
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings.kernels.hash_kernels import NUM_BUCKETS
+from parameter_server import limits
 from parameter_server.control import control_pb2 as pb
-from parameter_server.control import limits as limits
 from parameter_server.coordinator.answers import (
     ROLES,
     Beat,
@@ -21,6 +21,7 @@ from parameter_server.coordinator.answers import (
     Status,
     Wait,
 )
+from parameter_server.errors import wrong
 from parameter_server.partition import Routes
 
 _OWNERS = np.dtype("<i4")
@@ -43,18 +44,18 @@ def read_routes(message: pb.Routes) -> Routes | None:
     if not message.owners:
         return None
     if len(message.owners) != NUM_BUCKETS * _OWNERS.itemsize:
-        raise limits.wrong(f"routes: expected owners of {NUM_BUCKETS} buckets, got {len(message.owners)} bytes")
+        raise wrong(f"routes: expected owners of {NUM_BUCKETS} buckets, got {len(message.owners)} bytes")
     if not 1 <= message.epoch <= limits.MAX_EPOCH:
-        raise limits.wrong(f"routes: expected an epoch from 1 to {limits.MAX_EPOCH}, got {message.epoch}")
+        raise wrong(f"routes: expected an epoch from 1 to {limits.MAX_EPOCH}, got {message.epoch}")
     if len(message.addresses) > limits.MAX_SHARDS:
-        raise limits.wrong(f"routes: expected at most {limits.MAX_SHARDS} shards, got {len(message.addresses)}")
+        raise wrong(f"routes: expected at most {limits.MAX_SHARDS} shards, got {len(message.addresses)}")
     for address in message.addresses.values():
         limits.check_text("address", address, limits.MAX_ADDRESS)
     try:
         owners = np.frombuffer(message.owners, _OWNERS).astype(np.int32)
         return Routes(epoch=message.epoch, owners=owners, addresses=dict(message.addresses))
     except ValueError as error:
-        raise limits.wrong(str(error)) from error
+        raise wrong(str(error)) from error
 
 
 def write_buckets(buckets: NDArray[np.bool_]) -> bytes:
@@ -69,7 +70,7 @@ def read_buckets(packed: bytes) -> NDArray[np.bool_]:
         RefusedError: With INVALID_ARGUMENT: it is of another length.
     """
     if len(packed) != NUM_BUCKETS // 8:
-        raise limits.wrong(f"buckets: expected {NUM_BUCKETS // 8} bytes, got {len(packed)}")
+        raise wrong(f"buckets: expected {NUM_BUCKETS // 8} bytes, got {len(packed)}")
     return np.unpackbits(np.frombuffer(packed, np.uint8)).astype(np.bool_)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from parameter_server import limits
 from parameter_server.address import Address
-from parameter_server.client.transports import CHANNEL_OPTIONS
 from parameter_server.control import control_pb2 as pb
-from parameter_server.control import limits as limits
 from parameter_server.control import messages as messages
 from parameter_server.control.calls import answer, call, done, stream
 from parameter_server.control.control_pb2_grpc import (
@@ -16,11 +15,12 @@ from parameter_server.control.control_pb2_grpc import (
     ShardControlStub,
     add_ShardControlServicer_to_server,
 )
-from parameter_server.errors import ConnectionLost
+from parameter_server.errors import ConnectionLost, wrong
 from parameter_server.grpc_status import abort
 from parameter_server.partition import Routes
 from parameter_server.security.security import ClientSecurity
 from parameter_server.shard.control import Copied, Mask, MovableShard, ShardControl, Taken
+from parameter_server.transports import CHANNEL_OPTIONS
 
 if TYPE_CHECKING:
     import grpc
@@ -81,7 +81,7 @@ class ShardControlService(ShardControlServicer):
             try:
                 Address.parse(request.address)
             except ValueError as error:
-                raise limits.wrong(str(error)) from error
+                raise wrong(str(error)) from error
             copied = self.control.copy(request.order, request.address, buckets, since, is_last=request.is_last)
             return pb.CopyBucketsReply(versions=copied.versions, bytes=copied.bytes)
 
@@ -168,11 +168,11 @@ class GrpcShardLink:
 
 def _routes(message: pb.Routes) -> Routes:
     if (routes := messages.read_routes(message)) is None:
-        raise limits.wrong("routes: expected some, got none")
+        raise wrong("routes: expected some, got none")
     return routes
 
 
 def _versions(since: Sequence[int]) -> list[int]:
     if len(since) > limits.MAX_TABLES or any(version < 0 for version in since):
-        raise limits.wrong(f"since: expected at most {limits.MAX_TABLES} versions >= 0, got others")
+        raise wrong(f"since: expected at most {limits.MAX_TABLES} versions >= 0, got others")
     return list(since)

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from parameter_server.control import limits as limits
+from parameter_server import limits
 from parameter_server.coordinator.answers import (
     PROTOCOL,
     Beat,
@@ -27,7 +27,7 @@ from parameter_server.coordinator.move_plan import Move
 from parameter_server.coordinator.run_state import RunState
 from parameter_server.coordinator.state import StoredSnapshot
 from parameter_server.coordinator.status import summarize
-from parameter_server.errors import Refusal, RefusedError
+from parameter_server.errors import Refusal, RefusedError, wrong
 from parameter_server.partition import Routes
 
 _log = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ class Coordinator(RunState):
         limits.check_text("snapshot", name, limits.MAX_NAME)
         with self._locked():
             if any(snapshot.name == name for snapshot in self.state.snapshots()):
-                raise limits.wrong(f"snapshot: expected a new name, got {name!r}")
+                raise wrong(f"snapshot: expected a new name, got {name!r}")
             if self.routing.routes is None:
                 raise RefusedError(Refusal.FAILED_PRECONDITION, "snapshot: expected shards that hold rows, got none")
             with self._change():
@@ -247,7 +247,7 @@ class Coordinator(RunState):
         with self._locked():
             found = next((it for it in self.state.snapshots() if it.name == name and it.finished), None)
             if found is None:
-                raise limits.wrong(f"restore: expected the name of a finished snapshot, got {name[:60]!r}")
+                raise wrong(f"restore: expected the name of a finished snapshot, got {name[:60]!r}")
             if at_work := len(self.members.of("trainer")):
                 raise RefusedError(
                     Refusal.FAILED_PRECONDITION,

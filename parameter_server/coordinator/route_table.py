@@ -7,9 +7,9 @@ from collections.abc import Sequence, Set
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.control.limits import MAX_SHARDS
 from parameter_server.coordinator.state import CoordinatorState, StoredShard
 from parameter_server.errors import Refusal, RefusedError
+from parameter_server.limits import MAX_SHARDS
 from parameter_server.partition import Routes, spread_evenly
 
 _FORGOTTEN_EPOCH = "forgotten epoch"

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from parameter_server.client.transports import CHANNEL_OPTIONS
 from parameter_server.errors import ConnectionLost
 from parameter_server.feed.messages import METHOD
 from parameter_server.feed.service import ChangesSource, follow_shard
 from parameter_server.grpc_status import error_of
+from parameter_server.transports import CHANNEL_OPTIONS
 
 if TYPE_CHECKING:
     from parameter_server.security.security import ClientSecurity

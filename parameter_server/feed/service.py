@@ -6,15 +6,16 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from parameter_server.description import RunDescription
 from parameter_server.errors import Refusal, RefusedError
-from parameter_server.feed.messages import METHOD, FeedRequest, Floats, Longs, Mark, Mask, unpack_buckets
+from parameter_server.feed.messages import METHOD, FeedRequest, Longs, Mark, Mask, unpack_buckets
 from parameter_server.grpc_status import abort
 from parameter_server.security.security import import_grpc
+from parameter_server.shard.changes import Changes
 from parameter_server.wire import MAX_FRAME_BYTES, Header, Op, encode, join
 
 if TYPE_CHECKING:
@@ -22,30 +23,6 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 100_000  # copied under the shard's lock
 MAX_READERS = 4  # each keeps a thread of the server
-
-
-class Changes(NamedTuple):
-    """What a shard says of a table at one moment.
-
-    Attributes:
-        version: Of the table.
-        route_epoch: Of the shard's routes.
-        claims: [4096] the epoch of routes since which each bucket's rows are whole here; 0 where they are not.
-        num_rows: In the table, of all buckets.
-        ids: [n] rows of the asked-for buckets that changed since the asked-for version.
-        weights: [n, dim].
-        evicted: Ids of rows that went since, and did not come back.
-        evictions_since: The version since which it is known which rows went.
-    """
-
-    version: int
-    route_epoch: int
-    claims: Longs
-    num_rows: int
-    ids: Longs
-    weights: Floats
-    evicted: Longs
-    evictions_since: int = 0
 
 
 class ChangesSource(Protocol):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from parameter_server.client.transports import LocalConnection
 from parameter_server.control.coordinator_client import LocalCoordinatorClient
 from parameter_server.coordinator.coordinator import Coordinator
 from parameter_server.coordinator.moves import ShardKeeper
 from parameter_server.description import RunDescription
 from parameter_server.shard.control import ShardControl
 from parameter_server.shard.shard import Shard
+from parameter_server.transports import LocalConnection
 
 SCHEME = "local:"
 

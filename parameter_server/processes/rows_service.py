@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from parameter_server.client.transports import MESSAGE_OPTIONS, METHODS, SERVICE, RowsServer
 from parameter_server.errors import ConnectionLost, Refusal, RefusedError
 from parameter_server.grpc_status import abort
+from parameter_server.transports import MESSAGE_OPTIONS, METHODS, SERVICE, RowsServer
 
 if TYPE_CHECKING:
     import grpc

@@ -36,7 +36,6 @@ def serve(config: ShardConfig, events: EventFormatter) -> None:
             be kept any more, as on a full disk.
     """
     import_grpc()
-    from parameter_server.client.transports import SERVICE
     from parameter_server.control.coordinator_client import GrpcCoordinatorClient
     from parameter_server.control.shard_service import SHARD_SERVICE, ShardControlService
     from parameter_server.feed.service import add_feed_to
@@ -47,6 +46,7 @@ def serve(config: ShardConfig, events: EventFormatter) -> None:
     from parameter_server.processes.telemetry import MetricsServer, ShardMetrics
     from parameter_server.processes.warm_up import warm_up
     from parameter_server.shard.shard import Shard
+    from parameter_server.transports import SERVICE
 
     keep_freed_memory()  # a pull's or push's arrays are as large as those of the one before
     with StopSignal(at_once=True) as stop, ExitStack() as stack:

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings.kernels.hash_kernels import NUM_BUCKETS
-from parameter_server.control.limits import wrong
-from parameter_server.errors import Refusal, RefusedError
+from parameter_server.errors import Refusal, RefusedError, wrong
 from parameter_server.partition import Routes
 
 Mask = NDArray[np.bool_]

@@ -14,9 +14,9 @@ from embeddings.kernels.hash_kernels import NUM_BUCKETS
 from parameter_server.dense_codec import MAX_FRAME_PIECES
 from parameter_server.description import RunDescription
 from parameter_server.errors import Refusal, RefusedError
-from parameter_server.feed.service import Changes
 from parameter_server.partition import Routes, buckets_of
 from parameter_server.shard.bucket_chunks import take_chunks
+from parameter_server.shard.changes import Changes
 from parameter_server.shard.folder import SnapshotInfo
 from parameter_server.shard.guarded_state import GuardedState
 from parameter_server.shard.journal import JournalSync

@@ -13,12 +13,12 @@ import numpy as np
 from cluster import LEASE_SECONDS, Cluster
 from sum_job import expected_rows, hand_gradients, hand_ids, hand_rows
 
-from parameter_server.client.routes_source import CoordinatorRoutes
 from parameter_server.client.rows_client import LaneLease, Push, RowsClient
-from parameter_server.client.transports import GrpcConnection
 from parameter_server.control.coordinator_client import GrpcCoordinatorClient
+from parameter_server.control.routes_source import CoordinatorRoutes
 from parameter_server.description import RunDescription
 from parameter_server.partition import buckets_of, salt_of
+from parameter_server.transports import GrpcConnection
 
 
 class HandPusher:

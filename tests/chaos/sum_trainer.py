@@ -15,13 +15,13 @@ import numpy as np
 from sum_job import gradients_of
 
 from dlrm.asynchronous.membership import LeaseLostError, Membership
-from parameter_server.client.routes_source import CoordinatorRoutes
 from parameter_server.client.rows_client import LaneLease, Push, RowsClient
-from parameter_server.client.transports import ShardConnection
 from parameter_server.control.coordinator_client import CoordinatorClient
+from parameter_server.control.routes_source import CoordinatorRoutes
 from parameter_server.coordinator.answers import Chunk, Finished, Wait
 from parameter_server.description import RunDescription
 from parameter_server.errors import LaneLostError, RefusedError
+from parameter_server.transports import ShardConnection
 
 # After each of these a trainer registers anew; what it had not completed is computed again by whoever gets it.
 _SETBACKS = (LeaseLostError, LaneLostError, RefusedError, ConnectionError, TimeoutError)
@@ -113,8 +113,8 @@ def _insist(ask: Callable[[], None]) -> None:
 
 def main() -> None:
     """Run as a process until the data are trained; SIGTERM asks it to leave."""
-    from parameter_server.client.transports import GrpcConnection
     from parameter_server.control.coordinator_client import GrpcCoordinatorClient
+    from parameter_server.transports import GrpcConnection
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")

@@ -25,9 +25,9 @@ from lossy_round import run_lossy_round
 from message_proxy import MessageFaults
 from sum_job import describe, hand_ids, hand_rows
 
-from parameter_server.client.routes_source import CoordinatorRoutes
 from parameter_server.client.rows_client import RowsClient
 from parameter_server.control.coordinator_client import GrpcCoordinatorClient
+from parameter_server.control.routes_source import CoordinatorRoutes
 from parameter_server.coordinator.answers import MemberStatus
 from parameter_server.description import RunDescription
 from parameter_server.partition import buckets_of, salt_of

@@ -13,9 +13,9 @@ from chaos_round import assert_sums, connect
 from cluster import Cluster, wait_until
 from sum_job import describe
 
-from parameter_server.client.routes_source import CoordinatorRoutes
 from parameter_server.client.rows_client import RowsClient
 from parameter_server.control.coordinator_client import GrpcCoordinatorClient
+from parameter_server.control.routes_source import CoordinatorRoutes
 from parameter_server.coordinator.going_on import go_on
 from parameter_server.description import RunDescription
 

@@ -18,14 +18,14 @@ from message_proxy import MessageFaults, MessageProxy
 from sum_job import describe, expected_rows
 from sum_trainer import train
 
-from parameter_server.client.routes_source import CoordinatorRoutes
 from parameter_server.client.rows_client import RowsClient
-from parameter_server.client.transports import GrpcConnection
 from parameter_server.control.coordinator_client import LocalCoordinatorClient
+from parameter_server.control.routes_source import CoordinatorRoutes
 from parameter_server.coordinator.coordinator import Coordinator
 from parameter_server.partition import Routes
 from parameter_server.processes.rows_service import add_rows_service, make_server
 from parameter_server.shard.shard import Shard
+from parameter_server.transports import GrpcConnection
 
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 MESSAGES = MessageFaults(

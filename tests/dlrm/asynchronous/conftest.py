@@ -17,12 +17,12 @@ from dlrm.ghost_batch_norm import GhostBatchNorm
 from dlrm.training.attachments import Moment
 from embeddings import RowSGD, TableConfig
 from parameter_server.client.dense_client import DenseClient
-from parameter_server.client.transports import LocalConnection
 from parameter_server.description import RunDescription
 from parameter_server.errors import ConnectionLost, Refusal, RefusedError
 from parameter_server.partition import Routes, spread_evenly
 from parameter_server.shard.dense_update import OPTIONS
 from parameter_server.shard.shard import Shard
+from parameter_server.transports import LocalConnection
 
 TABLE = TableConfig(name="a", num_rows=10, dim=4, optimizer=RowSGD(learning_rate=1.0))
 MOMENT = Moment(None, 0, 1, 1)  # type: ignore[arg-type]

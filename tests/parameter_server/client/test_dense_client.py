@@ -15,12 +15,12 @@ import pytest
 
 from embeddings import RowSGD, TableConfig
 from parameter_server.client.dense_client import DenseClient, Part, Place
-from parameter_server.client.transports import LocalConnection
 from parameter_server.dense_codec import MAX_FRAME_PIECES, PIECE, PIECE_SALT, Combine, cut_pieces
 from parameter_server.description import RunDescription
 from parameter_server.errors import ConnectionLost, LaneLostError, Refusal, RefusedError, ShardUnreachableError
 from parameter_server.partition import Routes, buckets_of, spread_evenly
 from parameter_server.shard.dense_pieces import DensePieces
+from parameter_server.transports import LocalConnection
 from parameter_server.wire import Flag, Op, decode, encode
 
 NUMBER = 5 * PIECE + 7

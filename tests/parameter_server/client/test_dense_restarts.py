@@ -13,12 +13,12 @@ import numpy as np
 
 from embeddings import RowSGD, TableConfig
 from parameter_server.client.dense_client import DenseClient, Part, Place
-from parameter_server.client.transports import GrpcConnection, LocalConnection
 from parameter_server.dense_codec import PIECE, Combine, cut_pieces
 from parameter_server.description import RunDescription
 from parameter_server.partition import Routes, spread_evenly
 from parameter_server.processes.rows_service import add_rows_service, make_server
 from parameter_server.shard.shard import Shard
+from parameter_server.transports import GrpcConnection, LocalConnection
 
 NUMBER = 5 * PIECE + 7
 TABLE = TableConfig(name="a", num_rows=10, dim=4, optimizer=RowSGD(learning_rate=1.0))

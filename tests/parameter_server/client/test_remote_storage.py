@@ -25,14 +25,14 @@ from embeddings.tables import UNBOUNDED
 from parameter_server.client.remote_rows import PushPlace
 from parameter_server.client.remote_storage import RemoteStorage
 from parameter_server.client.remote_tables import RemoteTables
-from parameter_server.client.routes_source import CoordinatorRoutes, FixedRoutes
 from parameter_server.client.rows_client import LaneLease, RowsClient
-from parameter_server.client.transports import LocalConnection
+from parameter_server.control.routes_source import CoordinatorRoutes, FixedRoutes
 from parameter_server.description import RunDescription
 from parameter_server.errors import ConnectionLost, Refusal, RefusedError, ShardUnreachableError
 from parameter_server.partition import Routes, spread_evenly
 from parameter_server.processes.local_run import LocalRun
 from parameter_server.shard.shard import Shard
+from parameter_server.transports import LocalConnection
 from parameter_server.wire import Header, Op, encode, join
 
 SEED = 3

@@ -19,12 +19,12 @@ from embeddings.build import build_tables
 from parameter_server.client.remote_rows import PushPlace
 from parameter_server.client.remote_storage import RemoteStorage
 from parameter_server.client.remote_tables import RemoteTables
-from parameter_server.client.routes_source import FixedRoutes
 from parameter_server.client.rows_client import LaneLease, RowsClient
-from parameter_server.client.transports import LocalConnection
+from parameter_server.control.routes_source import FixedRoutes
 from parameter_server.description import RunDescription
 from parameter_server.partition import Routes, spread_evenly
 from parameter_server.shard.shard import Shard
+from parameter_server.transports import LocalConnection
 
 SEED = 5
 LANE = LaneLease(0, 1)
@@ -87,7 +87,7 @@ def start() -> Iterator[Callable[..., Run]]:
                 serve(stack, shards, addresses)
 
             def connect(address: str) -> Any:
-                from parameter_server.client.transports import GrpcConnection
+                from parameter_server.transports import GrpcConnection
 
                 return LocalConnection(shards[int(address[-1])]) if sockets is None else GrpcConnection(address)
 

@@ -15,15 +15,15 @@ from embeddings.row_optimizers import RowSGD
 from embeddings.tables import TableConfig
 from parameter_server import wire
 from parameter_server.client.frame_cutting import Order, Push, cut_piece
-from parameter_server.client.routes_source import FixedRoutes
 from parameter_server.client.rows_client import LaneLease, RowsClient
-from parameter_server.client.transports import GrpcConnection, LocalConnection, ShardConnection
+from parameter_server.control.routes_source import FixedRoutes
 from parameter_server.description import RunDescription
 from parameter_server.errors import RefusedError
 from parameter_server.partition import Routes, buckets_of, salt_of, spread_evenly
 from parameter_server.processes.rows_service import add_rows_service, make_server
 from parameter_server.security.security import ServerSecurity
 from parameter_server.shard.shard import Shard
+from parameter_server.transports import GrpcConnection, LocalConnection, ShardConnection
 from parameter_server.wire import Type
 
 ROWS, DIM, SALT = 1000, 8, salt_of("a")

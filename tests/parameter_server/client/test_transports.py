@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
-from parameter_server.client.transports import GrpcConnection, LocalConnection
 from parameter_server.errors import ConnectionLost, Refusal, RefusedError
 from parameter_server.processes.rows_service import Gate, ServerLimits, add_rows_service, make_server
 from parameter_server.security.security import ServerSecurity
+from parameter_server.transports import GrpcConnection, LocalConnection
 from parameter_server.wire import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES
 
 

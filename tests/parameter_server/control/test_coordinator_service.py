@@ -20,10 +20,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from embeddings.tables import TableConfig
-from parameter_server.client.routes_source import CoordinatorRoutes
 from parameter_server.control import control_pb2 as pb
 from parameter_server.control.coordinator_client import GrpcCoordinatorClient, LocalCoordinatorClient
 from parameter_server.control.coordinator_service import SERVICE, CoordinatorService
+from parameter_server.control.routes_source import CoordinatorRoutes
 from parameter_server.coordinator.answers import Chunk, Finished
 from parameter_server.coordinator.coordinator import Coordinator
 from parameter_server.description import RunDescription

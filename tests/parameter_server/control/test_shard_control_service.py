@@ -14,12 +14,11 @@ import pytest
 from embeddings.row_optimizers import RowSGD
 from embeddings.tables import TableConfig
 from parameter_server.client.frame_cutting import Push
-from parameter_server.client.routes_source import CoordinatorRoutes, FixedRoutes
 from parameter_server.client.rows_client import LaneLease, RowsClient
-from parameter_server.client.transports import SERVICE, GrpcConnection
 from parameter_server.control import control_pb2 as pb
 from parameter_server.control.coordinator_client import LocalCoordinatorClient
 from parameter_server.control.messages import write_buckets, write_routes
+from parameter_server.control.routes_source import CoordinatorRoutes, FixedRoutes
 from parameter_server.control.shard_service import SHARD_SERVICE, GrpcShardLink, ShardControlService
 from parameter_server.coordinator.coordinator import Coordinator
 from parameter_server.coordinator.moves import ShardKeeper
@@ -30,6 +29,7 @@ from parameter_server.processes.endpoint import Endpoint
 from parameter_server.processes.rows_service import add_rows_service
 from parameter_server.security.security import ServerSecurity
 from parameter_server.shard.shard import Shard
+from parameter_server.transports import SERVICE, GrpcConnection
 
 IDS, DIM = 30_000, 64
 RUN = RunDescription(

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from embeddings.tables import TableConfig
-from parameter_server.client.routes_source import CoordinatorRoutes
-from parameter_server.control import limits as control_limits
+from parameter_server import limits as control_limits
 from parameter_server.control.coordinator_client import LocalCoordinatorClient
+from parameter_server.control.routes_source import CoordinatorRoutes
 from parameter_server.coordinator.answers import Chunk
 from parameter_server.coordinator.coordinator import Coordinator
 from parameter_server.description import RunDescription

@@ -15,16 +15,16 @@ import pytest
 from embeddings.row_optimizers import RowSGD
 from embeddings.tables import TableConfig
 from parameter_server.client.frame_cutting import Push
-from parameter_server.client.routes_source import CoordinatorRoutes
 from parameter_server.client.rows_client import LaneLease, RowsClient
-from parameter_server.client.transports import LocalConnection
 from parameter_server.control.coordinator_client import LocalCoordinatorClient
+from parameter_server.control.routes_source import CoordinatorRoutes
 from parameter_server.coordinator.coordinator import Coordinator
 from parameter_server.coordinator.moves import ShardKeeper
 from parameter_server.description import RunDescription
 from parameter_server.errors import ConnectionLost, Refusal, RefusedError
 from parameter_server.shard.control import ShardControl, ShardLink
 from parameter_server.shard.shard import Shard
+from parameter_server.transports import LocalConnection
 
 IDS, DIM = 3000, 4
 TABLE = TableConfig(

@@ -16,11 +16,11 @@ import pytest
 from embeddings.row_optimizers import RowSGD
 from embeddings.tables import TableConfig
 from parameter_server.client.frame_cutting import Push
-from parameter_server.client.routes_source import CoordinatorRoutes
 from parameter_server.client.rows_client import LaneLease, RowsClient
-from parameter_server.client.transports import GrpcConnection
 from parameter_server.control.coordinator_client import GrpcCoordinatorClient
+from parameter_server.control.routes_source import CoordinatorRoutes
 from parameter_server.description import RunDescription
+from parameter_server.transports import GrpcConnection
 
 IDS, DIM = 20_000, 16
 TABLE = TableConfig(

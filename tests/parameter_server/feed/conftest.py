@@ -16,9 +16,9 @@ from embeddings.tables import UNBOUNDED, TableConfig
 from parameter_server.description import RunDescription
 from parameter_server.feed.connections import LocalFeed
 from parameter_server.feed.reader import FeedReader
-from parameter_server.feed.service import Changes
 from parameter_server.feed.tables import ServedTables
 from parameter_server.partition import Routes, buckets_of, salt_of
+from parameter_server.shard.changes import Changes
 
 DESCRIPTION = RunDescription(
     run_id=77,

@@ -14,7 +14,6 @@ from embeddings.kernels.hash_kernels import NUM_BUCKETS
 from embeddings.row_optimizers import RowWiseAdagrad
 from embeddings.tables import UNBOUNDED, TableConfig
 from parameter_server.client.rows_client import LaneLease, Push, RowsClient
-from parameter_server.client.transports import LocalConnection
 from parameter_server.description import Growth, RunDescription
 from parameter_server.errors import Refusal, RefusedError
 from parameter_server.feed.connections import GrpcFeed
@@ -24,6 +23,7 @@ from parameter_server.feed.service import MAX_READERS, add_feed_to
 from parameter_server.feed.tables import ServedTables
 from parameter_server.partition import Routes, spread_evenly
 from parameter_server.shard.shard import Shard
+from parameter_server.transports import LocalConnection
 
 IDS = np.arange(-300, 300) * 1_000_003
 SECONDS = 0.05

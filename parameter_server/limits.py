@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from parameter_server.coordinator.answers import ROLES
 from parameter_server.coordinator.chunks import ChunkPlan
 from parameter_server.description import RunDescription
-from parameter_server.errors import Refusal, RefusedError
+from parameter_server.errors import wrong
 
 MAX_NAME = 200
 MAX_ADDRESS = 300
@@ -86,8 +86,3 @@ def check_clock(clock: int) -> int:
     if not 0 <= clock <= MAX_CLOCK:
         raise wrong(f"clock: expected 0 to {MAX_CLOCK}, got {clock}")
     return clock
-
-
-def wrong(message: str) -> RefusedError:
-    """Makes the error for a call that is wrong and stays so."""
-    return RefusedError(Refusal.INVALID_ARGUMENT, message)
