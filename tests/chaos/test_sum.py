@@ -128,7 +128,8 @@ def test_the_sum_is_right_behind_a_network_that_misbehaves(
             assert proxy.harmed > 2
             proxy.faults = ByteFaults()
             proxy.reset_all()
-    assert sum(shard.counts.duplicates for shard in local_run.shards) > 0, "nothing was sent twice"
+    if isinstance(faults, MessageFaults):  # where a byte's connection breaks before the shard has answered, is chance
+        assert sum(shard.counts.duplicates for shard in local_run.shards) > 0, "nothing was sent twice"
     client = RowsClient(local_run.description, CoordinatorRoutes(local_run.client), connect_soon)
     try:
         assert_sums(client, local_run.description.samples)

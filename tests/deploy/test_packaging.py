@@ -65,8 +65,16 @@ def test_the_doctor_knows_the_versions_that_are_pinned() -> None:
     assert names.isdisjoint({"torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu"}), "the doctor installs these"
 
 
-# torchrec imports the first three, torch.utils.tensorboard the last
-IMPORTED_ELSEWHERE = {"tensordict", "torchmetrics", "pyre-extensions", "tensorboard"}
+# torchrec imports the first three, torch.utils.tensorboard the next one, and `import_module` the last, which has no types
+IMPORTED_ELSEWHERE = {"tensordict", "torchmetrics", "pyre-extensions", "tensorboard", "rocksdict"}
+# Packages that are imported by another name than they are installed by.
+INSTALLED_AS = {
+    "google": "protobuf",
+    "grpc": "grpcio",
+    "grpc_health": "grpcio-health-checking",
+    "grpc_reflection": "grpcio-reflection",
+}
+EXTRAS = ("ps", "spill", "study")
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
@@ -78,9 +86,10 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
                     imported |= {alias.name.split(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.module:
                     imported.add(node.module.split(".")[0])
-    third_party = {name.replace("_", "-") for name in imported - set(sys.stdlib_module_names) - set(PACKAGES)}
+    foreign = imported - set(sys.stdlib_module_names) - set(PACKAGES)
+    third_party = {INSTALLED_AS.get(name, name.replace("_", "-")) for name in foreign}
     project = read_pyproject()["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["study"]]
+    lines = [*project["dependencies"], *(line for extra in EXTRAS for line in project["optional-dependencies"][extra])]
     declared = {line.partition("==")[0] for line in lines}
     installed_by_the_doctor = {"torchrec", "fbgemm-gpu"}
     assert third_party - installed_by_the_doctor == declared - (IMPORTED_ELSEWHERE - third_party)

@@ -135,7 +135,8 @@ def test_trainers_find_the_optimum_of_a_convex_problem_together(
     assert excess[-1] < 0.08 * float((scales * wanted**2).sum())
     assert excess[-1] < max(excess[:-1])  # the master wanders less
     assert averages[0].values()["dense_average/distance"] < 0.5
-    assert 40 <= averages[0].exchanges <= 400 / 8 + 1
+    # Fewer where the background thread gets little time: an exchange that is under way is not followed by a second one.
+    assert 10 <= averages[0].exchanges <= 400 / 8 + 1
 
 
 @pytest.mark.parametrize("mode", ["easgd", "average", "sgd"])
