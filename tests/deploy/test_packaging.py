@@ -65,7 +65,7 @@ def test_the_doctor_knows_the_versions_that_are_pinned() -> None:
     assert names.isdisjoint({"torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu"}), "the doctor installs these"
 
 
-# torchrec imports the first three, torch.utils.tensorboard the next one, and `import_module` the last, which has no types
+# torchrec imports the first three, torch.utils.tensorboard the next one, `import_module` the last, which has no types
 IMPORTED_ELSEWHERE = {"tensordict", "torchmetrics", "pyre-extensions", "tensorboard", "rocksdict"}
 # Packages that are imported by another name than they are installed by.
 INSTALLED_AS = {
