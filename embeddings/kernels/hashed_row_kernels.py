@@ -149,10 +149,7 @@ def push_rows(
                 _widen(halves, i * dim, sums, k * dim, dim)
             else:
                 _copy(floats, i * dim, sums, k * dim, dim)
-            _copy(record, 0, held, k * dim, dim)
-            _copy(record, dim, state1, k * first, first)
-            _copy(record, dim + first, state2, k * second, second)
-            _copy(record, dim + first + second, state3, k * last, last)
+            _take_record(record, layout, k, held, state1, state2, state3)
             measured[k, IDS] = counts[i] if counts.size else 1
         at = places[:used]
         if settings.kind == COW_CLIP:
@@ -161,14 +158,40 @@ def push_rows(
         for k in range(used):
             slot = slots[begin + k]
             record = floats_at(record_address(blocks, stride, slot), stride)
-            _copy(held, k * dim, record, 0, dim)
-            _copy(state1, k * first, record, dim, first)
-            _copy(state2, k * second, record, dim + first, second)
-            _copy(state3, k * last, record, dim + first + second, last)
-            versions_at(blocks, stride, slot)[0] = version
-            number = counts_at(blocks, stride, slot)
-            number[0] += np.uint32(1)
-            number[1] = seen
+            _put_record(record, layout, k, held, state1, state2, state3)
+            _note_push(blocks, stride, slot, version, seen)
+
+
+@inlined
+def _take_record(
+    record: Floats, layout: Layout, k: int, held: Floats, state1: Floats, state2: Floats, state3: Floats
+) -> None:
+    # into place k of a block
+    dim, first, second, last = layout.dim, layout.first, layout.second, layout.last
+    _copy(record, 0, held, k * dim, dim)
+    _copy(record, dim, state1, k * first, first)
+    _copy(record, dim + first, state2, k * second, second)
+    _copy(record, dim + first + second, state3, k * last, last)
+
+
+@inlined
+def _put_record(
+    record: Floats, layout: Layout, k: int, held: Floats, state1: Floats, state2: Floats, state3: Floats
+) -> None:
+    # back from there
+    dim, first, second, last = layout.dim, layout.first, layout.second, layout.last
+    _copy(held, k * dim, record, 0, dim)
+    _copy(state1, k * first, record, dim, first)
+    _copy(state2, k * second, record, dim + first, second)
+    _copy(state3, k * last, record, dim + first + second, last)
+
+
+@inlined
+def _note_push(blocks: Longs, stride: int, slot: int, version: int, seen: int) -> None:
+    versions_at(blocks, stride, slot)[0] = version
+    number = counts_at(blocks, stride, slot)
+    number[0] += np.uint32(1)
+    number[1] = seen
 
 
 @inlined
