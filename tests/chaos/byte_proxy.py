@@ -8,6 +8,7 @@ import random
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class ByteFaults:
         bytes_per_second: Of each connection and direction; None is no limit.
         silence: Share of connections which go silent for a while, after some bytes.
         silence_seconds: How long.
+        unanswered: Of connections on which these bytes have gone to the target, nothing comes back any more.
     """
 
     reset: float = 0.0
@@ -36,6 +38,7 @@ class ByteFaults:
     bytes_per_second: float | None = None
     silence: float = 0.0
     silence_seconds: float = 0.5
+    unanswered: bytes = b""
 
 
 class ByteProxy:
@@ -44,7 +47,7 @@ class ByteProxy:
     Args:
         target: ``host:port`` or ``unix:/path``; may be changed for later connections.
         seed: Draws all faults: the n-th connection meets the same ones again.
-        faults: May be changed for later connections.
+        faults: May be changed; but for ``unanswered``, for later connections.
         path: Of a Unix socket to listen on; else a TCP port of its own.
     """
 
@@ -61,8 +64,10 @@ class ByteProxy:
         self._is_ready.wait()
 
     def reset_all(self) -> None:
-        """Cuts every open connection now."""
-        self._loop.call_soon_threadsafe(self._cut_all)
+        """Cuts every open connection, and returns when that is done."""
+        is_done = threading.Event()
+        self._loop.call_soon_threadsafe(lambda: (self._cut_all(), is_done.set()))
+        is_done.wait()
 
     def close(self) -> None:
         """Ends all connections and the thread."""
@@ -119,10 +124,11 @@ class ByteProxy:
         limit = chance.randrange(faults.reset_bytes) if chance.random() < faults.reset else None
         silent_at = chance.randrange(faults.reset_bytes) if chance.random() < faults.silence else None
         self.harmed += limit is not None or silent_at is not None
+        watch = _Watch(self)
         try:
             await asyncio.gather(
-                _pass_on(reader, writer_there, random.Random(chance.random()), faults, limit, silent_at),
-                _pass_on(reader_there, writer, random.Random(chance.random()), faults, limit, silent_at),
+                _pass_on(reader, writer_there, random.Random(chance.random()), faults, limit, silent_at, watch.see),
+                _pass_on(reader_there, writer, random.Random(chance.random()), faults, limit, silent_at, watch.lose),
             )
         except (OSError, EOFError):
             pass
@@ -132,6 +138,25 @@ class ByteProxy:
                 _reset(one)
 
 
+class _Watch:
+    """Looks for the bytes after which a connection's answers are lost, in pieces that may cut them."""
+
+    def __init__(self, proxy: ByteProxy) -> None:
+        self._proxy, self._tail, self._is_found = proxy, b"", False
+
+    def see(self, piece: bytes) -> bytes:
+        """Looks at what goes to the target, before it does."""
+        if wanted := self._proxy.faults.unanswered:
+            seen = self._tail + piece
+            self._is_found = self._is_found or wanted in seen
+            self._tail = seen[-len(wanted) :]
+        return piece
+
+    def lose(self, piece: bytes) -> bytes:
+        """Gives what is left of what comes back."""
+        return b"" if self._is_found and self._proxy.faults.unanswered else piece
+
+
 async def _pass_on(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
@@ -139,9 +164,11 @@ async def _pass_on(
     faults: ByteFaults,
     limit: int | None,
     silent_at: int | None,
+    change: Callable[[bytes], bytes],
 ) -> None:
     passed = 0
     while piece := await reader.read(_PIECE):
+        piece = change(piece)
         if limit is not None and passed + len(piece) > limit:
             writer.write(piece[: limit - passed])
             with contextlib.suppress(OSError):

@@ -195,11 +195,14 @@ class Chaos:
         print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
 
-def assert_sums(rows: RowsClient, samples: int, told: str) -> None:
-    """Every row is the sum of the gradients of all samples, each of them once."""
+def assert_sums(rows: RowsClient, samples: int, told: str) -> int:
+    """Every row is the sum of the gradients of all samples, each of them once; returns how many rows there are."""
+    compared = 0
     for table, (ids, weights) in enumerate(expected_rows(samples)):
         found = rows.pull([(table, ids)]).result()[0].rows
         _assert_same(found, weights, ids, f"{told}, table {table}")
+        compared += len(found)
+    return compared
 
 
 def assert_hand_sums(rows: RowsClient, pusher: HandPusher, told: str) -> None:

@@ -6,9 +6,11 @@ import itertools
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -189,6 +191,14 @@ def left_alone(faulty_run: Callable[[], FaultyRun]) -> FaultyRun:
     run = faulty_run()
     assert run.run() == 0, run.errors.read_text()
     return run
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder for the files of a cluster, whose sockets' paths must be short, as those of pytest's folders are not."""
+    made = Path(tempfile.mkdtemp(prefix="chaos"))
+    yield made
+    shutil.rmtree(made)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

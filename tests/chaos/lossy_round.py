@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from chaos_round import Chaos, HandPusher
@@ -63,8 +64,15 @@ class SteadyHands:
             pusher.close()
 
 
-def run_lossy_round(cluster: Cluster, description: RunDescription, draw: random.Random, until: float) -> int:
-    """Kills shards until a time, and compares what they report with what is missing; returns how many are lost.
+class Loss(NamedTuple):
+    """Of all pushes, and of the frames that these are: a push of a table is one on each shard."""
+
+    pushes: int
+    lost_frames: int
+
+
+def run_lossy_round(cluster: Cluster, description: RunDescription, draw: random.Random, until: float) -> Loss:
+    """Kills shards until a time, and compares what they report with what is missing.
 
     Buckets do not move here: a push of a table is one frame on each shard then.
     """
@@ -102,7 +110,7 @@ def run_lossy_round(cluster: Cluster, description: RunDescription, draw: random.
             wait_until(is_told, f"a reported loss of {lost} frames", 60)
         except AssertionError as error:
             raise AssertionError(f"{error}, got {told}; {chaos.happened}") from None
-        return lost
+        return Loss(sum(len(pusher.pushed) for pusher in hands.pushers), lost)
 
 
 def count_lost(client: GrpcCoordinatorClient, pusher: HandPusher) -> int:

@@ -14,7 +14,6 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,14 +38,6 @@ FAULTS = [
 ]
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    # Sockets' paths are short, and pytest's folders long.
-    made = Path(tempfile.mkdtemp(prefix="chaos"))
-    yield made
-    shutil.rmtree(made)
-
-
 def begin(cluster: Cluster, faults: list[ByteFaults | MessageFaults | None], trainers: int) -> None:
     cluster.start_coordinator(len(faults))
     for number, of_shard in enumerate(faults):
@@ -67,11 +58,12 @@ def described(cluster: Cluster) -> RunDescription:
     return found
 
 
-def check_sums(cluster: Cluster, description: RunDescription, told: str) -> None:
+def check_sums(cluster: Cluster, description: RunDescription, told: str) -> int:
+    """Compares all rows; returns how many."""
     client = GrpcCoordinatorClient(cluster.address, deadline_seconds=60)
     rows = RowsClient(description, CoordinatorRoutes(client), connect, deadline_seconds=60)
     try:
-        assert_sums(rows, description.samples, told)
+        return assert_sums(rows, description.samples, told)
     finally:
         rows.close()
         client.close()
@@ -94,7 +86,7 @@ def test_the_sum_is_right_though_everybody_is_killed(folder: Path) -> None:
             chaos.settle()
             cluster.wait_for_trainers(100)
             hands.check("killed")
-            check_sums(cluster, description, "killed")
+            assert check_sums(cluster, description, "killed") > 0
         finally:
             hands.close()
 
@@ -169,7 +161,8 @@ def test_the_loss_is_reported_truly_though_pushes_are_under_way(folder: Path) ->
     with Cluster(folder, wanted, seed=2) as cluster:
         begin(cluster, [None, None], trainers=0)
         register(cluster, wanted)
-        assert run_lossy_round(cluster, described(cluster), random.Random(2), time.monotonic() + 3) > 0
+        loss = run_lossy_round(cluster, described(cluster), random.Random(2), time.monotonic() + 3)
+        assert loss.lost_frames > 0
 
 
 @pytest.mark.long
@@ -182,7 +175,8 @@ def test_the_sum_is_right_in_many_rounds(chaos_minutes: float, chaos_seed: int) 
             break
         print(f"round with seed {seed}", flush=True)
         made = Path(tempfile.mkdtemp(prefix="chaos"))
-        run_round(made, seed, seconds=min(40.0, max(10.0, end - time.monotonic())))
+        compared = run_round(made, seed, seconds=min(40.0, max(10.0, end - time.monotonic())))
+        assert compared > 0, f"round with seed {seed}: nothing was compared"
         shutil.rmtree(made)  # what a failing round leaves is kept
 
 
@@ -196,7 +190,8 @@ def warm_up() -> None:
     shutil.rmtree(made)
 
 
-def run_round(folder: Path, seed: int, seconds: float) -> None:
+def run_round(folder: Path, seed: int, seconds: float) -> int:
+    """Has everything happen; returns how many rows were compared, or pushes where shards may lose some."""
     draw = random.Random(seed)
     told = f"round with seed {seed}, files in {folder}"
     if draw.random() < 0.4:
@@ -204,9 +199,9 @@ def run_round(folder: Path, seed: int, seconds: float) -> None:
         with Cluster(folder, wanted, seed=seed) as cluster:
             begin(cluster, [draw.choice(FAULTS) for _ in range(2)], trainers=0)
             register(cluster, wanted)
-            lost = run_lossy_round(cluster, described(cluster), draw, time.monotonic() + min(seconds, 20.0))
-            print(f"{told}: {lost} frames lost, as reported", flush=True)
-        return
+            loss = run_lossy_round(cluster, described(cluster), draw, time.monotonic() + min(seconds, 20.0))
+            print(f"{told}: {loss.lost_frames} frames lost, as reported", flush=True)
+        return loss.pushes
     staleness = draw.choice([None, None, 3])
     with Cluster(folder, describe(samples=60_000, staleness=staleness), seed=seed, pace_seconds=0.05) as cluster:
         begin(cluster, [draw.choice(FAULTS) for _ in range(2)], trainers=draw.randint(2, 3))
@@ -219,6 +214,6 @@ def run_round(folder: Path, seed: int, seconds: float) -> None:
             chaos.settle()
             cluster.wait_for_trainers(180)
             hands.check(told)
-            check_sums(cluster, description, told)
+            return check_sums(cluster, description, told)
         finally:
             hands.close()

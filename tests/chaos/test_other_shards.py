@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -20,14 +17,6 @@ from parameter_server.coordinator.going_on import go_on
 from parameter_server.description import RunDescription
 
 SAMPLES = 6_000
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    # Sockets' paths are short, and pytest's folders long.
-    made = Path(tempfile.mkdtemp(prefix="chaos"))
-    yield made
-    shutil.rmtree(made)
 
 
 def asked(cluster: Cluster) -> closing[GrpcCoordinatorClient]:

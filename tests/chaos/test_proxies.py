@@ -89,6 +89,23 @@ def test_bytes_are_cut_in_the_middle_of_a_message(echo: EchoServer) -> None:
     assert echo.arrived == [bytes(2 << 20)]
 
 
+def test_an_answer_is_lost_of_what_has_arrived(echo: EchoServer) -> None:
+    with (
+        ByteProxy(echo.address, seed=1, faults=ByteFaults(unanswered=b"in vain")) as proxy,
+        grpc.insecure_channel(proxy.address) as channel,
+    ):
+        assert call(channel, b"asked")
+        lost = channel.unary_unary(METHOD).future(bytes(100_000) + b"in vain")
+        end = time.monotonic() + 20
+        while len(echo.arrived) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        proxy.reset_all()
+        assert isinstance(lost.exception(20), grpc.RpcError)
+        proxy.faults = ByteFaults()
+        assert call(channel, b"in vain")
+
+
 def test_bytes_wait_where_a_network_is_slow_or_silent(echo: EchoServer) -> None:
     for faults in (ByteFaults(bytes_per_second=1e6), ByteFaults(silence=1.0, reset_bytes=1000, silence_seconds=0.4)):
         with ByteProxy(echo.address, seed=1, faults=faults) as proxy, grpc.insecure_channel(proxy.address) as channel:
