@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import xxhash
 
+from parameter_server.shard.synced_files import sync_path
+
 _HEAD = struct.Struct("<IIQQdQQ")
 _MAGIC = 0x4A464352  # "RCFJ"
 _CHECKED = _HEAD.size - 8
@@ -93,9 +95,10 @@ class RecordsFile:
                 self.end = file.tell()
 
     def cut(self) -> None:
-        """Cuts the torn tail off."""
+        """Cuts the torn tail off, for good: after a power cut it would be damage in the middle of the journal."""
         if self.torn_bytes:
             os.truncate(self.path, self.end)
+            sync_path(self.path)
 
     def _end_torn(self, size: int) -> None:
         if (after := _find_record(self.path, self.end + 1)) is not None:
