@@ -84,19 +84,19 @@ class LocalConnection:
 
     def pull(self, message: bytes) -> Future[bytes]:
         """See ``ShardConnection``."""
-        return self._pulls.submit(_join, self._shard.pull, message)
+        return _submit(self._pulls, self._shard.pull, message)
 
     def push(self, message: bytes) -> Future[bytes]:
         """See ``ShardConnection``."""
-        return self._pushes.submit(_join, self._shard.push, message)
+        return _submit(self._pushes, self._shard.push, message)
 
     def push_pull_dense(self, message: bytes) -> Future[bytes]:
         """See ``ShardConnection``."""
-        return self._pushes.submit(_join, self._shard.push_pull_dense, message)
+        return _submit(self._pushes, self._shard.push_pull_dense, message)
 
     def store(self, message: bytes) -> Future[bytes]:
         """See ``ShardConnection``."""
-        return self._pushes.submit(_join, self._shard.store, message)
+        return _submit(self._pushes, self._shard.store, message)
 
     def close(self) -> None:
         """See ``ShardConnection``."""
@@ -167,8 +167,15 @@ METHODS: dict[str, Callable[[RowsServer], Callable[[bytes], Sequence[bytes | mem
 """gRPC's name of each verb."""
 
 
-def _join(verb: Callable[[bytes], Sequence[bytes | memoryview]], message: bytes) -> bytes:
-    return b"".join(verb(message))
+def _submit(
+    pool: ThreadPoolExecutor, verb: Callable[[bytes], Sequence[bytes | memoryview]], message: bytes
+) -> Future[bytes]:
+    try:
+        return pool.submit(lambda: b"".join(verb(message)))
+    except RuntimeError as error:  # closed, as routes no longer name the shard
+        lost: Future[bytes] = Future()
+        lost.set_exception(ConnectionLost(f"shard of this process: {error}"))
+        return lost
 
 
 def _hand_over(call: Any, answer: Future[bytes], address: str) -> None:

@@ -111,11 +111,18 @@ def test_what_is_too_long_is_refused_for_good(serve) -> None:
     opened.close()
 
 
-def test_nobody_there_and_closed_are_lost_connections() -> None:
+def test_nobody_there_is_a_lost_connection() -> None:
     opened = GrpcConnection("localhost:1")
     assert isinstance(opened.pull(b"").exception(timeout=20), ConnectionLost)
     opened.close()
-    assert isinstance(opened.pull(b"").exception(timeout=20), ConnectionLost)
+
+
+def test_what_is_asked_of_a_closed_connection_is_lost(connection) -> None:
+    echo, opened = connection
+    opened.close()
+    for verb in ("pull", "push", "push_pull_dense", "store"):
+        assert isinstance(getattr(opened, verb)(b"").exception(timeout=20), ConnectionLost)
+    assert not echo.calls
 
 
 def test_plain_text_stays_on_this_machine() -> None:
