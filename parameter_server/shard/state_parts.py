@@ -2,9 +2,9 @@
 
 A part may hold, of each table t, ``<t>.ids`` [n] and ``<t>.records`` [n, record_width] of rows; ``<t>.evicted`` ids
 of rows that are no more; ``dropped`` [n] buckets which were emptied before that; ``lanes`` [l], ``buckets`` [b] and
-``marks`` [l, b]; ``clocks`` [n, 2] of lanes; ``dense.*`` pieces. One that ends a snapshot also has ``orders`` [n, 6],
-``versions`` and ``base_updates`` of the tables, ``claims`` [4096], and ``lost``. All are int64 but for records and
-pieces. Parts are put in the order in which they were taken: rows come after what they replace.
+``marks`` [l, b]; ``clocks`` [n, 2] of lanes; ``base_updates`` of the tables; ``dense.*`` pieces. One that ends a
+snapshot also has ``orders`` [n, 6], ``versions`` of the tables, ``claims`` [4096], and ``lost``. All are int64 but for
+records and pieces. Parts are put in the order in which they were taken: rows come after what they replace.
 """
 
 from __future__ import annotations
@@ -84,9 +84,12 @@ def take_dense(state: ShardState, buckets: Mask) -> Part:
 
 
 def take_clocks(state: ShardState) -> Part:
-    """Copies how far each lane has come."""
+    """Copies how far each lane has come, and what tables' numbers of updates count from."""
     clocks = [(lane, order.clock) for lane, order in state.orders.lanes.items()]
-    return {"clocks": np.array(clocks, np.int64).reshape(-1, 2)}
+    return {
+        "clocks": np.array(clocks, np.int64).reshape(-1, 2),
+        "base_updates": np.array(state.base_updates, np.int64),
+    }
 
 
 def take_ending(state: ShardState) -> Part:
@@ -123,6 +126,8 @@ def put_part(state: ShardState, part: Part, buckets: Mask | None = None, *, rest
             state.marks.raise_to(lane, part["buckets"][wanted], marks[wanted])
     for lane, clock in part["clocks"].tolist() if "clocks" in part else ():
         state.orders.see_clock(lane, clock)
+    if "base_updates" in part:  # who holds rows was told; this shard may not have been there then
+        state.base_updates = part["base_updates"].tolist()
     if dense := {name[len(_DENSE) :]: array for name, array in part.items() if name.startswith(_DENSE)}:
         state.dense.put(dense if buckets is None else keep_buckets(dense, buckets))
 
@@ -168,6 +173,7 @@ def check_part(state: ShardState, part: Part) -> None:
     no_pieces = state.dense.take(np.zeros(NUM_BUCKETS, np.bool_))
     shapes: dict[str, tuple[int, ...]] = {
         "clocks": (2,),
+        "base_updates": (),
         "lanes": (),
         "buckets": (),
         "marks": (len(part.get("buckets", ())),),
@@ -181,6 +187,7 @@ def check_part(state: ShardState, part: Part) -> None:
     is_right &= all(array.dtype == _type_of(name, no_pieces) for name, array in part.items())
     is_right &= all(sum(name in part for name in names) in (0, len(names)) for names in together)
     is_right &= all(len(part[a]) == len(part[b]) for a, b in _AS_LONG + together[2:] if a in part and b in part)
+    is_right &= len(part.get("base_updates", state.base_updates)) == len(state.tables)
     buckets = part.get("buckets", np.zeros(0, np.int64))
     if is_right and _DENSE + "pieces" in part:
         is_right = state.dense.fits({name: part[_DENSE + name] for name in no_pieces})
