@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotDoneError  # a name of its own before Python 3.11
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.client.damaged_answers import decode_answer
-from parameter_server.client.retries import passes
+from parameter_server.client.retries import Patience, passes
 from parameter_server.client.shard_connections import RoutesSource, RoutesWatch, ShardConnections
 from parameter_server.dense_codec import MAX_FRAME_PIECES, PIECE, PIECE_SALT, Combine, Floats
 from parameter_server.errors import ConnectionLost, LaneLostError, Refusal, RefusedError, ShardUnreachableError
@@ -24,7 +24,6 @@ from parameter_server.transports import ShardConnection
 from parameter_server.wire import Flag, Header, Op, encode, join
 
 FRAMES_AT_A_TIME = 4  # per shard, so that other calls get their turn
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 2.0
 SILENT_SECONDS = 1.0  # of trouble before it is spoken of: a move of buckets is over by then
 
 
@@ -88,7 +87,7 @@ class DenseClient:
         run_id: Of the run.
         source: Of routes.
         connect: Opens a connection to an address; this client closes it.
-        deadline_seconds: For how long an exchange is tried.
+        deadline_seconds: For how long an exchange is tried again.
         attempt_seconds: After which a frame without an answer is sent again.
         say: Takes a line when a shard has been away for a second, and one when it is back; None prints to stderr.
 
@@ -148,22 +147,24 @@ class DenseClient:
         self._watch.close()
 
     def _send_once(self, calls: Sequence[_Call], own: Floats, outage: _Outage) -> None:
-        """Sends what has no answer, once around."""
+        """Sends what has no answer, once around.
+
+        Raises:
+            LaneLostError, RefusedError: A refusal does not pass.
+        """
         absent: list[tuple[_Call, Longs]] = []
         try:
             routes = self._source.current()
             for sent in self._send(calls, routes):
-                where = f"shard {sent.shard} at {routes.addresses[sent.shard]}"
                 try:
                     self._receive(sent)
-                except RefusedError as error:
-                    if error.refusal == Refusal.OUT_OF_RANGE:
+                except Exception as error:
+                    self._check_passes(error)
+                    outage.note(f"shard {sent.shard} at {routes.addresses[sent.shard]}", error)
+                    if isinstance(error, RefusedError) and error.refusal == Refusal.OUT_OF_RANGE:
                         absent.append((sent.call, sent.rows))
                     else:
-                        self._check_passes(error, routes.epoch)
-                        outage.note(where, error, error.retry_after_seconds)
-                except (ConnectionLost, NotDoneError, CancelledError) as error:
-                    outage.note(where, error)
+                        self._watch.ask(routes.epoch)  # beside this: who is away may come back elsewhere
         except ConnectionError as error:  # of the coordinator
             outage.note("routes", error)
         for call, rows in absent:
@@ -175,19 +176,17 @@ class DenseClient:
         bringing = Part(combine=Combine.SET_IF_ABSENT, place=call.part.place, pieces=pieces, values=own[pieces])
         answers = np.empty((len(pieces), PIECE), np.float32)
         self._send_once([_Call(part=bringing, numbers=call.numbers, answers=answers)], own, outage)
-        outage.note("dense pieces", "absent, and brought anew")
 
-    def _check_passes(self, error: RefusedError, epoch: int) -> None:
-        """Checks that a refusal is one that passes, and does something about it if it helps.
+    def _check_passes(self, error: Exception) -> None:
+        """Checks that what went wrong may be better next time.
 
         Raises:
-            LaneLostError, RefusedError: It does not pass.
+            Exception: It will not.
         """
-        if error.moved:
-            self._watch.ask(epoch)  # beside this, as it may be the shard that knows older ones
-        elif error.refusal == Refusal.FAILED_PRECONDITION:
+        is_lost = isinstance(error, RefusedError) and error.refusal == Refusal.FAILED_PRECONDITION and not error.moved
+        if is_lost:
             raise LaneLostError(f"dense part: {error}") from error
-        elif not passes(error):
+        if not passes(error):
             raise error
 
     def _send(self, calls: Sequence[_Call], routes: Routes) -> Iterator[_Sent]:
@@ -228,7 +227,10 @@ class DenseClient:
         return join([encode(header, part.pieces[rows], None if part.values is None else part.values[rows])])
 
     def _receive(self, sent: _Sent) -> None:
-        message = sent.answer.result(max(0.0, sent.until - time.monotonic()))
+        try:
+            message = sent.answer.result(max(0.0, sent.until - time.monotonic()))
+        except NotDoneError:
+            raise ConnectionLost(f"expected an answer within {self._attempt_seconds:g} s, got none") from None
         frames = decode_answer(message)
         values = frames[0].values
         if len(frames) != 1 or not frames[0].header.flags & Flag.REPLY or values.shape != (len(sent.rows), PIECE):
@@ -241,17 +243,14 @@ class _Outage:
     """What has gone wrong within an exchange, which is spoken of once."""
 
     def __init__(self, say: Callable[[str], None], deadline_seconds: float) -> None:
-        self._say, self._deadline_seconds = say, deadline_seconds
+        self._say, self._patience = say, Patience(deadline_seconds)
         self._began = time.monotonic()
-        self._pause = FIRST_PAUSE_SECONDS
-        self._asked: list[float | None] = []  # this time around, by each that has failed
-        self._what = ""
+        self._failed: tuple[str, Exception] | None = None  # by last, this time around
         self._has_spoken = False
 
-    def note(self, where: str, why: object, pause: float | None = None) -> None:
-        """Takes down that something has failed, and how long it asks to wait."""
-        self._what = f"{where}: {str(why) or 'no answer'}"
-        self._asked.append(pause)
+    def note(self, where: str, error: Exception) -> None:
+        """Takes down that something has failed."""
+        self._failed = (where, error)
 
     def next_pause(self) -> float | None:
         """Gives how long to wait before the next time around, and speaks of trouble that lasts; None if there was none.
@@ -259,21 +258,13 @@ class _Outage:
         Raises:
             ShardUnreachableError: It has lasted for too long.
         """
-        asked, self._asked = self._asked, []
-        if not asked:
+        if self._failed is None:
             return None
-        lasted = time.monotonic() - self._began
-        if lasted > self._deadline_seconds:
-            raise ShardUnreachableError(
-                f"dense part: expected an answer within {self._deadline_seconds:g} s, got none; {self._what}"
-            )
-        if not self._has_spoken and lasted > SILENT_SECONDS:
+        (where, error), self._failed = self._failed, None
+        pause = self._patience.fail(f"dense part, {where}", error)
+        if not self._has_spoken and time.monotonic() - self._began > SILENT_SECONDS:
             self._has_spoken = True
-            self._say(f"dense part: no answer to an exchange, which is tried again ({self._what})")
-        known = [pause for pause in asked if pause is not None]
-        if len(known) == len(asked):
-            return max(known)
-        self._pause, pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS), self._pause
+            self._say(f"dense part: no answer to an exchange, which is tried again ({where}: {error})")
         return pause
 
     def end(self) -> None:

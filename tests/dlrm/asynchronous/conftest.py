@@ -82,7 +82,8 @@ class Servers:
     def current(self) -> Routes:
         return self.routes
 
-    newer_than = None  # is never asked: routes do not change
+    def newer_than(self, epoch: int) -> Routes:
+        return self.routes
 
     def connect(self, address: str) -> Line:
         return Line(self.shards[int(address.removeprefix("local:"))], self.faults)
