@@ -77,6 +77,15 @@ class UniqueRows:
             ]
         )
 
+    def count_ids(self, table: int) -> NDArray[np.uint32]:
+        """Says how often each of the ``ids`` of a table occurs: [n]."""
+        numbers, offsets, _ = self.bags.arrays()
+        counts = np.zeros(self.ids[table].size, np.uint32)
+        for _, first, cells, *_ in self.bags.segments_of(len(self.ids))[table].tolist():
+            some = numbers[offsets[first] : offsets[first + cells]]
+            counts += np.bincount(some, minlength=counts.size).astype(np.uint32)
+        return counts
+
 
 def find_unique_rows(bags: Bags, means: Sequence[bool]) -> UniqueRows:
     """Finds the different ids of each table.

@@ -36,6 +36,9 @@ class RunDescription:
         batch_size: Samples per step of one trainer.
         chunk_batches: Batches that a trainer is given at a time.
         settings: Further ones, by name, in which members must not differ.
+
+    Raises:
+        ValueError: When a number cannot be, names are unknown or come twice, or no shard can hold a table.
     """
 
     run_id: int
@@ -54,7 +57,11 @@ class RunDescription:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        from embeddings.hashed.push_checks import check_config
+
         check_tables(self.tables)
+        for table in self.tables:  # here, since shards would not start with a run that a trainer has brought
+            check_config(table)
         names = {table.name for table in self.tables}
         if unknown := self.growth.keys() - names:
             raise ValueError(f"growth: expected names of tables, got {min(unknown)!r}")

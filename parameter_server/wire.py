@@ -1,8 +1,9 @@
 """The frames of the data plane: a header of fixed size, ids and values; nothing of one is used before all is checked.
 
 A message is one frame or several, one after the other. A frame, little-endian, is a header of 96 bytes, then ``n``
-int64 ids and ``[n, dim]`` values where the flags say so, each padded with zeros to 16 bytes. The header's last field is
-the XXH3 (64 bits; Collet) of all that comes before it and after it, so that a frame is as it was sent or is refused.
+int64 ids, ``[n, dim]`` values and ``n`` uint32 counts where the flags say so, each padded with zeros to 16 bytes. The
+header's last field is the XXH3 (64 bits; Collet) of all that comes before it and after it, so that a frame is as it was
+sent or is refused.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ assert _LAYOUT.size == HEADER_BYTES
 
 Longs = NDArray[np.int64]
 Values = NDArray[Any]  # float32 or float16
+Counts = NDArray[np.uint32]
 
 
 class Op(IntEnum):
@@ -53,6 +55,7 @@ class Flag(IntFlag):
     IDS = 2
     VALUES = 4
     DUPLICATE = 8  # of a reply: it had been applied before, and was not again
+    COUNTS = 16  # of a push: how often each id occurred in the batch
 
 
 class Type(IntEnum):
@@ -63,7 +66,8 @@ class Type(IntEnum):
 
 
 DTYPES: dict[Type, np.dtype[Any]] = {Type.FP32: np.dtype("<f4"), Type.FP16: np.dtype("<f2")}
-_IDS = np.dtype("<i8")
+_IDS, _COUNTS = np.dtype("<i8"), np.dtype("<u4")
+NO_COUNTS: Counts = np.empty(0, _COUNTS)
 
 
 class Header(NamedTuple):
@@ -115,17 +119,21 @@ class Frame(NamedTuple):
     header: Header
     ids: Longs  # [n], or empty
     values: Values  # [n, dim], or [0, dim]
+    counts: Counts = NO_COUNTS  # [n], or empty
 
 
-def encode(header: Header, ids: Longs | None = None, values: Values | None = None) -> list[bytes | memoryview]:
+def encode(
+    header: Header, ids: Longs | None = None, values: Values | None = None, counts: Counts = NO_COUNTS
+) -> list[bytes | memoryview]:
     """Lays out a frame as parts to be joined; sizes, type and flags are filled in, and the checksum.
 
     Args:
         header: What is not about ids and values.
         ids: [n] int64, contiguous.
         values: [n, dim] float32 or float16, contiguous.
+        counts: [n] uint32, contiguous; empty: none.
     """
-    flags, n, dim, kind = header.flags & ~(Flag.IDS | Flag.VALUES), header.n, header.dim, header.type
+    flags, n, dim, kind = header.flags & ~_BODIES, header.n, header.dim, header.type
     bodies: list[memoryview] = []
     if ids is not None:
         flags, n = flags | Flag.IDS, len(ids)
@@ -134,6 +142,9 @@ def encode(header: Header, ids: Longs | None = None, values: Values | None = Non
         flags, (n, dim) = flags | Flag.VALUES, values.shape
         kind = Type.FP16 if values.dtype == np.float16 else Type.FP32
         bodies.append(values.reshape(-1).data.cast("B"))
+    if counts.size:
+        flags |= Flag.COUNTS
+        bodies.append(counts.astype(_COUNTS, copy=False).data.cast("B"))
     head = header._replace(flags=flags, n=n, dim=dim, type=kind)
     packed = _pack(head)
     checksum = xxhash.xxh3_64(packed)
@@ -170,10 +181,18 @@ def decode(message: bytes) -> list[Frame]:
     return frames
 
 
-def frame_bytes(n: int, dim: int, kind: Type, *, has_ids: bool, has_values: bool) -> int:
+def frame_bytes(n: int, dim: int, kind: Type, *, has_ids: bool, has_values: bool, has_counts: bool = False) -> int:
     """Says how long a frame is."""
     ids = _padded(n * _IDS.itemsize) if has_ids else 0
-    return HEADER_BYTES + ids + (_padded(n * dim * DTYPES[kind].itemsize) if has_values else 0)
+    counts = _padded(n * _COUNTS.itemsize) if has_counts else 0
+    return HEADER_BYTES + ids + (_padded(n * dim * DTYPES[kind].itemsize) if has_values else 0) + counts
+
+
+def length_of(header: Header) -> int:
+    """Says how long the frame of a header is; its type is a known one."""
+    has_ids, has_values, has_counts = (bool(header.flags & flag) for flag in (Flag.IDS, Flag.VALUES, Flag.COUNTS))
+    kind = Type(header.type)
+    return frame_bytes(header.n, header.dim, kind, has_ids=has_ids, has_values=has_values, has_counts=has_counts)
 
 
 def _decode_frame(message: bytes, at: int) -> tuple[Frame, int]:
@@ -187,22 +206,22 @@ def _decode_frame(message: bytes, at: int) -> tuple[Frame, int]:
     header = Header(op, flags, *rest)
     if op not in _OPS or flags & ~_ALL_FLAGS or header.type not in _TYPES:
         raise _wrong(f"expected a known op, flags and type, got {op}, {flags:#x}, {header.type}")
-    kind = Type(header.type)
-    has_ids, has_values = bool(flags & Flag.IDS), bool(flags & Flag.VALUES)
-    length = frame_bytes(header.n, header.dim, kind, has_ids=has_ids, has_values=has_values)
+    length = length_of(header)
     if len(message) - at < length:
         raise _wrong(f"expected {length} bytes of a frame of {header.n} x {header.dim}, got {len(message) - at}")
-    if not (has_ids or has_values) and header.n:
+    if not flags & _BODIES and header.n:
         raise _wrong(f"expected ids or values in a frame of {header.n} rows, got none")
     body = memoryview(message)[at + HEADER_BYTES : at + length]
     digest = xxhash.xxh3_64(memoryview(message)[at : at + _CHECKSUM_AT])
     digest.update(body)
     if digest.intdigest() != checksum:
         raise _wrong(f"expected checksum {checksum:#x} at byte {at}, got {digest.intdigest():#x}: damaged on the way")
-    ids = np.frombuffer(body, _IDS, header.n if has_ids else 0)
+    n_ids, n_values, n_counts = (header.n if flags & flag else 0 for flag in (Flag.IDS, Flag.VALUES, Flag.COUNTS))
+    ids = np.frombuffer(body, _IDS, n_ids)
     values_at = _padded(ids.nbytes)
-    values = np.frombuffer(body, DTYPES[kind], header.n * header.dim if has_values else 0, values_at)
-    return Frame(header, ids, values.reshape(header.n if has_values else 0, header.dim)), at + length
+    values = np.frombuffer(body, DTYPES[Type(header.type)], n_values * header.dim, values_at)
+    counts = np.frombuffer(body, _COUNTS, n_counts, values_at + _padded(values.nbytes))
+    return Frame(header, ids, values.reshape(n_values, header.dim), counts), at + length
 
 
 def _pack(header: Header) -> bytes:
@@ -218,4 +237,5 @@ def _wrong(message: str) -> RefusedError:
 
 
 _OPS, _TYPES = frozenset(Op), frozenset(Type)
-_ALL_FLAGS = int(Flag.REPLY | Flag.IDS | Flag.VALUES | Flag.DUPLICATE)  # the complement of a Flag has no other bits
+_BODIES = int(Flag.IDS | Flag.VALUES | Flag.COUNTS)
+_ALL_FLAGS = int(Flag.REPLY | Flag.DUPLICATE) | _BODIES  # the complement of a Flag has no other bits

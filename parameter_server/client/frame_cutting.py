@@ -16,6 +16,8 @@ from parameter_server.wire import (
     HEADER_BYTES,
     MAX_FRAME_BYTES,
     MAX_MESSAGE_BYTES,
+    NO_COUNTS,
+    Counts,
     Header,
     Longs,
     Op,
@@ -24,7 +26,7 @@ from parameter_server.wire import (
     frame_bytes,
 )
 
-_PADDING = 32  # of ids and values
+_PADDING = 48  # of ids, values and counts
 
 
 class Push(NamedTuple):
@@ -37,6 +39,7 @@ class Push(NamedTuple):
         versions: Of the pull that they were computed from, by shard.
         factor: Multiplies the learning rate.
         eps_factor: Multiplies ``eps``.
+        counts: [n] uint32, at least 1: how often each id occurred, which ``RowCowClip`` asks for; empty: once each.
     """
 
     table: int
@@ -45,6 +48,7 @@ class Push(NamedTuple):
     versions: Mapping[int, int] = {}
     factor: float = 1.0
     eps_factor: float = 1.0
+    counts: Counts = NO_COUNTS
 
 
 class Piece(NamedTuple):
@@ -55,6 +59,7 @@ class Piece(NamedTuple):
     ids: Longs
     values: Values
     buckets: Buckets
+    counts: Counts = NO_COUNTS
 
 
 class Order:
@@ -85,9 +90,9 @@ class Order:
             ValueError: Shapes do not fit, an id comes twice, or a gradient is not finite as it travels.
         """
         n = len(push.gradients)
-        if push.gradients.ndim != 2 or push.ids.shape != (n,):
-            got = f"{push.gradients.shape} for ids {push.ids.shape}"
-            raise ValueError(f"push to table {name!r}: expected gradients [n, dim] for ids [n], got {got}")
+        if push.gradients.ndim != 2 or push.ids.shape != (n,) or push.counts.shape not in ((n,), (0,)):
+            got = f"{push.gradients.shape} and {push.counts.shape} for ids {push.ids.shape}"
+            raise ValueError(f"push to table {name!r}: expected gradients [n, dim], counts [n] or [0], got {got}")
         hashes, order, ends = np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(NUM_BUCKETS, np.int64)
         twice = sort_rows(np.ascontiguousarray(push.ids), salt, self.ranks, hashes, order, ends)
         if twice >= 0:
@@ -96,6 +101,7 @@ class Order:
         values = np.empty(push.gradients.shape, DTYPES[kind])
         if not gather_rows(np.ascontiguousarray(push.gradients, np.float32), order, values):
             raise ValueError(_describe_wrong(push, name, int(order[find_not_finite(values)])))
+        counts = push.counts[order] if push.counts.size else push.counts
         buckets = (hashes >> np.uint64(64 - BUCKET_BITS)).astype(np.uint16)
         pieces, start = [], 0
         for shard, end in zip(self.shards.tolist(), ends[self._last_ranks].tolist(), strict=True):
@@ -108,7 +114,8 @@ class Order:
                     factor=push.factor,
                     eps_factor=push.eps_factor,
                 )
-                pieces.append(Piece(shard, head, ids[start:end], values[start:end], buckets[start:end]))
+                mine = slice(start, end)
+                pieces.append(Piece(shard, head, ids[mine], values[mine], buckets[mine], counts[mine]))
             start = end
         return pieces
 
@@ -137,7 +144,8 @@ def cut_piece(piece: Piece) -> Iterator[Piece]:
         ValueError: A bucket alone is longer than a message may be.
     """
     n, dim = piece.values.shape
-    start, most = 0, rows_per_frame(dim * piece.values.itemsize + piece.ids.itemsize)
+    count_bytes = piece.counts.itemsize if piece.counts.size else 0
+    start, most = 0, rows_per_frame(dim * piece.values.itemsize + piece.ids.itemsize + count_bytes)
     while start < n:
         end = min(start + most, n)
         if end < n:
@@ -146,14 +154,17 @@ def cut_piece(piece: Piece) -> Iterator[Piece]:
             if end == start:
                 end = int(np.count_nonzero(piece.buckets[start:] == bucket)) + start
                 kind = Type.FP16 if piece.values.itemsize == 2 else Type.FP32
-                length = frame_bytes(end - start, dim, kind, has_ids=True, has_values=True)
+                has_counts = bool(piece.counts.size)
+                length = frame_bytes(end - start, dim, kind, has_ids=True, has_values=True, has_counts=has_counts)
                 if length > MAX_MESSAGE_BYTES:
                     raise ValueError(
                         f"push: expected at most {MAX_MESSAGE_BYTES} bytes of one bucket of 4,096, got {length}; "
                         "push fewer rows at a time"
                     )
         part = slice(start, end)
-        yield piece._replace(ids=piece.ids[part], values=piece.values[part], buckets=piece.buckets[part])
+        yield Piece(
+            piece.shard, piece.header, piece.ids[part], piece.values[part], piece.buckets[part], piece.counts[part]
+        )
         start = end
 
 

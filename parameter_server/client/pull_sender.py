@@ -111,7 +111,7 @@ class PullSender:
         self._run_id, self._salts, self._dims, self._kind = run_id, list(salts), list(dims), kind
         self._deadline_seconds = deadline_seconds
         self._pending: set[PendingPull] = set()
-        self._is_closed = False
+        self._closed: Exception | None = None
 
     @property
     def epoch(self) -> int:
@@ -119,7 +119,11 @@ class PullSender:
         return self._order.routes.epoch
 
     def begin(self, wanted: Sequence[tuple[int, Longs]]) -> Future[list[Pulled]]:
-        """Asks for rows: of each table its number and ids [n]."""
+        """Asks for rows: of each table its number and ids [n].
+
+        Raises:
+            Exception: What the sender was closed with.
+        """
         order, by_shard = self._order, dict[int, list[PullPart]]()
         for asked, (table, ids) in enumerate(wanted):
             most = pull_rows_per_frame(self._dims[table], self._kind)
@@ -135,6 +139,8 @@ class PullSender:
             pending.done.set_result(pending.pulled)
         self._pending.add(pending)
         pending.done.add_done_callback(lambda done: self._pending.discard(pending))
+        if self._closed is not None:  # not looked at before `close` can see the pull: nobody would answer it
+            raise self._closed
         for message in messages:
             self._send(message)
         return pending.done
@@ -145,8 +151,8 @@ class PullSender:
             self._order = Order(routes)
 
     def close(self, error: Exception) -> None:
-        """Gives up what has not come."""
-        self._is_closed = True
+        """Gives up what has not come, and all that would be asked for later."""
+        self._closed = error
         for pending in list(self._pending):
             pending.fail(error)
 
@@ -244,7 +250,7 @@ class PullSender:
         Raises:
             Exception: There is no use in it.
         """
-        if self._is_closed or not passes(error):
+        if self._closed is not None or not passes(error):
             raise error
         address = self._order.routes.addresses.get(message.shard, "no address")
         delay = message.patience.fail(f"shard {message.shard} at {address}, pull", error)

@@ -81,7 +81,7 @@ class PushSender:
             pending.fail(error)
             return
         self._forget_earlier(lane)
-        frames = [QueuedFrame(p.shard, p.header, p.ids, p.values, pending) for p in pieces]
+        frames = [QueuedFrame(p.shard, p.header, p.ids, p.values, p.counts, pending) for p in pieces]
         if order is not self.order:
             frames = [part for frame in frames for part in self._split(frame)]
         pending.frames = len(frames)
@@ -139,11 +139,9 @@ class PushSender:
 
     def _split(self, frame: QueuedFrame) -> list[QueuedFrame]:
         routes = self.order.routes
-        head = frame.header._replace(route_epoch=routes.epoch)
-        return [
-            QueuedFrame(shard, head, frame.ids[theirs], frame.values[theirs], frame.pending)
-            for shard, theirs in resplit(frame.ids, self._salts[head.table], routes.owners)
-        ]
+        frame.header = frame.header._replace(route_epoch=routes.epoch)
+        parts = resplit(frame.ids, self._salts[frame.header.table], routes.owners)
+        return [frame.part(shard, theirs) for shard, theirs in parts]
 
     def _try_change(self) -> None:
         if self._next is None or self._under_way:

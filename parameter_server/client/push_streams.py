@@ -13,6 +13,7 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from parameter_server.client.damaged_answers import decode_answer
 from parameter_server.client.frame_cutting import resplit
@@ -23,6 +24,7 @@ from parameter_server.wire import (
     HEADER_BYTES,
     MAX_FRAME_BYTES,
     MAX_MESSAGE_FRAMES,
+    Counts,
     Flag,
     Header,
     Longs,
@@ -70,6 +72,7 @@ class QueuedFrame:
     header: Header
     ids: Longs
     values: Values
+    counts: Counts
     pending: PendingPush
     seq: int = 0
     is_sent: bool = False
@@ -77,7 +80,12 @@ class QueuedFrame:
 
     def encode(self) -> list[bytes | memoryview]:
         """Lays it out."""
-        return encode(self.header._replace(seq=self.seq), self.ids, self.values)
+        return encode(self.header._replace(seq=self.seq), self.ids, self.values, self.counts)
+
+    def part(self, shard: int, rows: NDArray[np.bool_]) -> QueuedFrame:
+        """Makes one for a shard of some of its rows [n], that has not been sent."""
+        counts = self.counts[rows] if self.counts.size else self.counts
+        return QueuedFrame(shard, self.header, self.ids[rows], self.values[rows], counts, self.pending)
 
     def acknowledge(self) -> None:
         """Takes note, once, that it has been applied."""
@@ -165,10 +173,11 @@ class PushStream:
             parts = dict(resplit(frame.ids, salts[frame.header.table], routes.owners))
             mine = parts.pop(self.shard, np.zeros(len(frame.ids), np.bool_))
             for shard, theirs in parts.items():
-                moved.append(QueuedFrame(shard, frame.header, frame.ids[theirs], frame.values[theirs], frame.pending))
+                moved.append(frame.part(shard, theirs))
                 frame.pending.frames += 1
             if parts:
-                frame.ids, frame.values = frame.ids[mine], frame.values[mine]
+                left = frame.part(self.shard, mine)
+                frame.ids, frame.values, frame.counts = left.ids, left.values, left.counts
             if frame.ids.size or frame.seq:
                 kept.append(frame)
             else:
@@ -199,7 +208,7 @@ class PushStream:
         length, clock = 0, None
         unsent = (frame for frame in self.frames if not frame.is_sent)
         for frame in islice(unsent, MAX_MESSAGE_FRAMES):
-            length += frame.ids.nbytes + frame.values.nbytes + 2 * HEADER_BYTES
+            length += frame.ids.nbytes + frame.values.nbytes + frame.counts.nbytes + 2 * HEADER_BYTES
             if clock is not None and (length > MAX_FRAME_BYTES or frame.header.clock != clock):
                 return
             clock = frame.header.clock

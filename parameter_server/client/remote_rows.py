@@ -23,6 +23,7 @@ from embeddings.tables import UNBOUNDED
 from embeddings.unique_rows import UniqueRows, find_unique_rows
 from parameter_server.client.rows_client import LaneLease, Pulled, Push, RowsClient
 from parameter_server.description import RunDescription
+from parameter_server.wire import NO_COUNTS
 
 
 class PushPlace(NamedTuple):
@@ -75,9 +76,6 @@ class RemoteRows:
         gate: Is called before the rows of each batch that is trained are looked up, and returns once this trainer may
             go on; None: at once.
 
-    Raises:
-        ValueError: When a table's optimizer needs more than sums of gradients.
-
     Once a push has failed, its error comes from everything that is asked of the rows until ``forget``: a shard that had
     applied a later push of the same lane would take the failed one, sent again, for a duplicate.
     """
@@ -86,14 +84,9 @@ class RemoteRows:
         self, description: RunDescription, client: RowsClient, *, gate: Callable[[], None] | None = None
     ) -> None:
         configs = description.tables
-        for config in configs:
-            if isinstance(config.optimizer, RowCowClip):
-                raise ValueError(
-                    f"table {config.name!r}: expected an optimizer that does not count ids, as pushes carry sums only, "
-                    f"got {config.optimizer}"
-                )
         self._client, self._gate, self._staleness = client, gate, description.staleness
         self._dims = [config.dim for config in configs]
+        self._counts_ids = [isinstance(config.optimizer, RowCowClip) for config in configs]
         self._means = tuple(config.pooling == "mean" for config in configs)
         self._table_of = np.array([t for t, config in enumerate(configs) for _ in config.features], dtype=np.int64)
         self._num_rows = np.array([config.num_rows for config in configs for _ in config.features], dtype=np.int64)
@@ -205,6 +198,7 @@ class RemoteRows:
                 versions=next(versions),
                 factor=self._factors[table],
                 eps_factor=self._eps_factor,
+                counts=looked_up.rows.count_ids(table) if self._counts_ids[table] else NO_COUNTS,
             )
             for table, ids in enumerate(looked_up.rows.ids)
             if ids.size

@@ -88,7 +88,7 @@ class RemoteStorage:
 
     def read_updates(self, table: int) -> int:
         """Reads how often a table has been updated."""
-        # A shard knows of the batches that it has seen pushes of, and the last ones may have had no rows there.
+        # Shards hear of each clock, but for those whose pushes are under way or were lost.
         return max(frame.header.clock for frame in self._ask_all(Header(op=Op.RECORDS, table=table)))
 
     def write_updates(self, table: int, updates: int) -> None:

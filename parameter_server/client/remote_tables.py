@@ -34,9 +34,6 @@ class AskingShards(AskingTables):
         client: Pulls and pushes.
         gate: See ``RemoteRows``.
         storage: Of the same run, for checkpoints and statistics of whole tables; None where there are none.
-
-    Raises:
-        ValueError: See ``RemoteRows``.
     """
 
     def __init__(

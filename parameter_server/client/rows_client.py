@@ -9,7 +9,9 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Literal
 
-from parameter_server.client.frame_cutting import Piece, Push, cut_piece
+import numpy as np
+
+from parameter_server.client.frame_cutting import Order, Piece, Push, cut_piece
 from parameter_server.client.pull_sender import Pulled, PullSender
 from parameter_server.client.push_sender import PushSender
 from parameter_server.client.push_streams import LaneLease, PendingPush
@@ -18,7 +20,7 @@ from parameter_server.description import RunDescription
 from parameter_server.errors import ConnectionLost
 from parameter_server.partition import Routes, salt_of
 from parameter_server.transports import ShardConnection
-from parameter_server.wire import Longs, Type
+from parameter_server.wire import DTYPES, Header, Longs, Op, Type
 
 __all__ = ["LaneLease", "Pulled", "Push", "RoutesSource", "RowsClient", "ValueType"]
 
@@ -109,11 +111,16 @@ class RowsClient:
         Returns:
             Rows [n, dim] of each, in the order of ids, and the versions that they are of. Fails with RefusedError,
             ConnectionLost or ShardUnreachableError.
+
+        Raises:
+            ConnectionLost: The client is closed.
         """
         return self._pulls.begin(wanted)
 
     def push(self, lane: LaneLease, clock: int, given: Sequence[Push]) -> Future[None]:
         """Sends gradients; waits while too many pushes are unacknowledged. Arrays may be changed afterwards.
+
+        Each shard hears of each clock, if only by an empty frame: its tables' numbers of updates follow from clocks.
 
         Args:
             lane: Whose push it is.
@@ -135,6 +142,7 @@ class RowsClient:
                     run_id=self._description.run_id, lane=lane.lane, lease=lane.lease, clock=clock
                 )
                 pieces += cut_piece(piece._replace(header=head))
+        pieces += self._tell_others(order, lane, clock, pieces, given[0].table if given else 0)
         pending = PendingPush()
         with self._changed:
             self._changed.wait_for(lambda: self._is_closed or len(self._pending) < self._max_in_flight)
@@ -171,6 +179,23 @@ class RowsClient:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def _tell_others(
+        self, order: Order, lane: LaneLease, clock: int, pieces: Sequence[Piece], table: int
+    ) -> list[Piece]:
+        """Makes pieces without rows for the shards that have no part in a push."""
+        told = {piece.shard for piece in pieces}
+        head = Header(
+            op=Op.PUSH,
+            run_id=self._description.run_id,
+            lane=lane.lane,
+            lease=lane.lease,
+            clock=clock,
+            table=table,
+            route_epoch=order.routes.epoch,
+        )
+        none = np.empty(0, np.int64), np.empty((0, self._dims[table]), DTYPES[self._kind]), np.empty(0, np.uint16)
+        return [Piece(shard, head, *none) for shard in order.shards.tolist() if shard not in told]
 
     async def _give_up(self) -> None:
         closed = ConnectionLost("the client was closed before it was answered")

@@ -18,7 +18,7 @@ class ShardCounts:
         pulls: Frames answered.
         pulled_rows: Their rows.
         pulled_bytes: Of the answers.
-        pushes: Frames applied, duplicates left out.
+        pushes: Frames applied; duplicates, and those that tell of a clock and have no rows, left out.
         pushed_rows: Rows of those that were applied.
         pushed_bytes: Of those frames.
         skipped_rows: Rows of pushes that had been applied before, under another lease.

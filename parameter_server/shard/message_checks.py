@@ -52,6 +52,8 @@ def check_pushes(frames: Sequence[Frame], description: RunDescription, salts: Se
             raise _wrong(f"lane {header.lane}: expected a clock from 1 to {_MAX_CLOCK}, got {header.clock}")
         if not (math.isfinite(header.factor) and math.isfinite(header.eps_factor)):
             raise _wrong(f"expected finite factors, got {header.factor} and {header.eps_factor}")
+        if frame.counts.size and frame.counts.min() < 1:
+            raise _wrong(f"table {header.table}: expected ids that occurred, got a count of 0")
         check_ids(frame, description.tables[header.table])
         check_gradients(frame, description.tables[header.table], salts[header.table])
 
@@ -62,7 +64,7 @@ def check_run(header: Header, op: Op, description: RunDescription) -> None:
     Raises:
         RefusedError: With INVALID_ARGUMENT.
     """
-    if header.op != op or header.flags & (Flag.REPLY | Flag.DUPLICATE):
+    if header.op != op or header.flags & (Flag.REPLY | Flag.DUPLICATE | (0 if op == Op.PUSH else Flag.COUNTS)):
         raise _wrong(f"expected {op.name} frames, got op {header.op} with flags {header.flags:#x}")
     if header.run_id != description.run_id:
         raise _wrong(f"expected run {description.run_id}, got {header.run_id}: another run's server")

@@ -102,12 +102,20 @@ class ShardState:
         if fresh.skipped == header.n:
             table.count_change()
         else:
-            ids, gradients = frame.ids, frame.values
+            ids, gradients, counts = frame.ids, frame.values, frame.counts.astype(np.int64)
             if fresh.rows is not None:
                 ids, gradients = ids[fresh.rows], gradients[fresh.rows]
+                counts = counts[fresh.rows] if counts.size else counts
             updates = self.base_updates[header.table] + self.orders.clocks_with(header)
-            factor, eps_factor = header.factor, header.eps_factor
-            table.push(ids, gradients, updates=updates, factor=factor, eps_factor=eps_factor, now=now)
+            table.push(
+                ids,
+                gradients,
+                updates=updates,
+                factor=header.factor,
+                eps_factor=header.eps_factor,
+                now=now,
+                counts=counts,
+            )
             self.marks.set(header.lane, self._stamp(header), fresh)
         self.orders.advance(header)
 

@@ -11,7 +11,7 @@ from parameter_server.errors import RefusedError
 from parameter_server.shard.guarded_state import GuardedState
 from parameter_server.shard.marks import check_not_frozen, check_places
 from parameter_server.shard.records_file import Kind
-from parameter_server.wire import Flag, Frame, Header, Type, encode, frame_bytes
+from parameter_server.wire import Flag, Frame, Header, encode, length_of
 
 Parts = list[bytes | memoryview]
 
@@ -48,8 +48,9 @@ class ShardWrites:
         before, evicted = table.version, table.num_evicted
         state.push(frame, fresh, now)
         self._guarded.write(Kind.PUSH, now, [message])
-        counts.count_staleness(header.table, before, header.version)
-        counts.pushes += 1
+        if header.n:  # else it tells of its clock, and nothing was computed from what was pulled here
+            counts.count_staleness(header.table, before, header.version)
+            counts.pushes += 1
         counts.pushed_rows += header.n - fresh.skipped
         counts.pushed_bytes += message.nbytes
         counts.skipped_rows += fresh.skipped
@@ -81,8 +82,7 @@ def cut(message: bytes, frames: Sequence[Frame]) -> Iterator[memoryview]:
     """Gives the bytes of each frame of a message."""
     at, view = 0, memoryview(message)
     for header, *_ in frames:
-        has_ids, has_values = bool(header.flags & Flag.IDS), bool(header.flags & Flag.VALUES)
-        end = at + frame_bytes(header.n, header.dim, Type(header.type), has_ids=has_ids, has_values=has_values)
+        end = at + length_of(header)
         yield view[at:end]
         at = end
 

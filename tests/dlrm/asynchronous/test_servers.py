@@ -11,7 +11,7 @@ from dlrm.asynchronous.config import AsynchronousConfig, ServersConfig
 from dlrm.asynchronous.servers import Shards
 from dlrm.asynchronous.train import run_trainer, train
 from dlrm.recipes import find_recipe
-from embeddings import RowCowClip, TableConfig
+from embeddings import TableConfig
 from parameter_server.client.rows_client import RowsClient
 from parameter_server.description import RunDescription
 from parameter_server.processes.local_run import LocalRun
@@ -20,10 +20,14 @@ from parameter_server.processes.local_run import LocalRun
 def test_tables_that_are_refused_leave_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     closed, close = [], RowsClient.close
     monkeypatch.setattr(RowsClient, "close", lambda client: (closed.append(client), close(client)))
-    table = TableConfig(name="a", num_rows=10, dim=4, optimizer=RowCowClip(learning_rate=0.1))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("expected other tables")
+
+    monkeypatch.setattr("dlrm.asynchronous.servers.RemoteTables", refuse)
+    table = TableConfig(name="a", num_rows=10, dim=4)
     description = RunDescription(run_id=1, seed=0, tables=(table,), durability="none")
-    plain = replace(description, tables=(TableConfig(name="a", num_rows=10, dim=4),))  # as shards refuse it as well
-    with LocalRun(plain) as run, pytest.raises(ValueError, match="expected an optimizer that does not count ids"):
+    with LocalRun(description) as run, pytest.raises(ValueError, match="expected other tables"):
         Shards(run.client, run.connect, description, ServersConfig())
     assert len(closed) == 1
 

@@ -184,9 +184,28 @@ def test_what_has_no_place_is_not_trained(client: LocalClient) -> None:
     assert [clock for _, clock, _ in client.pushed] == [1]
 
 
-def test_optimizers_that_count_ids_are_refused(client: LocalClient) -> None:
-    with pytest.raises(ValueError, match="table 'a': expected an optimizer that does not count ids"):
-        RemoteTables(describe(RowCowClip(learning_rate=0.1, l2_mode="lazy")), client)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("optimizer", "counts"), [(RowCowClip(learning_rate=0.1, l2_mode="lazy"), ([2, 4], [1, 1])), (ROW_WISE, ([], []))]
+)
+def test_optimizers_that_count_ids_are_told_how_often_each_occurred(
+    client: LocalClient, optimizer: RowOptimizer, counts: tuple[list[int], list[int]]
+) -> None:
+    tables = RemoteTables(describe(optimizer), client)  # type: ignore[arg-type]
+    batch = KeyedJaggedTensor(
+        keys=list(FEATURES),
+        values=torch.tensor([7, 3, 7, 3, 7, 7, 5, 0]),
+        lengths=torch.tensor([3, 0, 2, 1, 0, 0, 1, 1]),
+    )
+    tables.enter(batch, PushPlace(LANE, 1))
+    tables(batch).values().sum().backward()
+    ((_, _, given),) = client.pushed
+    assert [push.ids.tolist() for push in given] == [[3, 7], [0, 5]]
+    assert tuple(push.counts.tolist() for push in given) == counts
+
+
+def test_tables_that_shards_could_not_hold_are_refused_before_anybody_hears_of_them() -> None:
+    with pytest.raises(ValueError, match=r"table 'a': expected an optimizer .* RowCowClip\(l2_mode='lazy'\)"):
+        describe(RowCowClip(learning_rate=0.1))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from embeddings import RowAdagrad, RowAdam, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad, TableConfig
+from embeddings import RowAdagrad, RowAdam, RowCowClip, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad, TableConfig
 from embeddings.build import build_tables
 from parameter_server.client.remote_rows import PushPlace
 from parameter_server.client.remote_storage import RemoteStorage
@@ -36,6 +36,7 @@ OPTIMIZERS: list[RowOptimizer] = [
     RowLamb(learning_rate=0.1, weight_decay=0.01),
     RowLamb(learning_rate=0.1, partial=True),
     RowSGD(learning_rate=0.1),
+    RowCowClip(learning_rate=0.1, clip=0.05, l2=0.01, l2_mode="lazy"),  # ids that come again may be clipped less
 ]
 
 
@@ -120,17 +121,19 @@ def loss_of(pooled: Tensor, target: Tensor) -> Tensor:
     return ((pooled @ target) ** 2).mean()
 
 
-def train_alike(remote: RemoteTables, steps: int, *, weighted: bool = False) -> Any:
+def train_alike(
+    remote: RemoteTables, steps: int, *, weighted: bool = False, batch_size: int = 12, lanes: int = 1
+) -> Any:
     """Trains tables on shards and tables here on the same batches, and compares look-ups; returns the latter."""
     local = build_tables(remote.table_configs, seed=SEED)
     random = np.random.default_rng(1)
     target = torch.randn(sum(local.feature_dims), 3)
-    batches = [draw_batch(random, weighted=weighted) for _ in range(steps)]
+    batches = [draw_batch(random, weighted=weighted, batch_size=batch_size) for _ in range(steps)]
     for step, batch in enumerate(batches):
         for tables in (local, remote):
             tables.set_learning_rate_factors([1 + step / 10, 0.5, 1 / (step + 1)])
             tables.set_eps_factor(1 + step)
-        remote.enter(batch, PushPlace(LANE, step + 1))
+        remote.enter(batch, PushPlace(LaneLease(step % lanes, 1), step // lanes + 1))
         expected, pooled = local(batch).values(), remote(batch).values()
         torch.testing.assert_close(pooled, expected, rtol=0, atol=0)
         if step + 1 < steps:
@@ -156,6 +159,12 @@ def test_in_lock_step_one_trainer_equals_tables_in_this_process(
     local = train_alike(run.tables, 20, weighted=weighted)
     assert_same_rows(run, local)
     assert all(sum(shard.num_rows) for shard in run.shards)
+
+
+def test_updates_count_also_on_shards_that_have_no_rows_of_some_batches(start: Callable[..., Run]) -> None:
+    run = start(describe(RowAdam(learning_rate=0.1)))
+    local = train_alike(run.tables, 40, batch_size=1, lanes=7)
+    assert_same_rows(run, local)
 
 
 def test_in_lock_step_over_sockets_as_well(start: Callable[..., Run], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from parameter_server.client.frame_cutting import Order, Push, cut_piece
 from parameter_server.client.rows_client import LaneLease, RowsClient
 from parameter_server.control.routes_source import FixedRoutes
 from parameter_server.description import RunDescription
-from parameter_server.errors import RefusedError
+from parameter_server.errors import ConnectionLost, RefusedError
 from parameter_server.partition import Routes, buckets_of, salt_of, spread_evenly
 from parameter_server.processes.rows_service import add_rows_service, make_server
 from parameter_server.security.security import ServerSecurity
@@ -152,6 +152,32 @@ def test_an_id_of_no_table_fails_its_call_alone(connect) -> None:
     assert not {thread for thread in before if thread.is_alive()}
 
 
+def test_a_closed_client_says_so(connect) -> None:
+    routes, opened, _ = connect
+    client = RowsClient(describe(), routes, opened)
+    client.close()
+    with pytest.raises(ConnectionLost, match="closed"):
+        client.pull([(0, np.array([3]))]).result(timeout=20)
+    with pytest.raises(ConnectionLost, match="closed"):
+        client.push(LANE, 1, [Push(0, np.array([3]), np.ones((1, DIM), np.float32))])
+
+
+def test_shards_without_rows_of_a_push_hear_of_its_clock(connect) -> None:
+    routes, opened, shards = connect
+    client = RowsClient(describe(), routes, opened)
+    pushes = [
+        [],
+        [Push(1, np.array([3]), np.ones((1, DIM), np.float32))],
+        [Push(2, np.empty(0, int), np.ones((0, DIM)))],
+    ]
+    for clock, given in enumerate(pushes, 1):
+        client.push(LANE, clock, given).result(timeout=20)
+    client.close()
+    assert [shard._state.orders.clocks for shard in shards] == [3, 3]
+    assert sum(sum(shard.num_rows) for shard in shards) == 1
+    assert sum(shard.counts.staleness.sum() for shard in shards) == 1  # nothing else came of a pull
+
+
 @pytest.mark.parametrize("n", [0, 1, 3000])
 def test_rows_travel_by_shard_and_hash_and_buckets_stay_whole(n, monkeypatch) -> None:
     monkeypatch.setattr("parameter_server.client.frame_cutting.MAX_FRAME_BYTES", 3000)
@@ -160,15 +186,18 @@ def test_rows_travel_by_shard_and_hash_and_buckets_stay_whole(n, monkeypatch) ->
     order = Order(Routes(epoch=4, owners=owners, addresses=dict.fromkeys(range(3), "local:0")))
     ids = random.choice(1 << 40, n, replace=False)
     gradients = np.repeat(ids[:, None] % 1000, DIM, axis=1).astype(np.float32)
+    counts = (1 + ids % 9).astype(np.uint32)
     seen: list[np.ndarray] = []
-    for piece in order.split(Push(0, ids, gradients), "a", SALT, Type.FP16):
+    for piece in order.split(Push(0, ids, gradients, counts=counts), "a", SALT, Type.FP16):
         parts = list(cut_piece(piece))
         for part in parts:
             buckets = buckets_of(part.ids, SALT)
             assert set(owners[buckets]) == {piece.shard}
             assert find_disorder(part.ids, SALT) < 0
             np.testing.assert_array_equal(part.values[:, 0], part.ids % 1000)
-            assert wire.frame_bytes(len(part.ids), DIM, Type.FP16, has_ids=True, has_values=True) <= 3000
+            np.testing.assert_array_equal(part.counts, 1 + part.ids % 9)
+            kind = {"has_ids": True, "has_values": True, "has_counts": True}
+            assert wire.frame_bytes(len(part.ids), DIM, Type.FP16, **kind) <= 3000
         edges = [(buckets_of(part.ids[:1], SALT)[0], buckets_of(part.ids[-1:], SALT)[0]) for part in parts]
         assert all(last[1] < first[0] for last, first in itertools.pairwise(edges))
         seen += [part.ids for part in parts]

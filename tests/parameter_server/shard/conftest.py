@@ -14,7 +14,7 @@ from embeddings.tables import TableConfig
 from parameter_server.description import RunDescription
 from parameter_server.partition import Routes, spread_evenly
 from parameter_server.shard.shard import Shard
-from parameter_server.wire import Flag, Frame, Header, Op, decode, encode, join
+from parameter_server.wire import NO_COUNTS, Flag, Frame, Header, Op, decode, encode, join
 
 DIM, IDS = 4, 500
 
@@ -57,9 +57,10 @@ class Run:
 
     def frame(self, lane: int, clock: int, *, lease: int = 1, seq: int | None = None, table: int = 0, **head) -> list:
         ids, gradients = head.pop("rows", None) or self.rows(lane, clock, table)
+        counts = head.pop("counts", NO_COUNTS)
         seq = clock if seq is None else seq
         numbers = {"lane": lane, "lease": lease, "seq": seq, "clock": clock, "table": table}
-        return encode(Header(Op.PUSH, run_id=self.description.run_id, **numbers, **head), ids, gradients)
+        return encode(Header(Op.PUSH, run_id=self.description.run_id, **numbers, **head), ids, gradients, counts)
 
     def push(self, shard: Shard, lane: int, clock: int, **head) -> bool:
         """Pushes, and says whether it was new."""
