@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch import nn
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from dlrm.asynchronous.dense_average_config import DenseAverageConfig
 from dlrm.asynchronous.dense_rules import Sent, build_rule
 from dlrm.asynchronous.flat_weights import FlatWeights
+from dlrm.asynchronous.membership import LeaseLostError
 from dlrm.training.attachments import Attachment, Moment
 from parameter_server.client.dense_client import DenseClient, Part, Place
 from parameter_server.dense_codec import Combine, Floats
@@ -60,10 +61,13 @@ class DenseAverage(Attachment):
         lane: of this trainer alone.
         count_trainers: asked before each exchange, in the background, how many live trainers there are.
         place: see `GradientRule`.
+        ends_chunk: whether the batch that is trained now is the last one of a chunk of the data. Gradients that are
+            sent together are of one chunk then, and of the same batches whoever trains it: so each counts once.
 
     Raises:
-        ValueError: the configuration and the optimizer do not go together; later: somebody else has the lane, or a
-            shard takes no exchange of this model.
+        ValueError: the configuration and the optimizer do not go together; later: a shard takes no exchange of this
+            model.
+        LeaseLostError: later: somebody else has the lane.
         ShardUnreachableError: later: an exchange has lasted beyond the client's deadline.
     """
 
@@ -79,7 +83,9 @@ class DenseAverage(Attachment):
         lane: OwnLane,
         count_trainers: Callable[[], int] = lambda: 1,
         place: Callable[[], Place] | None = None,
+        ends_chunk: Callable[[], bool] | None = None,
     ) -> None:
+        self._ends_chunk = ends_chunk if config.is_on_servers else None
         self.config, self.exchanges = config, 0
         self._weights, self._client = FlatWeights(model), client
         self._rule = build_rule(self._weights, config, optimizer, place)
@@ -98,6 +104,11 @@ class DenseAverage(Attachment):
         """The last one used in the lane, for whoever gets it next."""
         return self._next_clock - 1
 
+    @property
+    def under_way(self) -> list[Future[Any]]:
+        """The exchange whose answer has not been taken over yet, if there is one."""
+        return [] if self._under_way is None else [self._under_way]
+
     def before_step(self, moment: Moment) -> None:
         """Take over an answer that has come, or the trainer's own weights after a measurement."""
         self._begin()
@@ -113,7 +124,8 @@ class DenseAverage(Attachment):
     def after_step(self, moment: Moment, loss: float) -> None:
         """Begin an exchange if it is time; one that is under way then delays it, or is waited for."""
         self._since += 1
-        if self._since < self.config.steps:
+        is_last = self._ends_chunk is not None and self._ends_chunk()
+        if self._since < self.config.steps and not is_last:
             return
         if self._under_way is not None:
             if not self.config.is_on_servers:
@@ -130,10 +142,13 @@ class DenseAverage(Attachment):
         self._weights.put(self._ask(Combine.READ, None))
 
     def exchange_now(self) -> None:
-        """Wait for the exchange under way, and exchange what has been learned since it began, as before leaving."""
+        """Wait for the exchange under way, and exchange what has been learned since it began, as before leaving.
+
+        Gradients of a chunk wait for those they are sent with: whoever trains it again would send others.
+        """
         self._begin()
         self._collect(wait=True)
-        if self._since and self._aside is None:
+        if self._since and self._aside is None and self._ends_chunk is None:
             self._start()
             self._collect(wait=True)
 
@@ -192,7 +207,7 @@ class DenseAverage(Attachment):
         try:
             done = under_way.result()
         except LaneLostError as error:
-            raise ValueError(f"{error}; start this trainer again") from error
+            raise LeaseLostError(f"{error}; start this trainer again") from error
         self._distance = self._rule.take(done.sent, done.parts, done.answer)
         self.exchanges += 1
         self._answered_at = time.monotonic()

@@ -157,7 +157,8 @@ class GradientRule(DenseRule):
     """Servers update the master with the trainer's gradients, and the weights become the master.
 
     The trainer's optimizer gets no gradients and holds but the learning rate. Gradients of several steps are sent as
-    their mean. In the background they are of weights that lack the answer to the exchange before, and no more.
+    their mean, under the place of the last one. In the background they are of weights that lack the answer to the
+    exchange before, and no more.
 
     Args:
         weights: of the model.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from math import isfinite
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -55,6 +55,14 @@ class _Open:
     missing: int
 
 
+class _Read(NamedTuple):
+    """A batch that is not trained yet."""
+
+    opened: _Open
+    place: PushPlace
+    is_last: bool  # of its chunk
+
+
 class LeasedBatches(Attachment):
     """Reads the chunks that a trainer is given, and gives one back when all shards have all of its pushes.
 
@@ -75,8 +83,9 @@ class LeasedBatches(Attachment):
 
     def __init__(self, reader: Reader, work: Work, tables: PlacedTables, *, is_gated: bool) -> None:
         self._reader, self._work, self._tables, self._is_gated = reader, work, tables, is_gated
-        self._read_ahead: deque[tuple[_Open, PushPlace]] = deque()
-        self._pushed: deque[tuple[_Open, Future[None]]] = deque()
+        self._read_ahead: deque[_Read] = deque()
+        self._pushed: deque[tuple[_Open, list[Future[Any]]]] = deque()
+        self._others: Callable[[], Sequence[Future[Any]]] = tuple
         self._trained, self._loss = 0, float("nan")
         self.stage = Stage.STARTING
 
@@ -107,15 +116,28 @@ class LeasedBatches(Attachment):
     @property
     def place(self) -> PushPlace:
         """Of the batch that is trained now."""
-        return self._read_ahead[0][1]
+        return self._read_ahead[0].place
+
+    @property
+    def ends_chunk(self) -> bool:
+        """Whether the batch that is trained now is the last one of its chunk."""
+        return self._read_ahead[0].is_last
+
+    def wait_for(self, others: Callable[[], Sequence[Future[Any]]]) -> None:
+        """Give chunks back only when something else of their batches is on the servers too.
+
+        Args:
+            others: asked after the step of each batch: what is under way.
+        """
+        self._others = others
 
     def _read(self, chunk: Chunk) -> Iterator[Batch]:
-        opened = _Open(chunk=chunk, missing=-(-chunk.num_samples // chunk.batch_size))
-        stop = chunk.first_sample + chunk.num_samples
+        num_batches, stop = -(-chunk.num_samples // chunk.batch_size), chunk.first_sample + chunk.num_samples
+        opened = _Open(chunk=chunk, missing=num_batches)
         for index, batch in enumerate(self._reader.batches(chunk.batch_size, start=chunk.first_sample, stop=stop)):
             place = PushPlace(LaneLease(chunk.lane, chunk.lease), chunk.first_clock + index)
             self._tables.enter(batch.sparse, place)
-            self._read_ahead.append((opened, place))
+            self._read_ahead.append(_Read(opened, place, index + 1 == num_batches))
             yield batch
 
     def before_step(self, moment: Moment) -> None:
@@ -125,8 +147,8 @@ class LeasedBatches(Attachment):
 
     def after_step(self, moment: Moment, loss: float) -> None:
         """Give back chunks all of whose batches are in the tables."""
-        opened, _ = self._read_ahead.popleft()
-        self._pushed.append((opened, self._tables.last_push))
+        opened = self._read_ahead.popleft().opened
+        self._pushed.append((opened, [self._tables.last_push, *self._others()]))
         self._trained += 1
         self.stage = Stage.TRAINING
         self._loss = loss
@@ -142,9 +164,10 @@ class LeasedBatches(Attachment):
             ConnectionError: a shard was not to be reached.
             ValueError: a push was refused.
         """
-        while self._pushed and (wait or self._pushed[0][1].done()):
-            opened, acknowledged = self._pushed.popleft()
-            acknowledged.result()
+        while self._pushed and (wait or all(push.done() for push in self._pushed[0][1])):
+            opened, pushes = self._pushed.popleft()
+            for push in pushes:
+                push.result()
             opened.missing -= 1
             if not opened.missing:
                 self._work.complete_chunk(opened.chunk)

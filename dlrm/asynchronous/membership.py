@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from parameter_server.control.coordinator_client import CoordinatorClient
 from parameter_server.coordinator.answers import Chunk, Finished, Wait
 from parameter_server.description import RunDescription
+from parameter_server.errors import Refusal, RefusedError
 
 BEATS_PER_LEASE = 4
 
 
-class LeaseLostError(ValueError):
-    """The coordinator has given this trainer up, and its data to others."""
+class LeaseLostError(ConnectionError):
+    """The coordinator has given this trainer up, and its data to others; started again, it takes part again."""
 
 
 class Membership:
@@ -59,18 +60,18 @@ class Membership:
 
     def next_chunk(self) -> Chunk | Wait | Finished:
         """Ask for data."""
-        self.check()
-        return self.client.next_chunk(self.member)
+        with self._known():
+            return self.client.next_chunk(self.member)
 
     def complete_chunk(self, chunk: Chunk) -> None:
         """Give data back, trained."""
-        self.check()
-        self.client.complete_chunk(self.member, chunk.lane, chunk.lease, chunk.index)
+        with self._known():
+            self.client.complete_chunk(self.member, chunk.lane, chunk.lease, chunk.index)
 
     def pass_gate(self, batches: int) -> None:
         """Wait until nobody is too far behind."""
-        self.check()
-        self.client.gate(self.member, batches, deadline_seconds=None)
+        with self._known():
+            self.client.gate(self.member, batches, deadline_seconds=None)
 
     def is_oldest(self) -> bool:
         """Say whether no living trainer has registered before this one."""
@@ -80,6 +81,10 @@ class Membership:
     def count_trainers(self) -> int:
         """Return how many trainers live."""
         return max(1, sum(m.alive and m.role == "trainer" for m in self.client.status().members))
+
+    def count_samples(self) -> int:
+        """Return how many samples of the stream are trained, by all, in chunks that are complete."""
+        return self.description.first_sample + self.client.status().samples_completed
 
     def mean_staleness(self) -> float | None:
         """Return how many other pushes a table had seen, in the mean, between a gradient's pull and its push."""
@@ -97,6 +102,27 @@ class Membership:
         if self._lost is not None:
             raise self._lost
 
+    @contextmanager
+    def _known(self) -> Iterator[None]:
+        """Ask the coordinator something that it answers members only.
+
+        Raises:
+            LeaseLostError: this trainer is none any more, as it may hear before a heartbeat does.
+        """
+        self.check()
+        try:
+            yield
+        except RefusedError as error:
+            if error.refusal is Refusal.FAILED_PRECONDITION:
+                raise self._given_up() from error
+            raise
+
+    def _given_up(self) -> LeaseLostError:
+        return LeaseLostError(
+            f"{self.name}: expected to be heard of every {self._lease_seconds:g} seconds, was not, and others have "
+            "taken over its data; nothing is lost: start it again"
+        )
+
     def _beat(self) -> None:
         while not self._left.wait(self._lease_seconds / BEATS_PER_LEASE):
             try:
@@ -107,8 +133,5 @@ class Membership:
                 self._lost = error
                 return
             if not known:
-                self._lost = LeaseLostError(
-                    f"{self.name}: expected to be heard of every {self._lease_seconds:g} seconds, was not, and others "
-                    "have taken over its data; nothing is lost: start it again"
-                )
+                self._lost = self._given_up()
                 return

@@ -249,7 +249,10 @@ def average_dense(
         lane=lane,
         count_trainers=membership.count_trainers,
         place=lambda: Place(*leased.place.lease, leased.place.clock),
+        ends_chunk=lambda: leased.ends_chunk,
     )
+    if config.dense_average.is_on_servers:
+        leased.wait_for(lambda: average.under_way)
     membership.last_clocks[lane.lane] = lambda: average.last_clock
     return average
 

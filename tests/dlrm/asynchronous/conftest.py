@@ -96,6 +96,7 @@ class Servers:
         trainers: int = 1,
         deadline_seconds: float = 20.0,
         place: Any = None,
+        ends_chunk: Any = None,
         **config: Any,
     ) -> DenseAverage:
         client = DenseClient(3, self, self.connect, deadline_seconds=deadline_seconds, say=self.said.append)
@@ -107,6 +108,7 @@ class Servers:
             lane=Lane(64 + len(self.averages)),
             count_trainers=lambda: trainers,
             place=place,
+            ends_chunk=ends_chunk,
         )
         self.averages.append(average)
         return average

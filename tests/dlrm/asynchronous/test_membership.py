@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from dlrm.asynchronous.crew import FINAL
 from dlrm.asynchronous.membership import LeaseLostError, Membership
+from dlrm.cli import status_of
 from embeddings import TableConfig
 from parameter_server.control.coordinator_client import LocalCoordinatorClient
-from parameter_server.coordinator.answers import Beat
+from parameter_server.coordinator.answers import Beat, Chunk
 from parameter_server.coordinator.coordinator import Coordinator
 from parameter_server.description import RunDescription
 from parameter_server.errors import Refusal, RefusedError
@@ -80,3 +82,17 @@ def test_a_trainer_that_was_given_up_hears_of_it(coordinator: Coordinator) -> No
         error = until_raised(membership.check)
     assert isinstance(error, LeaseLostError)
     assert "start it again" in str(error)
+    assert status_of(error) not in FINAL  # or a crew would not start it again
+
+
+def test_a_trainer_that_hears_of_it_before_its_heartbeats_may_start_again_too() -> None:
+    with (
+        closing(Coordinator(RUN, lease_seconds=3600)) as coordinator,
+        Membership(LocalCoordinatorClient(coordinator), "t", RUN) as membership,
+    ):
+        chunk = membership.next_chunk()
+        assert isinstance(chunk, Chunk)
+        coordinator.leave(membership.member)
+        for ask in (membership.next_chunk, lambda: membership.complete_chunk(chunk), lambda: membership.pass_gate(1)):
+            with pytest.raises(LeaseLostError, match="start it again"):
+                ask()
