@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -13,8 +14,8 @@ from parameter_server.client.remote_tables import RemoteTables
 from parameter_server.client.rows_client import RowsClient
 from parameter_server.control.coordinator_client import CoordinatorClient
 from parameter_server.control.routes_source import CoordinatorRoutes
-from parameter_server.coordinator.answers import SnapshotTaken
 from parameter_server.description import RunDescription
+from parameter_server.errors import RefusedError
 from parameter_server.transports import ShardConnection
 
 
@@ -52,7 +53,7 @@ class Shards:
             self.tables = RemoteTables(description, rows, storage=storage)
             self._opened = opened.pop_all()
         self._thread = ThreadPoolExecutor(1, "snapshot")
-        self._saving: Future[SnapshotTaken] | None = None
+        self._saving: Future[None] | None = None
 
     def open_dense(self) -> DenseClient:
         """Open a client of the dense part, which is its user's to close."""
@@ -63,20 +64,25 @@ class Shards:
     def save(self) -> None:
         """Have all shards save, in the background; one that is under way is enough.
 
-        Raises:
-            ValueError: the one before could not be taken.
+        Where a shard is away, there is no snapshot, and people are told; shards keep what they had.
         """
         if self._description.durability == "none" or (self._saving is not None and not self._saving.done()):
             return
         if self._saving is not None:
             self._saving.result()
-        self._saving = self._thread.submit(self._client.snapshot)
+        self._saving = self._thread.submit(self._save)
 
     def wait(self) -> None:
         """Wait until all pushes are acknowledged, and what is saved is saved."""
         self.tables.drain()
         if self._saving is not None:
             self._saving.result()
+
+    def _save(self) -> None:
+        try:
+            self._client.snapshot()
+        except (ConnectionError, TimeoutError, RefusedError) as error:
+            print(f"recforge: warning: no snapshot was taken, which the next one makes good: {error}", file=sys.stderr)
 
     def close(self) -> None:
         """Close all connections; what is not acknowledged is given up."""
