@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,9 +97,12 @@ class CoordinatorState:
     def _prepare(self) -> None:
         with _told(self._file):
             self._open.execute("pragma busy_timeout = 2000")
+            (version,) = self._open.execute("pragma user_version").fetchone()
+            (tables,) = self._open.execute("select count(*) from sqlite_master").fetchone()
+            if version != _VERSION and (version or tables):  # before anything is written
+                raise ValueError(f"{self._file}: expected version {_VERSION} of a coordinator's state, got {version}")
             self._open.execute("pragma journal_mode = wal")
             self._open.execute("pragma synchronous = full")
-            (version,) = self._open.execute("pragma user_version").fetchone()
             if version == 0:
                 self._open.executescript(f"begin; {_TABLES} pragma user_version = {_VERSION}; commit;")
             # A second coordinator on the same file would hand out the same leases.
@@ -107,8 +110,6 @@ class CoordinatorState:
             self._open.execute("begin immediate")
             self._open.execute("insert or replace into settings values ('opened', 'yes')")
             self._open.execute("commit")
-        if version not in (0, _VERSION):
-            raise ValueError(f"{self._file}: expected version {_VERSION} of the coordinator's state, got {version}")
 
     @contextmanager
     def change(self) -> Iterator[None]:
@@ -133,8 +134,8 @@ class CoordinatorState:
 
     def setting(self, key: str) -> str | None:
         """Reads a setting."""
-        row = self._open.execute("select value from settings where key = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
+        rows = self._read("select value from settings where key = ?", key)
+        return str(rows[0][0]) if rows else None
 
     def set_setting(self, key: str, value: str) -> None:
         """Writes a setting."""
@@ -142,7 +143,7 @@ class CoordinatorState:
 
     def members(self) -> list[StoredMember]:
         """Gives the members that have neither left nor expired."""
-        return [StoredMember(*row) for row in self._open.execute("select * from members order by number")]
+        return [StoredMember(*row) for row in self._read("select * from members order by number")]
 
     def add_member(self, role: str, name: str, address: str, shard: int | None) -> int:
         """Adds a member, and gives its number: larger than all given before."""
@@ -155,7 +156,7 @@ class CoordinatorState:
 
     def shards(self) -> list[StoredShard]:
         """Gives all shards that there ever were."""
-        return [StoredShard(*row) for row in self._open.execute("select * from shards order by number")]
+        return [StoredShard(*row) for row in self._read("select * from shards order by number")]
 
     def put_shard(self, shard: StoredShard) -> None:
         """Adds or overwrites a shard."""
@@ -163,8 +164,8 @@ class CoordinatorState:
 
     def routes(self) -> tuple[int, NDArray[np.int32]] | None:
         """Gives epoch and owners [4096]; None before there are any."""
-        row = self._open.execute("select epoch, owners from routes").fetchone()
-        return None if row is None else (int(row[0]), np.frombuffer(row[1], "<i4").astype(np.int32))
+        rows = self._read("select epoch, owners from routes")
+        return (int(rows[0][0]), np.frombuffer(rows[0][1], "<i4").astype(np.int32)) if rows else None
 
     def put_routes(self, epoch: int, owners: NDArray[np.int32]) -> None:
         """Overwrites the routes: the commit of every move."""
@@ -177,7 +178,7 @@ class CoordinatorState:
 
     def lanes(self) -> list[StoredLane]:
         """Gives the lanes that have been written."""
-        return [StoredLane(*row) for row in self._open.execute("select * from lanes")]
+        return [StoredLane(*row) for row in self._read("select * from lanes")]
 
     def put_lane(self, lane: StoredLane) -> None:
         """Overwrites a lane."""
@@ -185,7 +186,7 @@ class CoordinatorState:
 
     def client_lanes(self) -> list[StoredClientLane]:
         """Gives the clients' lanes."""
-        rows = self._open.execute("select * from client_lanes order by lane")
+        rows = self._read("select * from client_lanes order by lane")
         return [StoredClientLane(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
 
     def put_client_lane(self, lane: StoredClientLane) -> None:
@@ -194,7 +195,7 @@ class CoordinatorState:
 
     def snapshots(self) -> list[StoredSnapshot]:
         """Gives the snapshots, oldest first."""
-        rows = self._open.execute("select * from snapshots order by time, rowid")
+        rows = self._read("select * from snapshots order by time, rowid")
         return [StoredSnapshot(row[0], row[1], tuple(json.loads(row[2])), bool(row[3])) for row in rows]
 
     def put_snapshot(self, snapshot: StoredSnapshot) -> None:
@@ -206,6 +207,10 @@ class CoordinatorState:
         """Forgets a snapshot."""
         self._open.execute("delete from snapshots where name = ?", (name,))
 
+    def _read(self, sql: str, *values: str) -> list[Any]:
+        with _told(self._file):
+            return self._open.execute(sql, values).fetchall()
+
 
 @contextmanager
 def _told(file: str) -> Iterator[None]:
@@ -216,7 +221,7 @@ def _told(file: str) -> Iterator[None]:
         if "locked" in str(error):
             raise ValueError(f"{file}: expected no other coordinator on this state, but one has it open") from error
         raise RefusedError(
-            Refusal.DATA_LOSS, f"{file}: expected to write the coordinator's state, got {error}"
+            Refusal.DATA_LOSS, f"{file}: expected to read and write the coordinator's state, got {error}"
         ) from error
     except sqlite3.DatabaseError as error:
         raise ValueError(f"{file}: expected the state of a coordinator, got {error}") from error
