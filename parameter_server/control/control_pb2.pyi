@@ -11,20 +11,22 @@ class Done(_message.Message):
     def __init__(self) -> None: ...
 
 class RegisterRequest(_message.Message):
-    __slots__ = ("major", "minor", "role", "name", "address", "description")
+    __slots__ = ("major", "minor", "role", "name", "address", "description", "former")
     MAJOR_FIELD_NUMBER: _ClassVar[int]
     MINOR_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    FORMER_FIELD_NUMBER: _ClassVar[int]
     major: int
     minor: int
     role: str
     name: str
     address: str
     description: str
-    def __init__(self, major: _Optional[int] = ..., minor: _Optional[int] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
+    former: int
+    def __init__(self, major: _Optional[int] = ..., minor: _Optional[int] = ..., role: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., description: _Optional[str] = ..., former: _Optional[int] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
     __slots__ = ("major", "minor", "member", "lease_seconds", "description", "routes", "shard")
@@ -163,18 +165,6 @@ class Chunk(_message.Message):
     batch_size: int
     def __init__(self, index: _Optional[int] = ..., lane: _Optional[int] = ..., lease: _Optional[int] = ..., first_clock: _Optional[int] = ..., first_sample: _Optional[int] = ..., num_samples: _Optional[int] = ..., batch_size: _Optional[int] = ...) -> None: ...
 
-class ProgressRequest(_message.Message):
-    __slots__ = ("member", "lane", "lease", "clock")
-    MEMBER_FIELD_NUMBER: _ClassVar[int]
-    LANE_FIELD_NUMBER: _ClassVar[int]
-    LEASE_FIELD_NUMBER: _ClassVar[int]
-    CLOCK_FIELD_NUMBER: _ClassVar[int]
-    member: int
-    lane: int
-    lease: int
-    clock: int
-    def __init__(self, member: _Optional[int] = ..., lane: _Optional[int] = ..., lease: _Optional[int] = ..., clock: _Optional[int] = ...) -> None: ...
-
 class CompleteChunkRequest(_message.Message):
     __slots__ = ("member", "lane", "lease", "index")
     MEMBER_FIELD_NUMBER: _ClassVar[int]
@@ -246,7 +236,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("run_id", "route_epoch", "members", "chunks", "chunks_completed", "chunks_out", "samples", "samples_completed", "rows", "row_bytes", "lost_pushes", "snapshots", "snapshot_age_seconds", "moves_done", "moving_buckets", "longest_freeze_seconds", "notes", "expired_leases")
+    __slots__ = ("run_id", "route_epoch", "members", "chunks", "chunks_completed", "chunks_out", "samples", "samples_completed", "rows", "row_bytes", "lost_pushes", "snapshots", "snapshot_age_seconds", "moves_done", "moving_buckets", "longest_freeze_seconds", "notes", "expired_leases", "has_begun")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUTE_EPOCH_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +255,7 @@ class Status(_message.Message):
     LONGEST_FREEZE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
     EXPIRED_LEASES_FIELD_NUMBER: _ClassVar[int]
+    HAS_BEGUN_FIELD_NUMBER: _ClassVar[int]
     run_id: int
     route_epoch: int
     members: _containers.RepeatedCompositeFieldContainer[Member]
@@ -283,7 +274,8 @@ class Status(_message.Message):
     longest_freeze_seconds: float
     notes: _containers.RepeatedScalarFieldContainer[str]
     expired_leases: int
-    def __init__(self, run_id: _Optional[int] = ..., route_epoch: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., chunks: _Optional[int] = ..., chunks_completed: _Optional[int] = ..., chunks_out: _Optional[int] = ..., samples: _Optional[int] = ..., samples_completed: _Optional[int] = ..., rows: _Optional[int] = ..., row_bytes: _Optional[int] = ..., lost_pushes: _Optional[int] = ..., snapshots: _Optional[_Iterable[str]] = ..., snapshot_age_seconds: _Optional[float] = ..., moves_done: _Optional[int] = ..., moving_buckets: _Optional[int] = ..., longest_freeze_seconds: _Optional[float] = ..., notes: _Optional[_Iterable[str]] = ..., expired_leases: _Optional[int] = ...) -> None: ...
+    has_begun: bool
+    def __init__(self, run_id: _Optional[int] = ..., route_epoch: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., chunks: _Optional[int] = ..., chunks_completed: _Optional[int] = ..., chunks_out: _Optional[int] = ..., samples: _Optional[int] = ..., samples_completed: _Optional[int] = ..., rows: _Optional[int] = ..., row_bytes: _Optional[int] = ..., lost_pushes: _Optional[int] = ..., snapshots: _Optional[_Iterable[str]] = ..., snapshot_age_seconds: _Optional[float] = ..., moves_done: _Optional[int] = ..., moving_buckets: _Optional[int] = ..., longest_freeze_seconds: _Optional[float] = ..., notes: _Optional[_Iterable[str]] = ..., expired_leases: _Optional[int] = ..., has_begun: _Optional[bool] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("member", "role", "name", "address", "alive", "seconds_since_heard", "shard", "shard_state", "buckets", "facts")

@@ -66,11 +66,6 @@ class CoordinatorStub:
                 request_serializer=parameter__server_dot_control_dot_control__pb2.NextChunkRequest.SerializeToString,
                 response_deserializer=parameter__server_dot_control_dot_control__pb2.NextChunkReply.FromString,
                 _registered_method=True)
-        self.Progress = channel.unary_unary(
-                '/recforge.v1.Coordinator/Progress',
-                request_serializer=parameter__server_dot_control_dot_control__pb2.ProgressRequest.SerializeToString,
-                response_deserializer=parameter__server_dot_control_dot_control__pb2.Done.FromString,
-                _registered_method=True)
         self.CompleteChunk = channel.unary_unary(
                 '/recforge.v1.Coordinator/CompleteChunk',
                 request_serializer=parameter__server_dot_control_dot_control__pb2.CompleteChunkRequest.SerializeToString,
@@ -151,12 +146,6 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Progress(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def CompleteChunk(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -232,11 +221,6 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.NextChunk,
                     request_deserializer=parameter__server_dot_control_dot_control__pb2.NextChunkRequest.FromString,
                     response_serializer=parameter__server_dot_control_dot_control__pb2.NextChunkReply.SerializeToString,
-            ),
-            'Progress': grpc.unary_unary_rpc_method_handler(
-                    servicer.Progress,
-                    request_deserializer=parameter__server_dot_control_dot_control__pb2.ProgressRequest.FromString,
-                    response_serializer=parameter__server_dot_control_dot_control__pb2.Done.SerializeToString,
             ),
             'CompleteChunk': grpc.unary_unary_rpc_method_handler(
                     servicer.CompleteChunk,
@@ -438,33 +422,6 @@ class Coordinator:
             '/recforge.v1.Coordinator/NextChunk',
             parameter__server_dot_control_dot_control__pb2.NextChunkRequest.SerializeToString,
             parameter__server_dot_control_dot_control__pb2.NextChunkReply.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Progress(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/recforge.v1.Coordinator/Progress',
-            parameter__server_dot_control_dot_control__pb2.ProgressRequest.SerializeToString,
-            parameter__server_dot_control_dot_control__pb2.Done.FromString,
             options,
             channel_credentials,
             insecure,

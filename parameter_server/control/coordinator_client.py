@@ -40,6 +40,7 @@ class CoordinatorClient(Protocol):
         address: str = "",
         description_json: str | None = None,
         *,
+        former: int = 0,
         protocol: tuple[int, int] = PROTOCOL,
     ) -> Registered:
         """Makes somebody a member."""
@@ -61,9 +62,6 @@ class CoordinatorClient(Protocol):
 
     def next_chunk(self, member: int) -> Chunk | Wait | Finished:
         """Gives a trainer data."""
-
-    def progress(self, member: int, lane: int, lease: int, clock: int) -> None:
-        """Notes the last clock of a lane whose pushes are acknowledged."""
 
     def complete_chunk(self, member: int, lane: int, lease: int, index: int) -> None:
         """Notes that all pushes of a chunk are acknowledged."""
@@ -112,7 +110,6 @@ class LocalCoordinatorClient:
         self._follower = RoutesFollower()
         self.follow_routes = self._follower.follow_routes
         self.leave = coordinator.leave
-        self.progress = coordinator.progress
         self.complete_chunk = coordinator.complete_chunk
         self.client_lane = coordinator.client_lane
         self.drain = coordinator.drain

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from parameter_server.client.retries import Patience
 from parameter_server.control.coordinator_waiting import RoutesFollower, wait_for
 from parameter_server.coordinator.answers import (
     PROTOCOL,
@@ -19,14 +20,13 @@ from parameter_server.coordinator.answers import (
     Status,
     Wait,
 )
-from parameter_server.errors import ConnectionLost, Refusal, RefusedError
+from parameter_server.errors import ConnectionLost, Refusal, RefusedError, ShardUnreachableError
 from parameter_server.partition import Routes
 
 if TYPE_CHECKING:
     from parameter_server.security.security import ClientSecurity
 
 _CALL_SECONDS = 10.0  # beyond what a call waits by itself; none takes longer on a coordinator that is alive
-_AGAIN_SECONDS = 0.2
 SNAPSHOT_SECONDS = 3600.0
 
 
@@ -70,6 +70,7 @@ class GrpcCoordinatorClient:
         address: str = "",
         description_json: str | None = None,
         *,
+        former: int = 0,
         protocol: tuple[int, int] = PROTOCOL,
     ) -> Registered:
         """See ``CoordinatorClient``."""
@@ -80,6 +81,7 @@ class GrpcCoordinatorClient:
             name=name,
             address=address,
             description=description_json,
+            former=former,
         )
         return self._messages.read_registered(self._call(self._stub.Register, request))
 
@@ -132,11 +134,6 @@ class GrpcCoordinatorClient:
             held.add(answer.index)
         return answer
 
-    def progress(self, member: int, lane: int, lease: int, clock: int) -> None:
-        """See ``CoordinatorClient``."""
-        request = self._pb.ProgressRequest(member=member, lane=lane, lease=lease, clock=clock)
-        self._call(self._stub.Progress, request)
-
     def complete_chunk(self, member: int, lane: int, lease: int, index: int) -> None:
         """See ``CoordinatorClient``."""
         request = self._pb.CompleteChunkRequest(member=member, lane=lane, lease=lease, index=index)
@@ -186,24 +183,24 @@ class GrpcCoordinatorClient:
         return call(method, request, seconds, f"coordinator at {self.address}")
 
     def _call(self, method: Any, request: Any, until: float | None = None) -> Any:
-        began = time.monotonic()
-        end = began + self._deadline_seconds
+        seconds = self._deadline_seconds
         if until is not None:
-            end = max(began, min(end, until))
+            seconds = max(0.0, min(seconds, until - time.monotonic()))
+        patience = Patience(seconds)
         while True:
             try:
                 return self._try(method, request)
             except (ConnectionLost, RefusedError) as error:
                 if isinstance(error, RefusedError) and error.refusal is not Refusal.UNAVAILABLE:
                     raise
-                if time.monotonic() >= end:
+                try:
+                    delay = patience.fail("coordinator", error)
+                except ShardUnreachableError:
                     from parameter_server.security.unreachable import why_unreachable
 
-                    raise ConnectionLost(
-                        f"coordinator: {why_unreachable(self.address, self._security)}; tried for "
-                        f"{round(end - began, 1):g} s"
-                    ) from error
-                time.sleep(_AGAIN_SECONDS)
+                    reason = why_unreachable(self.address, self._security)
+                    raise ConnectionLost(f"coordinator: {reason}; tried for {round(seconds, 1):g} s") from error
+                time.sleep(delay)
 
 
 def _after(seconds: float | None) -> float | None:

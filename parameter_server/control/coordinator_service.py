@@ -55,6 +55,7 @@ class CoordinatorService(CoordinatorServicer):
                 request.name,
                 request.address,
                 request.description if request.HasField("description") else None,
+                former=request.former,
                 protocol=(request.major, request.minor),
             )
             return messages.write_registered(registered, PROTOCOL)
@@ -97,12 +98,6 @@ class CoordinatorService(CoordinatorServicer):
             return messages.write_chunk(self._coordinator.next_chunk(request.member, holding))
 
         return answer(work, context)
-
-    def Progress(self, request: pb.ProgressRequest, context: grpc.ServicerContext) -> pb.Done:
-        """See ``Coordinator.progress``."""
-        return done(
-            lambda: self._coordinator.progress(request.member, request.lane, request.lease, request.clock), context
-        )
 
     def CompleteChunk(self, request: pb.CompleteChunkRequest, context: grpc.ServicerContext) -> pb.Done:
         """See ``Coordinator.complete_chunk``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,6 @@ from embeddings.kernels.hash_kernels import NUM_BUCKETS
 from parameter_server import limits
 from parameter_server.control import control_pb2 as pb
 from parameter_server.coordinator.answers import (
-    ROLES,
     Beat,
     Chunk,
     ClientLane,
@@ -100,7 +100,7 @@ def read_registered(reply: pb.RegisterReply) -> Registered:
 
 def read_beat(reply: pb.HeartbeatReply) -> Beat:
     """Reads the answer to a heartbeat."""
-    return Beat(known=reply.known, route_epoch=reply.route_epoch, may_end=reply.may_end)
+    return Beat(**_fields(reply))
 
 
 def write_chunk(answer: Chunk | Wait | Finished) -> pb.NextChunkReply:
@@ -119,21 +119,12 @@ def read_chunk(reply: pb.NextChunkReply) -> Chunk | Wait | Finished:
         return Wait(reply.wait_seconds)
     if kind == "finished":
         return Finished()
-    chunk = reply.chunk
-    return Chunk(
-        index=chunk.index,
-        lane=chunk.lane,
-        lease=chunk.lease,
-        first_clock=chunk.first_clock,
-        first_sample=chunk.first_sample,
-        num_samples=chunk.num_samples,
-        batch_size=chunk.batch_size,
-    )
+    return Chunk(**_fields(reply.chunk))
 
 
 def read_client_lane(reply: pb.ClientLane) -> ClientLane:
     """Reads a lane for pushes by hand."""
-    return ClientLane(reply.lane, reply.lease, reply.next_clock)
+    return ClientLane(**_fields(reply))
 
 
 def write_status(status: Status) -> pb.Status:
@@ -144,43 +135,19 @@ def write_status(status: Status) -> pb.Status:
 
 def read_status(reply: pb.Status) -> Status:
     """Reads how a run goes."""
-    return Status(
-        run_id=reply.run_id,
-        route_epoch=reply.route_epoch,
-        members=tuple(_read_member(member) for member in reply.members),
-        chunks=reply.chunks,
-        chunks_completed=reply.chunks_completed,
-        chunks_out=reply.chunks_out,
-        samples=reply.samples,
-        samples_completed=reply.samples_completed,
-        rows=reply.rows,
-        row_bytes=reply.row_bytes,
-        lost_pushes=reply.lost_pushes,
-        snapshots=tuple(reply.snapshots),
-        snapshot_age_seconds=reply.snapshot_age_seconds if reply.HasField("snapshot_age_seconds") else None,
-        moves_done=reply.moves_done,
-        moving_buckets=reply.moving_buckets,
-        longest_freeze_seconds=reply.longest_freeze_seconds,
-        notes=tuple(reply.notes),
-        expired_leases=reply.expired_leases,
-    )
-
-
-def _read_member(member: pb.Member) -> MemberStatus:
-    return MemberStatus(
-        member=member.member,
-        role=next(role for role in ROLES if role == member.role),
-        name=member.name,
-        address=member.address,
-        alive=member.alive,
-        seconds_since_heard=member.seconds_since_heard,
-        shard=member.shard if member.HasField("shard") else None,
-        shard_state=member.shard_state,
-        buckets=member.buckets,
-        facts=dict(member.facts),
-    )
+    members = tuple(MemberStatus(**{**_fields(it), "facts": dict(it.facts)}) for it in reply.members)
+    lists = {"members": members, "snapshots": tuple(reply.snapshots), "notes": tuple(reply.notes)}
+    return Status(**{**_fields(reply), **lists})
 
 
 def write_versions(versions: Sequence[int]) -> pb.Indices:
     """Writes the versions of tables."""
     return pb.Indices(indices=versions)
+
+
+def _fields(message: Any) -> dict[str, Any]:
+    """Gives a message's fields by name; None is an optional one that is missing."""
+    return {
+        field.name: None if field.has_presence and not message.HasField(field.name) else getattr(message, field.name)
+        for field in message.DESCRIPTOR.fields
+    }

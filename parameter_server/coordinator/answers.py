@@ -122,6 +122,7 @@ class Status:
         snapshot_age_seconds: Since the last finished snapshot began; None without one.
         longest_freeze_seconds: For which buckets on the move have been stopped.
         expired_leases: Members that were silent for too long since the coordinator started.
+        has_begun: Whether data were ever given out.
     """
 
     run_id: int
@@ -142,6 +143,7 @@ class Status:
     longest_freeze_seconds: float
     expired_leases: int = 0
     notes: tuple[str, ...] = ()
+    has_begun: bool = False
 
     def to_plain(self) -> dict[str, Any]:
         """Gives it as JSON can hold it."""

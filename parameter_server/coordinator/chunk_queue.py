@@ -36,6 +36,11 @@ class ChunkQueue:
         return sum(lane.completed for lane in self._lanes)
 
     @property
+    def has_begun(self) -> bool:
+        """Whether any chunk was ever handed out."""
+        return any(lane.lease for lane in self._lanes)
+
+    @property
     def out(self) -> int:
         """How many chunks are held by trainers."""
         return sum(lane.handed - lane.completed for lane in self._lanes)
@@ -93,16 +98,6 @@ class ChunkQueue:
         completed = stored.completed + 1
         self._put(stored._replace(completed=completed, holder=member if completed < stored.handed else 0))
         self.completed_samples += self.plan.chunk(index).num_samples
-
-    def check(self, member: int, lane: int, lease: int) -> None:
-        """Checks that a member holds a lane under a lease.
-
-        Raises:
-            RefusedError: When it does not.
-        """
-        stored = self._require(lane, lease)
-        if stored.holder != member:
-            raise _gone(lane, lease, stored.lease)
 
     def release(self, member: int) -> None:
         """Takes back what a member holds: it left, or died."""

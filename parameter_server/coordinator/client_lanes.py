@@ -47,21 +47,6 @@ class ClientLanes:
         self._put(lane._replace(lease=lane.lease + 1, holder=member))
         return ClientLane(lane.lane, lane.lease + 1, lane.next_clock)
 
-    def check(self, member: int, lane: int, lease: int) -> None:
-        """Checks that a member holds a lane under a lease.
-
-        Raises:
-            RefusedError: When it does not.
-        """
-        stored = self._lanes.get(lane)
-        if stored is None:
-            raise RefusedError(Refusal.INVALID_ARGUMENT, f"lane: expected one that was given, got {lane}")
-        if (stored.holder, stored.lease) != (member, lease):
-            raise RefusedError(
-                Refusal.FAILED_PRECONDITION,
-                f"lane {lane}: expected its current lease {stored.lease} and its holder, got lease {lease}",
-            )
-
     def release(self, member: int, clocks: Mapping[int, int]) -> None:
         """Takes back a member's lanes; those whose last clock it does not give are retired."""
         for lane in [lane for lane in self._lanes.values() if lane.holder == member]:

@@ -47,6 +47,7 @@ class Coordinator(RunState):
         address: str = "",
         description_json: str | None = None,
         *,
+        former: int = 0,
         protocol: tuple[int, int] = PROTOCOL,
     ) -> Registered:
         """Makes somebody a member.
@@ -56,11 +57,12 @@ class Coordinator(RunState):
             name: For people; of a shard, what it is known by when it comes back: the same name, the same number.
             address: Of a shard, where it serves: ``host:port``, ``unix:/path`` or ``local:<n>``.
             description_json: What the member takes the run to be; the first one becomes that of the run.
+            former: Of one that was not heard of in time: its number before.
             protocol: Major and minor version that the member speaks.
 
         Raises:
-            RefusedError: FAILED_PRECONDITION: another major version, or another run. INVALID_ARGUMENT: not a role or a
-                description, or something is too long.
+            RefusedError: FAILED_PRECONDITION: another major version, or another run; or a shard's name was taken over
+                by another process. INVALID_ARGUMENT: not a role or a description, or something is too long.
         """
         if protocol[0] != PROTOCOL[0]:
             raise RefusedError(
@@ -82,6 +84,7 @@ class Coordinator(RunState):
                 if role == "shard":
                     shard = self.routing.add_shard(name, address)
                     if (replaced := self.members.shard(shard)) is not None:
+                        _check_successor(former, address, replaced)
                         self.state.remove_member(replaced.number)
                 number = self.state.add_member(role, name, address, shard)
             if replaced is not None:
@@ -152,18 +155,6 @@ class Coordinator(RunState):
                 self.gate_keeper.pause(member)
                 self.changed.notify_all()
             return answer
-
-    def progress(self, member: int, lane: int, lease: int, clock: int) -> None:
-        """Notes the last clock of a lane whose pushes are acknowledged; for people only.
-
-        Raises:
-            RefusedError: When the member does not hold the lane.
-        """
-        limits.check_clock(clock)
-        with self._locked():
-            self.members.require(member)
-            self._check_lane(member, lane, lease)
-            self.clocks[lane] = max(clock, self.clocks.get(lane, 0))
 
     def complete_chunk(self, member: int, lane: int, lease: int, index: int) -> None:
         """Notes that all pushes of a chunk are acknowledged; see ``ChunkQueue.complete``."""
@@ -307,13 +298,6 @@ class Coordinator(RunState):
         with self._locked():
             return summarize(self)
 
-    def _check_lane(self, member: int, lane: int, lease: int) -> None:
-        queue = self._queue()
-        if self.client_lanes is not None and lane >= queue.plan.lanes:
-            self.client_lanes.check(member, lane, lease)
-        else:
-            queue.check(member, lane, lease)
-
     def _may_end(self, member: Member) -> bool:
         """Says whether a shard is drained and all living members know it, but for those that use no routes."""
         if member.shard is None or not self.routing.is_drained(member.shard):
@@ -321,3 +305,13 @@ class Coordinator(RunState):
         since = self.routing.emptied_at(member.shard)
         others = (other for other in self.members.all() if other.shard != member.shard and other.route_epoch)
         return all(other.route_epoch >= since for other in others)
+
+
+def _check_successor(former: int, address: str, living: Member) -> None:
+    """Checks that a shard which comes back has not been replaced meanwhile: two would serve the same rows in turn."""
+    if former and living.number > former and living.address != address:  # else it is itself, and missed the answer
+        raise RefusedError(
+            Refusal.FAILED_PRECONDITION,
+            f"shard {living.name}: expected one process of this name, got another since, at {living.address}; give "
+            "each shard a --name of its own (by default that of its --folder)",
+        )

@@ -21,6 +21,7 @@ class GoingOn:
         holding: Of these, those that hold rows now, so that there must be folders.
         durability: Of the run; empty as long as nobody has described it.
         completed_chunks: Of the data.
+        has_begun: Whether data were ever given out.
         snapshot: The position of the data that the run has gone back to, if it was asked to.
     """
 
@@ -29,6 +30,7 @@ class GoingOn:
     holding: tuple[str, ...] = ()
     durability: str = ""
     completed_chunks: int = 0
+    has_begun: bool = False
     snapshot: str | None = None
 
 
@@ -66,5 +68,6 @@ def go_on(path: Path, names: Sequence[str], *, goes_back: bool = False) -> Going
             holding=tuple(s.name for s in routing.shards() if routes is not None and routes.owned_by(s.number).any()),
             durability=description.durability if description is not None else "",
             completed_chunks=run.queue.completed if run.queue is not None else 0,
+            has_begun=run.queue is not None and run.queue.has_begun,
             snapshot=back_to,
         )

@@ -47,7 +47,6 @@ class RunState:
         queue: Who holds which data; None until the run is described.
         client_lanes: As ``queue``.
         gate_keeper: How far trainers are.
-        clocks: Of lanes, the highest that was told; for people.
         figures: Of moves and leases; for people.
         start_number: How often a coordinator of this state has been started.
     """
@@ -68,14 +67,13 @@ class RunState:
         self.state = CoordinatorState(path)
         self.changed = threading.Condition()
         self.members = Members(lease_seconds=lease_seconds, clock=clock)
-        self.routing = RouteTable(self.state, start_shards=start_shards)
         self.gate_keeper = Gate(None)
         self.queue: ChunkQueue | None = None
         self.client_lanes: ClientLanes | None = None
-        self.clocks: dict[int, int] = {}
         self.figures = RunFigures()
         self._closed = False
         try:
+            self.routing = RouteTable(self.state, start_shards=start_shards)
             stored = self.state.setting("description")
             if stored is not None:
                 self._use(RunDescription.from_json(stored))

@@ -11,6 +11,8 @@ from parameter_server.coordinator.answers import MemberStatus, Status
 if TYPE_CHECKING:
     from parameter_server.coordinator.coordinator import Coordinator
 
+_LARGEST = float(1 << 62)  # of a sum that travels, whatever members tell
+
 
 @dataclass
 class RunFigures:
@@ -47,6 +49,7 @@ def summarize(run: Coordinator) -> Status:
         longest_freeze_seconds=figures.longest_freeze_seconds,
         notes=tuple(_notes(run)),
         expired_leases=figures.expired_leases,
+        has_begun=queue.has_begun if queue else False,
     )
 
 
@@ -112,4 +115,5 @@ def _notes(run: Coordinator) -> list[str]:
 
 
 def _sum(members: tuple[MemberStatus, ...], fact: str) -> int:
-    return int(sum(member.facts.get(fact, 0) for member in members if member.role == "shard"))
+    told = sum(member.facts.get(fact, 0.0) for member in members if member.role == "shard")
+    return int(min(max(told, 0.0), _LARGEST))

@@ -16,7 +16,6 @@ from parameter_server.shard.counts import ShardCounts
 
 BEATS_PER_LEASE = 4
 LONGEST_BEAT_SECONDS = 1.0  # so that what people see of rows is not old
-_ASK_SECONDS = 1.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -60,6 +59,7 @@ class ShardMembership:
 
     Attributes:
         number: Of the shard.
+        held_buckets: Whether some were this shard's when it registered.
         may_end: Whether it is drained, and nobody uses it any longer.
     """
 
@@ -68,10 +68,11 @@ class ShardMembership:
         self._name, self._address = name, address
         self.may_end = False
         self._shard: Followed | None = None
-        self._epoch = 0
         self._trouble: Exception | None = None
-        self._registered = self._register()
+        self._registered = self._register(former=0)
         self.number = self._registered.shard if self._registered.shard is not None else -1
+        routes = self._registered.routes
+        self.held_buckets = routes is not None and bool(routes.owned_by(self.number).any())
         self._left = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="heartbeats", daemon=True)
         self._beating.start()
@@ -90,7 +91,8 @@ class ShardMembership:
     def follow(self, shard: Followed) -> None:
         """Brings routes to a shard from now on, and tells of it with each heartbeat."""
         if self._registered.routes is not None:
-            self._take(shard, self._registered.routes)
+            shard.set_routes(self._registered.routes)
+        self._client.follow_routes(shard.set_routes)
         self._shard = shard
 
     def check(self) -> None:
@@ -102,33 +104,26 @@ class ShardMembership:
         if self._trouble is not None:
             raise self._trouble
 
-    def _register(self) -> Registered:
-        return self._client.register("shard", self._name, self._address)
+    def _register(self, former: int) -> Registered:
+        return self._client.register("shard", self._name, self._address, former=former)
 
     def _beat(self) -> None:
         while not self._left.wait(min(LONGEST_BEAT_SECONDS, self._registered.lease_seconds / BEATS_PER_LEASE)):
             try:
                 self._beat_once()
-            except (ConnectionLost, TimeoutError):
+            except ConnectionLost:
                 continue  # a coordinator that is started again goes on from its disk
             except Exception as error:
                 self._trouble = error
                 return
 
     def _beat_once(self) -> None:
-        shard = self._shard
         beat = self._client.heartbeat(self._registered.member, self._facts())
         if not beat.known:
             _LOG.warning("was not heard of in time, and registers again", extra={"event": "expired"})
-            self._registered = self._register()
+            self._registered = self._register(former=self._registered.member)
             return
-        if shard is not None and beat.route_epoch > self._epoch:
-            self._take(shard, self._client.routes(self._epoch, deadline_seconds=_ASK_SECONDS))
         self.may_end = beat.may_end
-
-    def _take(self, shard: Followed, routes: Routes) -> None:
-        shard.set_routes(routes)
-        self._epoch = routes.epoch
 
     def _facts(self) -> dict[str, float]:
         shard = self._shard
@@ -136,7 +131,6 @@ class ShardMembership:
             return {}
         counts = shard.counts
         return {
-            "route_epoch": self._epoch,
             "rows": sum(shard.num_rows),
             "bytes": shard.num_bytes,
             "lost_pushes": counts.lost_pushes,
