@@ -49,7 +49,6 @@ class _Part:
     since: list[int] = field(init=False)
     whole: list[Mask] = field(init=False)
     moments: list[float] = field(init=False)
-    passes: int = 0
     coming: Mask | None = None  # buckets that are being told whole
     told: list[Longs] = field(default_factory=list)  # ids of their rows so far
     offset: float = math.inf  # between the shard's clock and ours, and the shortest way of a message

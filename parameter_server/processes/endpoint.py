@@ -24,6 +24,7 @@ class Endpoint:
         security: What callers must show.
         limits: How much is taken on at a time.
         interceptors: Further ones, around the check of the token.
+        streams: Answers without an end that there may be at a time.
 
     Attributes:
         server: To which services are added.
@@ -36,11 +37,13 @@ class Endpoint:
         limits: ServerLimits | None = None,
         *,
         interceptors: Sequence[grpc.ServerInterceptor] = (),
+        streams: int = 0,
     ) -> None:
         self._security = security
-        self.server = make_server(limits, security=security, interceptors=interceptors)
+        self.server = make_server(limits, security=security, interceptors=interceptors, streams=streams)
         self.address = ""
         self._has_started = False
+        self._services = [""]  # the server as a whole
         self._health = HealthServicer()
         add_HealthServicer_to_server(self._health, self.server)
         self.set_serving(False)
@@ -66,8 +69,10 @@ class Endpoint:
         """Answers calls from now on.
 
         Args:
-            services: Full names of the added ones that reflection tells of.
+            services: Full names of the added ones that reflection tells of; health answers for each of them too.
         """
+        self._services += services
+        self.set_serving(self._is_serving)
         health = [service.full_name for service in HEALTH.services_by_name.values()]
         reflection.enable_server_reflection([*services, *health, reflection.SERVICE_NAME], self.server)
         self.server.start()
@@ -75,8 +80,10 @@ class Endpoint:
 
     def set_serving(self, is_serving: bool) -> None:
         """Sets what health answers."""
+        self._is_serving = is_serving
         status = HealthCheckResponse.SERVING if is_serving else HealthCheckResponse.NOT_SERVING
-        self._health.set("", status)
+        for service in self._services:
+            self._health.set(service, status)
 
     def stop(self, grace_seconds: float = STOP_SECONDS) -> None:
         """Takes no further calls, and waits for those that are under way."""

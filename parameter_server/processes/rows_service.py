@@ -64,6 +64,7 @@ def make_server(
     *,
     security: ServerSecurity | None = None,
     interceptors: Sequence[grpc.ServerInterceptor] = (),
+    streams: int = 0,
 ) -> grpc.Server:
     """Makes a server with as many threads as limits ask for, and messages as long as frames may be.
 
@@ -71,11 +72,12 @@ def make_server(
         limits: By default those of ``ServerLimits``.
         security: What callers must show; by default nothing.
         interceptors: Further ones, around those of security.
+        streams: Answers without an end that there may be at a time; each keeps a thread.
     """
     from parameter_server.security.security import SERVER_OPTIONS, import_grpc
 
     limits = limits or ServerLimits()
-    threads = limits.max_in_flight + limits.max_waiting + _SPARE_THREADS
+    threads = limits.max_in_flight + limits.max_waiting + streams + _SPARE_THREADS
     server: grpc.Server = import_grpc().server(
         ThreadPoolExecutor(threads, "grpc"),
         options=(*SERVER_OPTIONS, *MESSAGE_OPTIONS),
