@@ -60,9 +60,9 @@ def serve(config: CoordinatorConfig, events: EventFormatter) -> None:
             metrics = RunMetrics(coordinator, meter)
             stack.enter_context(MetricsServer(metrics, config.metrics_host, config.metrics_port))
         endpoint.start([SERVICE])
-        stop.at_once = False
         if config.restore:
             restore(coordinator, config.restore, config.lease_seconds)
+        stop.at_once = False
         endpoint.set_serving(True)
         events.tell_ready(config.tell(endpoint.address))
         _keep(coordinator, keeper, config.snapshot_seconds, stop, events)

@@ -15,6 +15,7 @@ from parameter_server.processes.stop_signal import StopSignal
 from parameter_server.security.security import import_grpc
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from parameter_server.control.coordinator_client import GrpcCoordinatorClient
@@ -38,14 +39,13 @@ def serve(config: ShardConfig, events: EventFormatter) -> None:
     import_grpc()
     from parameter_server.control.coordinator_client import GrpcCoordinatorClient
     from parameter_server.control.shard_service import SHARD_SERVICE, ShardControlService
-    from parameter_server.feed.service import add_feed_to
+    from parameter_server.feed.service import MAX_READERS, add_feed_to
     from parameter_server.processes.call_meter import CallMeter
     from parameter_server.processes.endpoint import Endpoint
     from parameter_server.processes.rows_service import add_rows_service
     from parameter_server.processes.shard_membership import ShardMembership, await_description
     from parameter_server.processes.telemetry import MetricsServer, ShardMetrics
     from parameter_server.processes.warm_up import warm_up
-    from parameter_server.shard.shard import Shard
     from parameter_server.transports import SERVICE
 
     keep_freed_memory()  # a pull's or push's arrays are as large as those of the one before
@@ -53,9 +53,12 @@ def serve(config: ShardConfig, events: EventFormatter) -> None:
         if config.folder is not None:
             lock_folder(config.folder, flag="--folder").release()  # by the shard itself later: fails early
         meter = CallMeter()
-        endpoint = Endpoint(config.server_security, config.limits, interceptors=[meter])
+        endpoint = Endpoint(config.server_security, config.limits, interceptors=[meter], streams=MAX_READERS)
         address = config.tell(endpoint.listen(config.address))
         stack.callback(endpoint.stop)
+        metrics = ShardMetrics(meter)
+        if config.metrics_port:
+            stack.enter_context(MetricsServer(metrics, config.metrics_host, config.metrics_port))
         client = GrpcCoordinatorClient(
             config.coordinator, config.client_security, deadline_seconds=config.connect_seconds
         )
@@ -65,18 +68,16 @@ def serve(config: ShardConfig, events: EventFormatter) -> None:
         check_folder(config, description)
         warm_up(description)
         membership = stack.enter_context(ShardMembership(client, config.called, address))
-        shard = Shard(description, membership.number, folder=config.folder, journal_sync=config.journal_sync)
-        stack.enter_context(closing(shard))
+        check_rows(config, description, membership, client)
+        shard = stack.enter_context(closing(open_shard(config, description, membership.number)))
         if config.restore_from:
             restore(shard, config, client)
         add_rows_service(endpoint.server, shard, config.limits)
         add_feed_to(endpoint.server, shard)
-        control = ShardControlService(shard, config.client_security)
+        control = stack.enter_context(closing(ShardControlService(shard, config.client_security)))
         control.add_to(endpoint.server)
-        stack.callback(control.close)
-        if config.metrics_port:
-            metrics = ShardMetrics(shard, meter)
-            stack.enter_context(MetricsServer(metrics, config.metrics_host, config.metrics_port))
+        metrics.shard = shard
+        stack.callback(setattr, metrics, "shard", None)  # before it is closed
         membership.follow(shard)
         endpoint.start([SERVICE, SHARD_SERVICE])
         stop.at_once = False
@@ -84,9 +85,35 @@ def serve(config: ShardConfig, events: EventFormatter) -> None:
         events.tell_ready(address)
         _keep(shard, membership, config.eviction_seconds, stop)
         endpoint.stop()
-        if description.durability != "none":
-            saved = shard.snapshot()
-            _LOG.info("saved in %.1f s", saved.seconds, extra={"event": "saved", "bytes": saved.bytes})
+        _save(shard)
+
+
+def check_rows(
+    config: ShardConfig, description: RunDescription, membership: ShardMembership, client: GrpcCoordinatorClient
+) -> None:
+    """Checks that a shard which has held rows does not come with a new folder: they would be born again, silently.
+
+    Raises:
+        ValueError: It does.
+    """
+    from parameter_server.shard.folder import DESCRIPTION
+
+    if description.durability == "none" or config.folder is None or (config.folder / DESCRIPTION).exists():
+        return
+    if membership.held_buckets and not config.restore_from and client.status().samples_completed:
+        raise ValueError(
+            f"--folder {config.folder}: expected the folder of {config.called}, which has held rows of this run, got a "
+            "new one; give that folder, or another --name to a shard that joins"
+        )
+
+
+def open_shard(config: ShardConfig, description: RunDescription, number: int) -> Shard:
+    """Makes the engine, with what is in its folder, and tells people what was lost, cut off or passed over."""
+    from parameter_server.shard.shard import Shard
+
+    shard = Shard(description, number, folder=config.folder, journal_sync=config.journal_sync)
+    _tell(shard.lines)
+    return shard
 
 
 def restore(shard: Shard, config: ShardConfig, client: GrpcCoordinatorClient) -> None:
@@ -108,8 +135,7 @@ def restore(shard: Shard, config: ShardConfig, client: GrpcCoordinatorClient) ->
             "start its coordinator with --forget-shards"
         )
     info = shard.restore_from(config.restore_from, mine)
-    for line in info.lines:
-        _LOG.warning("%s", line, extra={"event": "restored"})
+    _tell(info.lines)
     _LOG.info("restored %d rows", info.rows, extra={"event": "restored", "rows": info.rows, "lost": info.lost})
 
 
@@ -159,3 +185,14 @@ def _keep(shard: Shard, membership: ShardMembership, eviction_seconds: float, st
             hand_back_memory()
             handed_back = time.monotonic()
     _LOG.info("ends, as it was asked to", extra={"event": "stopping"})
+
+
+def _tell(lines: Sequence[str]) -> None:
+    for line in lines:
+        _LOG.warning("%s", line, extra={"event": "restored"})
+
+
+def _save(shard: Shard) -> None:
+    if shard.description.durability != "none":
+        saved = shard.snapshot()
+        _LOG.info("saved in %.1f s", saved.seconds, extra={"event": "saved", "bytes": saved.bytes})

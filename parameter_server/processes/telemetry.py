@@ -86,39 +86,45 @@ class ShardMetrics:
     """Metrics of a shard, for a registry of Prometheus's.
 
     Args:
-        shard: Whose counts are copied at each scrape.
         calls: Of its server.
+        shard: Whose counts are copied at each scrape.
+
+    Attributes:
+        shard: As long as it is None, only calls are told.
     """
 
-    def __init__(self, shard: ShardFacts, calls: CallMeter) -> None:
-        self._shard = shard
+    def __init__(self, calls: CallMeter, shard: ShardFacts | None = None) -> None:
         self._calls = calls
+        self.shard = shard
 
     def collect(self) -> Iterator[Metric]:
         """Reads everything once."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-
-        counts = self._shard.counts.copy()
-        for name, text in _SHARD_COUNTERS.items():
-            yield CounterMetricFamily(f"recforge_shard_{name}", text, value=getattr(counts, name))
-        for name, text in _SHARD_GAUGES.items():
-            yield GaugeMetricFamily(f"recforge_shard_{name}", text, value=getattr(counts, name))
-        yield GaugeMetricFamily("recforge_shard_row_bytes", "Bytes of rows in memory", value=self._shard.num_bytes)
-        rows = GaugeMetricFamily("recforge_shard_rows", "Rows held", labels=["table"])
-        staleness = HistogramMetricFamily(
-            "recforge_shard_staleness",
-            "Other pushes that a table had seen between a gradient's pull and its push",
-            labels=["table"],
-        )
-        for table, held, bins in zip(
-            self._shard.description.tables, self._shard.num_rows, counts.staleness, strict=True
-        ):
-            rows.add_metric([table.name], held)
-            bounds = [float(2**i - 1) for i in range(len(bins) - 1)]
-            staleness.add_metric([table.name], _cumulate(bounds, bins.tolist()), None)
-        yield rows
-        yield staleness
+        if (shard := self.shard) is not None:
+            yield from _shard_metrics(shard)
         yield from call_metrics(self._calls)
+
+
+def _shard_metrics(shard: ShardFacts) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    counts = shard.counts.copy()
+    for name, text in _SHARD_COUNTERS.items():
+        yield CounterMetricFamily(f"recforge_shard_{name}", text, value=getattr(counts, name))
+    for name, text in _SHARD_GAUGES.items():
+        yield GaugeMetricFamily(f"recforge_shard_{name}", text, value=getattr(counts, name))
+    yield GaugeMetricFamily("recforge_shard_row_bytes", "Bytes of rows in memory", value=shard.num_bytes)
+    rows = GaugeMetricFamily("recforge_shard_rows", "Rows held", labels=["table"])
+    staleness = HistogramMetricFamily(
+        "recforge_shard_staleness",
+        "Other pushes that a table had seen between a gradient's pull and its push",
+        labels=["table"],
+    )
+    for table, held, bins in zip(shard.description.tables, shard.num_rows, counts.staleness, strict=True):
+        rows.add_metric([table.name], held)
+        bounds = [float(2**i - 1) for i in range(len(bins) - 1)]
+        staleness.add_metric([table.name], _cumulate(bounds, bins.tolist()), None)
+    yield rows
+    yield staleness
 
 
 class RunMetrics:
