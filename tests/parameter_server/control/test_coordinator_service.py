@@ -16,6 +16,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -96,7 +97,6 @@ def test_all_calls_answer_as_in_process(run: Coordinator, client: GrpcCoordinato
     chunk = client.next_chunk(trainer.member)
     assert chunk == Chunk(index=0, lane=0, lease=1, first_clock=1, first_sample=0, num_samples=12, batch_size=4)
     client.gate(trainer.member, 0)
-    client.progress(trainer.member, 0, 1, 3)
     client.complete_chunk(trainer.member, 0, 1, 0)
     assert client.client_lane(trainer.member) == (4, 1, 1)
     assert replace(client.status(), members=()) == replace(LocalCoordinatorClient(run).status(), members=())
@@ -161,13 +161,18 @@ def test_more_callers_wait_than_there_are_threads(client: GrpcCoordinatorClient,
 
 def test_health_and_reflection(run: Coordinator, tmp_path: Path) -> None:
     with serve(run, tmp_path) as address, grpc.insecure_channel(address) as channel:
-        asked = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
-        assert asked.status == health_pb2.HealthCheckResponse.NOT_SERVING
-        listed = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-            iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-        )
-        names = {service.name for service in next(listed).list_services_response.service}
-        assert SERVICE in names
+        for service in ("", SERVICE):  # as a whole, and as orchestrators ask for a service by its name
+            asked = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))
+            assert asked.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        questions = [
+            reflection_pb2.ServerReflectionRequest(list_services=""),
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
+        ]
+        listed, told = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter(questions))
+        assert SERVICE in {service.name for service in listed.list_services_response.service}
+        file = descriptor_pb2.FileDescriptorProto.FromString(told.file_descriptor_response.file_descriptor_proto[0])
+        (described,) = (service for service in file.service if f"{file.package}.{service.name}" == SERVICE)
+        assert {method.name for method in described.method} == set(MESSAGES)
 
 
 def test_a_killed_coordinator_goes_on(tmp_path: Path) -> None:
@@ -194,11 +199,13 @@ def test_a_killed_coordinator_goes_on(tmp_path: Path) -> None:
             process = start()
             client.complete_chunk(member, held.lane, held.lease, held.index)
             assert client.heartbeat(member).known
-            client.progress(member, lane.lane, lane.lease, 1)
             after = client.next_chunk(member)
             assert isinstance(after, Chunk)
             assert after.index == held.index + 1
             assert client.status().chunks_completed == 1
+            client.leave(member, {lane.lane: 1})
+            other = client.register("client", "n").member
+            assert client.client_lane(other) == (lane.lane, lane.lease + 1, 2)
             assert client.register("shard", "s", "local:0").shard == 0
             assert source.current().epoch == client.routes().epoch
     finally:
@@ -246,7 +253,6 @@ MESSAGES = {
     "Describe": pb.WaitRequest(),
     "GetRoutes": pb.RoutesRequest(newer_than=0),
     "NextChunk": pb.NextChunkRequest(member=2, holding=pb.Indices(indices=[1, 2, 3])),
-    "Progress": pb.ProgressRequest(member=2, lane=1, lease=1, clock=3),
     "CompleteChunk": pb.CompleteChunkRequest(member=2, lane=1, lease=1, index=1),
     "TakeClientLane": pb.MemberRequest(member=2),
     "Gate": pb.GateRequest(member=2, clock=3),

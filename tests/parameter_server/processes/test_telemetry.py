@@ -96,7 +96,7 @@ def test_a_scrape_of_a_shard_tells_its_counts(meter: CallMeter) -> None:
     shard = FakeShard()
     for pulled in (10, 9, 8, 6):  # at version 10: 0, 1, 2 and 4 others since
         shard.counts.count_staleness(1, 10, pulled)
-    told = scrape(ShardMetrics(shard, meter))
+    told = scrape(ShardMetrics(meter, shard))
     assert told["recforge_shard_pulls_total"] == 3
     assert told["recforge_shard_pushed_rows_total"] == 70
     assert told['recforge_shard_rows{table="user"}'] == 7
@@ -108,11 +108,11 @@ def test_a_scrape_of_a_shard_tells_its_counts(meter: CallMeter) -> None:
     assert list(staleness.values()) == [1, 2, 3, 4, 4]
     assert told['recforge_shard_staleness_bucket{le="+Inf",table="site"}'] == 0
     shard.counts.pulls = 4
-    assert scrape(ShardMetrics(shard, meter))["recforge_shard_pulls_total"] == 4
+    assert scrape(ShardMetrics(meter, shard))["recforge_shard_pulls_total"] == 4
 
 
 def test_calls_are_counted_by_what_became_of_them(meter: CallMeter) -> None:
-    told = scrape(ShardMetrics(FakeShard(), meter))
+    told = scrape(ShardMetrics(meter, FakeShard()))
     ended = {
         status: told.get(f'recforge_calls_total{{method="Echo",status="{status}"}}', 0)
         for status in ("OK", "UNKNOWN", "UNAUTHENTICATED")
@@ -121,6 +121,12 @@ def test_calls_are_counted_by_what_became_of_them(meter: CallMeter) -> None:
     assert told['recforge_calls_in_flight{method="Echo"}'] == 0
     assert told['recforge_call_seconds_count{method="Echo"}'] == 4
     assert 0 < told['recforge_call_seconds_sum{method="Echo"}'] < 10
+
+
+def test_a_shard_that_waits_for_its_run_tells_its_calls_alone(meter: CallMeter) -> None:
+    told = scrape(ShardMetrics(meter))
+    assert told['recforge_call_seconds_count{method="Echo"}'] == 4
+    assert not any(name.startswith("recforge_shard") for name in told)
 
 
 def test_a_scrape_of_a_run_tells_its_status() -> None:
@@ -156,7 +162,7 @@ def test_every_metric_of_the_dashboard_is_in_a_scrape(meter: CallMeter) -> None:
     dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
     asked = {name for expression in expressions for name in re.findall(r"\brecforge_\w+", expression)}
-    scraped = {**scrape(ShardMetrics(FakeShard(), meter)), **scrape(RunMetrics(FakeRun(5.0), meter))}
+    scraped = {**scrape(ShardMetrics(meter, FakeShard())), **scrape(RunMetrics(FakeRun(5.0), meter))}
     told = {name.partition("{")[0] for name in scraped}
     assert len(asked) > 20
     assert asked <= told, f"the dashboard asks for {sorted(asked - told)}, which nobody tells"
