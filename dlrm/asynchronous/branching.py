@@ -34,14 +34,14 @@ def find_first_sample(run: Path | None, at: int | None) -> int:
 def brings_weights(membership: Membership) -> bool:
     """Say whether this trainer is the one that loads the checkpoint, or else wait until another one has.
 
-    The oldest one that lives does, so that another takes over where it dies; a second load of the same is no harm. It
-    has, once a first chunk of data is complete.
+    The oldest one that lives does, so that another takes over where it dies, and loads it all again. It has, once data
+    are given out: from then on a second load would take away pushes that no trainer brings again.
 
     Args:
         membership: of this trainer.
     """
     while True:
-        if membership.client.status().chunks_completed:
+        if membership.client.status().has_begun:
             return False
         if membership.is_oldest():
             return True

@@ -82,6 +82,9 @@ class AsynchronousTrainer(Trainer):
 
     @override
     def read(self) -> Iterator[Batch | None]:
+        if self.config.branch_from is not None:  # before any data are given out, so that no shard loses what was loaded
+            self.servers.save()
+            self.servers.wait()
         for batch in self.leased.batches(lambda: self.stop_request.requested):
             if self.leased.stage is not Stage.STARTING:
                 self.stop_request.at_once = False
@@ -108,7 +111,7 @@ class AsynchronousTrainer(Trainer):
         own = {"trainer": self.membership.name, "seconds": self.progress.seconds, "stopped": why}
         if not self.membership.is_oldest():
             return own
-        self.progress.samples = max(self.progress.samples, self.membership.description.samples)
+        self.progress.samples = self.membership.count_samples()
         with only_run_in(self.output):
             summary = super().finish(log, why)
             known = {} if staleness is None else {"mean_staleness": staleness}

@@ -80,7 +80,7 @@ def run_up(argv: list[str]) -> int:
     print(f"recforge: run {output}", file=sys.stderr)
     check_asynchronous(trained)
     prepare_data(recipe, trained)
-    shards = choose_shards(config, output)
+    shards = choose_shards(config, output, branches=trained.branch_from is not None)
     with tempfile.TemporaryDirectory(prefix="recforge-", dir=_short_folder()) as sockets:
         trainer = [argv[0], *rest]
         trainer += [] if trained.step.threads is not None else ["--step.threads", str(_threads(config.trainers))]
@@ -116,8 +116,13 @@ def prepare_data(recipe: Recipe, config: AsynchronousConfig) -> None:
     provide_dataset(recipe.source, config.data)
 
 
-def choose_shards(config: UpConfig, output: Path) -> tuple[str, ...]:
+def choose_shards(config: UpConfig, output: Path, *, branches: bool = False) -> tuple[str, ...]:
     """Say which shards to start: of a run that was begun before, all that hold rows, to go on with as many as asked.
+
+    Args:
+        config: how many are asked for.
+        output: the run's folder.
+        branches: whether the run begins with rows of another one, which are loaded once.
 
     Raises:
         ValueError: the run cannot go on.
@@ -129,7 +134,7 @@ def choose_shards(config: UpConfig, output: Path) -> tuple[str, ...]:
     names = _name_shards(config)
     found = go_on(output / COORDINATOR / STATE, names, goes_back=not ended.is_file())
     ended.unlink(missing_ok=True)
-    if found.durability == "none" and found.completed_chunks:
+    if found.durability == "none" and (found.completed_chunks or (branches and found.has_begun)):
         raise ValueError(
             f"--output {output}: expected a run that can go on, got one whose rows were not kept (--servers.durability "
             "none); begin another one elsewhere, with --servers.durability journal or snapshot if it is to go on"

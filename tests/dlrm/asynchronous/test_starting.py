@@ -86,7 +86,7 @@ def test_data_are_made_once_before_anything_is_started(tmp_path: Path, monkeypat
     done: list[str] = []
     monkeypatch.setattr("dlrm.data.provide.provide_dataset", lambda source, data: done.append(f"{source} {data}"))
     monkeypatch.setattr(up, "watch", lambda *_: done.append("watch"))
-    monkeypatch.setattr(up, "choose_shards", lambda *_: done.append("choose") or ("shard-0",))
+    monkeypatch.setattr(up, "choose_shards", lambda *_, **__: done.append("choose") or ("shard-0",))
     assert up.run_up(["synthetic", "--output", str(tmp_path / "run")]) == 0
     assert done == ["synthetic None", "choose", "watch"]
 

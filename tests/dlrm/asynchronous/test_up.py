@@ -118,8 +118,8 @@ def test_ctrl_c_ends_all_in_good_order(tmp_path: Path, capfd: pytest.CaptureFixt
     assert "are asked to save what they hold" in capfd.readouterr().err
 
 
-def begun(output: Path, durability: str, shards: int = 2) -> None:
-    """Leaves the state of a run behind that was cut off after a chunk."""
+def begun(output: Path, durability: str, shards: int = 2, chunks: int = 1) -> None:
+    """Leaves the state of a run behind that was cut off after a chunk, or in the first one."""
     description = RunDescription(
         run_id=1,
         seed=0,
@@ -138,7 +138,8 @@ def begun(output: Path, durability: str, shards: int = 2) -> None:
         trainer = run.register("trainer", "trainer-0").member
         chunk = run.next_chunk(trainer)
         assert isinstance(chunk, Chunk)
-        run.complete_chunk(trainer, chunk.lane, chunk.lease, chunk.index)
+        if chunks:
+            run.complete_chunk(trainer, chunk.lane, chunk.lease, chunk.index)
 
 
 def test_a_run_goes_on_with_as_many_shards_as_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,6 +160,13 @@ def test_a_run_whose_rows_were_not_kept_says_so(tmp_path: Path) -> None:
         ValueError, match=r"got one whose rows were not kept \(--servers.durability none\); begin another"
     ):
         choose_shards(UpConfig(), tmp_path)
+
+
+def test_a_run_that_branches_off_does_not_begin_again_without_the_rows_that_were_loaded(tmp_path: Path) -> None:
+    begun(tmp_path, "none", chunks=0)
+    assert choose_shards(UpConfig(), tmp_path) == ("shard-0", "shard-1")
+    with pytest.raises(ValueError, match="got one whose rows were not kept"):
+        choose_shards(UpConfig(), tmp_path, branches=True)
 
 
 def test_a_run_that_was_cut_off_goes_back_and_one_that_has_ended_does_not(
