@@ -1,4 +1,7 @@
-"""Ranks that are processes of their own, as in a real run: started afresh, joined over gloo, ended when one fails."""
+"""Ranks that are processes of their own, as in a real run: started afresh, joined over gloo, ended when one fails.
+
+And what their tables are compared with.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+
+from embeddings import RowAdagrad, RowCowClip, RowLamb, RowSGD, RowWiseAdagrad, TableConfig
+from embeddings.row_optimizers import moves_all_rows
 
 PROGRAM = Path(__file__).with_name("run_rank.py")
 REPOSITORY = PROGRAM.parents[2]
@@ -106,3 +115,73 @@ def run_ranks(start_ranks: Callable[..., StartedRanks]) -> Callable[..., list[An
             ranks.stop()
 
     return run
+
+
+@dataclass
+class PlainTable:
+    """One table in float64 and written the plain way: bags are a matrix, and so are sums over them.
+
+    A batch has lists of bags by feature, `ids` and `weights`; what it touched is kept until `update`.
+    """
+
+    config: TableConfig
+    w: NDArray[np.float64]
+    state: dict[str, NDArray[np.float64]]
+    updates: int = 0
+    bags: list[NDArray[np.float64]] = field(default_factory=list)
+    touched: list[int] = field(default_factory=list)
+
+    def look_up(self, batch: Any, *, weighted: bool) -> list[NDArray[np.float64]]:
+        self.bags, self.touched = [], []
+        for feature in self.config.features:
+            matrix = np.zeros((len(batch.ids[feature]), self.config.num_rows))
+            for bag, (ids, weights) in enumerate(zip(batch.ids[feature], batch.weights[feature], strict=True)):
+                scale = max(1, len(ids)) if self.config.pooling == "mean" else 1
+                np.add.at(matrix[bag], ids, weights.astype(np.float32) / scale if weighted else 1 / scale)
+                self.touched += ids.tolist()
+            self.bags.append(matrix)
+        return [matrix @ self.w for matrix in self.bags]
+
+    def update(self, gradients: list[NDArray[np.float64]], factor: float, eps_factor: float) -> None:
+        rule = self.config.optimizer
+        eps = eps_factor * getattr(rule, "eps", 0)
+        rows = list(range(self.config.num_rows)) if moves_all_rows(rule) else sorted(set(self.touched))
+        w, rate, decay = self.w[rows], rule.learning_rate * factor, getattr(rule, "weight_decay", 0)
+        g = sum(bags.T @ gradient for bags, gradient in zip(self.bags, gradients, strict=True))[rows]
+        self.updates += 1
+        if isinstance(rule, RowSGD):
+            step = g + decay * w
+        elif isinstance(rule, RowAdagrad | RowWiseAdagrad):
+            g = g + decay * w
+            root = np.sqrt(self._keep("sum_of_squares", rows, 1, 1, g**2))
+            step = g / (root + eps)
+        else:
+            g = self._clip(rule, g, rows) if isinstance(rule, RowCowClip) else g
+            m = self._keep("first_moment", rows, rule.betas[0], 1 - rule.betas[0], g)
+            v = self._keep("second_moment", rows, rule.betas[1], 1 - rule.betas[1], g**2)
+            corrected = np.sqrt(v / (1 - rule.betas[1] ** self.updates)) + eps
+            step = m / (1 - rule.betas[0] ** self.updates) / corrected + decay * w
+        if isinstance(rule, RowLamb) and rows:
+            axis = 1 if rule.trust == "row" else None
+            norms = [np.sqrt((x**2).sum(axis=axis, keepdims=True)) for x in (w, step)]
+            step = step * np.where((norms[0] > 0) & (norms[1] > 0), norms[0] / norms[1], 1)
+        self.w[rows] = w - rate * step
+
+    def _clip(self, rule: RowCowClip, g: NDArray[Any], rows: list[int]) -> NDArray[np.float64]:
+        last = self.state.get("last_update", np.full(len(self.w), self.updates - 1))
+        g = g + 2 * rule.l2 * (self.updates - last[rows])[:, None] * self.w[rows]
+        last[rows] = self.updates
+        counts = np.maximum(np.bincount(self.touched, minlength=self.config.num_rows)[rows], 1)
+        lengths = np.maximum(np.linalg.norm(self.w[rows], axis=1), rule.clip * self.config.dim**0.5 * rule.zeta)
+        return g * np.minimum(1, rule.clip * counts * lengths / np.linalg.norm(g, axis=1))[:, None]
+
+    def _keep(self, name: str, rows: list[int], old: float, new: float, g: NDArray[Any]) -> NDArray[np.float64]:
+        kept = self.state[name]
+        kept[rows] = old * kept[rows] + new * (g if kept.ndim == 2 else g.mean(axis=1))
+        return kept[rows] if kept.ndim == 2 else kept[rows][:, None]
+
+
+@pytest.fixture(scope="session")
+def plain_table() -> type[PlainTable]:
+    """The rules of row optimizers, written once more."""
+    return PlainTable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -21,7 +21,6 @@ from dlrm.training.train_step import ClickTask, TrainStep
 from embeddings import RowAdagrad, RowAdam, RowCowClip, RowLamb, RowSGD, RowWiseAdagrad, ShardingPlan, TableConfig
 from embeddings.interface import TableRows, Tables
 from embeddings.local.local_tables import LocalTables
-from embeddings.row_optimizers import moves_all_rows
 from embeddings.shards import SHARDINGS, Shard, TablePlan, place
 
 # eps is large enough that the sign of a gradient near 0, which float32 rounds, decides nothing
@@ -177,70 +176,9 @@ def train_all(rank: int, count: int) -> dict[tuple[str, bool], Any]:
     return results
 
 
-@dataclass
-class Plain:
-    """One table in float64 and written the plain way: bags are a matrix, and so are sums over them."""
-
-    config: TableConfig
-    w: NDArray[np.float64]
-    state: dict[str, NDArray[np.float64]]
-    updates: int = 0
-    bags: list[NDArray[np.float64]] = field(default_factory=list)
-    touched: list[int] = field(default_factory=list)
-
-    def look_up(self, batch: Drawn, *, weighted: bool) -> list[NDArray[np.float64]]:
-        self.bags, self.touched = [], []
-        for feature in self.config.features:
-            matrix = np.zeros((len(batch.ids[feature]), self.config.num_rows))
-            for bag, (ids, weights) in enumerate(zip(batch.ids[feature], batch.weights[feature], strict=True)):
-                scale = max(1, len(ids)) if self.config.pooling == "mean" else 1
-                np.add.at(matrix[bag], ids, weights.astype(np.float32) / scale if weighted else 1 / scale)
-                self.touched += ids.tolist()
-            self.bags.append(matrix)
-        return [matrix @ self.w for matrix in self.bags]
-
-    def update(self, gradients: list[NDArray[np.float64]], factor: float, eps_factor: float) -> None:
-        rule = self.config.optimizer
-        eps = eps_factor * getattr(rule, "eps", 0)
-        rows = list(range(self.config.num_rows)) if moves_all_rows(rule) else sorted(set(self.touched))
-        w, rate, decay = self.w[rows], rule.learning_rate * factor, getattr(rule, "weight_decay", 0)
-        g = sum(bags.T @ gradient for bags, gradient in zip(self.bags, gradients, strict=True))[rows]
-        self.updates += 1
-        if isinstance(rule, RowSGD):
-            step = g + decay * w
-        elif isinstance(rule, RowAdagrad | RowWiseAdagrad):
-            g = g + decay * w
-            root = np.sqrt(self._keep("sum_of_squares", rows, 1, 1, g**2))
-            step = g / (root + eps)
-        else:
-            g = self._clip(rule, g, rows) if isinstance(rule, RowCowClip) else g
-            m = self._keep("first_moment", rows, rule.betas[0], 1 - rule.betas[0], g)
-            v = self._keep("second_moment", rows, rule.betas[1], 1 - rule.betas[1], g**2)
-            corrected = np.sqrt(v / (1 - rule.betas[1] ** self.updates)) + eps
-            step = m / (1 - rule.betas[0] ** self.updates) / corrected + decay * w
-        if isinstance(rule, RowLamb) and rows:
-            axis = 1 if rule.trust == "row" else None
-            norms = [np.sqrt((x**2).sum(axis=axis, keepdims=True)) for x in (w, step)]
-            step = step * np.where((norms[0] > 0) & (norms[1] > 0), norms[0] / norms[1], 1)
-        self.w[rows] = w - rate * step
-
-    def _clip(self, rule: RowCowClip, g: NDArray[Any], rows: list[int]) -> NDArray[np.float64]:
-        last = self.state.get("last_update", np.full(len(self.w), self.updates - 1))
-        g = g + 2 * rule.l2 * (self.updates - last[rows])[:, None] * self.w[rows]
-        last[rows] = self.updates
-        counts = np.maximum(np.bincount(self.touched, minlength=self.config.num_rows)[rows], 1)
-        lengths = np.maximum(np.linalg.norm(self.w[rows], axis=1), rule.clip * self.config.dim**0.5 * rule.zeta)
-        return g * np.minimum(1, rule.clip * counts * lengths / np.linalg.norm(g, axis=1))[:, None]
-
-    def _keep(self, name: str, rows: list[int], old: float, new: float, g: NDArray[Any]) -> NDArray[np.float64]:
-        kept = self.state[name]
-        kept[rows] = old * kept[rows] + new * (g if kept.ndim == 2 else g.mean(axis=1))
-        return kept[rows] if kept.ndim == 2 else kept[rows][:, None]
-
-
-def train_plain(whole: LocalTables, configs: list[TableConfig], *, weighted: bool) -> list[Plain]:
+def train_plain(plain_table: Any, whole: LocalTables, configs: list[TableConfig], *, weighted: bool) -> list[Any]:
     tables = [
-        Plain(r.config, r.weight.double().numpy(), {k: v.double().numpy() for k, v in r.state.items() if v.ndim})
+        plain_table(r.config, r.weight.double().numpy(), {k: v.double().numpy() for k, v in r.state.items() if v.ndim})
         for r in whole.rows()
     ]
     for step, batch in enumerate(BATCHES):
@@ -256,12 +194,14 @@ def train_plain(whole: LocalTables, configs: list[TableConfig], *, weighted: boo
 
 
 @cache
-def train_alone(run: str, nodes: bool) -> tuple[dict[str, Any], list[NDArray[np.float32]], dict[str, Any], Any]:
+def train_alone(
+    plain_table: Any, run: str, nodes: bool
+) -> tuple[dict[str, Any], list[NDArray[np.float32]], dict[str, Any], Any]:
     """One process: rows at the start, what was pooled, rows and states at the end; and the plain tables."""
     configs, settings = configs_of(run), run_of(list(RUNS).index(run), nodes)
     whole = LocalTables(configs, seed=3)
     begun = {name: weight for name, *_, weight, _ in held_by(whole)}
-    plain = {table.config.name: table for table in train_plain(whole, configs, **settings)}
+    plain = {table.config.name: table for table in train_plain(plain_table, whole, configs, **settings)}
     pooled = train(whole, ALONE, configs, **settings)
     return begun, pooled, {name: (weight, state) for name, *_, weight, state in held_by(whole)}, plain
 
@@ -274,8 +214,8 @@ def over_ranks(request: pytest.FixtureRequest, run_ranks: Any) -> list[dict[tupl
 
 @pytest.mark.parametrize("nodes", [False, True], ids=["memory", "network"])
 @pytest.mark.parametrize("run", RUNS)
-def test_ranks_train_the_rows_of_one_process(over_ranks, run, nodes):
-    begun, expected, trained, plain = train_alone(run, nodes)
+def test_ranks_train_the_rows_of_one_process(over_ranks, plain_table, run, nodes):
+    begun, expected, trained, plain = train_alone(plain_table, run, nodes)
     for step, pooled in enumerate(expected):
         found = np.concatenate([results[run, nodes][1][step] for results in over_ranks])
         np.testing.assert_allclose(found, pooled, **CLOSE, err_msg=f"step {step}")
