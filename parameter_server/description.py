@@ -35,6 +35,7 @@ class RunDescription:
         first_sample: Where the run begins, if what comes before was trained elsewhere; a lane's clocks begin there.
         batch_size: Samples per step of one trainer.
         chunk_batches: Batches that a trainer is given at a time.
+        alone_samples: Of the stream, up to which one trainer works while the others wait.
         settings: Further ones, by name, in which members must not differ.
 
     Raises:
@@ -54,6 +55,7 @@ class RunDescription:
     first_sample: int = 0
     batch_size: int = 1
     chunk_batches: int = 16
+    alone_samples: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

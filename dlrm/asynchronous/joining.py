@@ -27,6 +27,7 @@ _FLAGS = {
     "first_sample": "--branch-from and --branch-at",
     "batch_size": "--servers.trainers (`up`: --trainers) or --global-batch-size",
     "chunk_batches": "--servers.chunk-batches",
+    "alone_samples": "--servers.alone-samples",
 }
 _FLAGS_OF_SETTINGS = {"data": "--data", "dense_options": "--dense or --dense-average"}
 _UNITS = {"batch_size": " samples per trainer and step"}

@@ -110,6 +110,7 @@ def describe_asynchronous(config: AsynchronousConfig, dataset: Dataset, tables: 
     settings = {name: value for name, value in leaves(asdict(config)) if name.split(".")[0] not in OWN}
     settings |= {"data": dataset.fingerprint, OPTIONS: config.dense_average.server_options(config.dense)}
     rows = dataset.rows("train")
+    samples = max(1, round(config.epochs * rows))
     return RunDescription(
         run_id=0,
         seed=config.seed,
@@ -118,11 +119,12 @@ def describe_asynchronous(config: AsynchronousConfig, dataset: Dataset, tables: 
         staleness=config.servers.staleness,
         durability=config.servers.durability,
         dense=config.dense_average.mode,
-        samples=max(1, round(config.epochs * rows)),
+        samples=samples,
         epoch_samples=rows,
         first_sample=find_first_sample(config.branch_from, config.branch_at),
         batch_size=config.trainer_batch_size,
         chunk_batches=config.servers.chunk_batches,
+        alone_samples=config.servers.alone_for(samples),
         settings=json.loads(json.dumps(settings, default=str)),
     )
 

@@ -54,6 +54,8 @@ class ChunkQueue:
     def next(self, member: int, holding: Iterable[int] | None = None) -> Chunk | Wait | Finished:
         """Leases the lowest chunk that nobody holds, in a lane that is free or the member's own.
 
+        As long as another member holds one of the chunks that are for one alone, there are none.
+
         Args:
             member: Who asks.
             holding: The chunks that it knows it holds: one that it does not name is given to it once more, since the
@@ -62,7 +64,7 @@ class ChunkQueue:
         held = self.held_by(member)
         if holding is not None and (forgotten := sorted(set(held) - set(holding))):
             return self._chunk(forgotten[0])
-        if len(held) >= MAX_HELD:
+        if len(held) >= MAX_HELD or self._is_another_alone(member):
             return Wait(_WAIT_SECONDS)
         offers = (self._next_of(lane) for lane in self._lanes if lane.holder in (0, member))
         index = min((offer for offer in offers if offer < self.plan.num_chunks), default=None)
@@ -131,6 +133,10 @@ class ChunkQueue:
         lanes = self.plan.lanes
         chunks = (lane.lane + nth * lanes for lane in self._lanes for nth in range(lane.completed))
         self.completed_samples = sum(self.plan.chunk(index).num_samples for index in chunks)
+
+    def _is_another_alone(self, member: int) -> bool:
+        others = (lane for lane in self._lanes if lane.holder not in (0, member))
+        return any(self.plan.is_for_one(lane.lane + lane.completed * self.plan.lanes) for lane in others)
 
     def _require(self, lane: int, lease: int) -> StoredLane:
         if not 0 <= lane < len(self._lanes):

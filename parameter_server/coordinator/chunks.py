@@ -47,7 +47,15 @@ class ChunkPlan:
     """
 
     def __init__(self, description: RunDescription) -> None:
-        for name in ("lanes", "batch_size", "chunk_batches", "samples", "epoch_samples", "first_sample"):
+        for name in (
+            "lanes",
+            "batch_size",
+            "chunk_batches",
+            "samples",
+            "epoch_samples",
+            "first_sample",
+            "alone_samples",
+        ):
             if type(number := getattr(description, name)) is not int or not 0 <= number < 1 << 62:
                 raise ValueError(f"{name}: expected a whole number >= 0, got {number!r}")
         if description.lanes > MAX_LANES:
@@ -55,6 +63,7 @@ class ChunkPlan:
         self.lanes = description.lanes
         self.batch_size = description.batch_size
         self._chunk_batches = description.chunk_batches
+        self._alone_samples = description.alone_samples
         self._first, self._end = description.first_sample, description.samples
         self._epoch_samples = description.epoch_samples or description.samples
         if self._first > self._end:
@@ -93,6 +102,10 @@ class ChunkPlan:
             num_samples=num_samples,
             num_batches=-(-num_samples // self.batch_size),
         )
+
+    def is_for_one(self, index: int) -> bool:
+        """Says whether a chunk is among the first, which one trainer computes while the others wait."""
+        return index < self.num_chunks and self.chunk(index).first_sample < self._alone_samples
 
     def _count(self, samples: int) -> tuple[int, int]:
         """Says how many chunks samples of one epoch come to, and by how many batches the last one is short."""

@@ -93,6 +93,26 @@ def test_one_lane_is_read_ahead_by_its_holder(described: RunDescription, refused
         assert run.take(2).lease == first.lease + 1
 
 
+def test_one_trainer_begins_while_others_wait_and_another_takes_its_place_if_it_dies(
+    time: Any, described: RunDescription, coordinate: Any
+) -> None:
+    chunk_samples = described.batch_size * described.chunk_batches
+    alone = replace(described, alone_samples=2 * chunk_samples - 1)  # the first two chunks
+    with closing(coordinate(alone, clock=time)) as run:
+        a, b = run.join(), run.join()
+        first, second = run.take(a), run.take(a)
+        assert isinstance(run.next_chunk(b), Wait)
+        run.complete(a, first)
+        assert isinstance(run.next_chunk(b), Wait)
+        time.seconds += 1000.0  # a's lease ends
+        c, d = run.join(), run.join()
+        again = run.take(c)
+        assert (again.index, again.lease) == (second.index, second.lease + 1)
+        assert isinstance(run.next_chunk(d), Wait)
+        run.complete(c, again)
+        assert {run.take(d).index, run.take(c).index} == {2, 3}
+
+
 def test_finished_only_when_all_are_complete(run: Any) -> None:
     a, b = run.join(), run.join()
     held = run.take(b)
