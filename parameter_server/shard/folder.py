@@ -16,7 +16,7 @@ from parameter_server.shard.acknowledged import AcknowledgedPushes
 from parameter_server.shard.counts import ShardCounts
 from parameter_server.shard.journal import Journal, JournalSync
 from parameter_server.shard.replay import ACKNOWLEDGED, JOURNAL, SNAPSHOTS, count_lanes, group_buckets, read_back
-from parameter_server.shard.snapshots import Snapshot, SnapshotFolder
+from parameter_server.shard.snapshots import Snapshot, SnapshotFolder, TakenPart
 from parameter_server.shard.state import ShardState, without_limits
 from parameter_server.shard.state_parts import Part, put_part, row_bytes, take_ending, take_gone, take_marks, take_rows
 from parameter_server.shard.synced_files import write_whole
@@ -130,7 +130,7 @@ class ShardFolder:
             self.journal = Journal(folder / JOURNAL, found.next_record, sync)
         self.acknowledged = AcknowledgedPushes(folder / ACKNOWLEDGED, count_lanes(state.description))
 
-    def _take(self, pauses: _Pauses) -> Iterator[tuple[Part, int]]:
+    def _take(self, pauses: _Pauses) -> Iterator[TakenPart]:
         """Takes what changed since the last snapshot, under the lock.
 
         Much of it is taken some buckets at a time, with pushes in between; what these change is taken again at the
@@ -141,13 +141,14 @@ class ShardFolder:
         if groups > 1:
             with pauses:
                 part, versions = take_gone(state, since), state.versions
-            yield part, 0
+            yield TakenPart(part)
             for buckets in group_buckets(groups):
+                part = {}
                 for number in range(len(state.tables)):
                     with pauses:
-                        part = take_rows(state, number, since[number], buckets)
-                    if part:
-                        yield part, 0
+                        part |= take_rows(state, number, since[number], buckets)
+                if part:
+                    yield TakenPart(part, buckets=buckets)
             since = versions
         if self.journal is not None:  # so that little is left to wait for under the lock
             self.journal.settle(self.journal.position)
@@ -158,7 +159,7 @@ class ShardFolder:
             part |= take_ending(state)
             first_record = 0 if self.journal is None else self.journal.begin_segment()
             self._saved = state.versions
-        yield part, first_record
+        yield TakenPart(part, first_record)
 
     def _merge(self, newest: Snapshot) -> Snapshot:
         """Writes all snapshots as one, some buckets at a time, from files."""
@@ -224,17 +225,17 @@ def _read_description(path: Path) -> tuple[int, RunDescription]:
         raise ValueError(f"{path}: expected the number and run of a shard, got {reason}") from error
 
 
-def _merge_parts(description: RunDescription, chain: Sequence[Snapshot], groups: int) -> Iterator[Part]:
+def _merge_parts(description: RunDescription, chain: Sequence[Snapshot], groups: int) -> Iterator[TakenPart]:
     ending: Part = {}
     for buckets in group_buckets(groups):
         state = ShardState(without_limits(description))
         for snapshot in chain:
-            for part in snapshot.parts():
+            for part in snapshot.parts(buckets):
                 put_part(state, {name: array for name, array in part.items() if not name.startswith("dense.")}, buckets)
                 ending = part if "orders" in part else ending
+        merged = take_marks(state, sorted(state.marks.lanes), buckets)
         for number in range(len(state.tables)):
-            if part := take_rows(state, number, 0):
-                yield part
-        if part := take_marks(state, sorted(state.marks.lanes), buckets):
-            yield part
-    yield {name: array for name, array in ending.items() if not name.endswith(_OF_CHANGES)}
+            merged |= take_rows(state, number, 0)
+        if merged:
+            yield TakenPart(merged, buckets=buckets)
+    yield TakenPart({name: array for name, array in ending.items() if not name.endswith(_OF_CHANGES)})

@@ -60,7 +60,7 @@ def read_back(folder: Path, state: ShardState, snapshots: SnapshotFolder, only: 
     """
     found = ReadBack(lines=list(snapshots.passed_over))
     for snapshot in snapshots.chain:
-        for part in snapshot.parts():
+        for part in snapshot.parts(only):
             put_part(state, part, only)
             if "orders" in part:
                 put_ending(state, part)
@@ -110,9 +110,9 @@ def apply_record(state: ShardState, record: Record, only: Mask | None = None) ->
 
 def read_claims(folder: Path, snapshots: SnapshotFolder, durability: str) -> NDArray[np.int64]:
     """Reads which buckets [4096] a shard held when it ended, without its rows."""
-    claims, first = np.zeros_like(ALL_HERE, np.int64), 1
+    claims, first, none = np.zeros_like(ALL_HERE, np.int64), 1, np.zeros_like(ALL_HERE, np.bool_)
     for snapshot in snapshots.chain:
-        for part in snapshot.parts():
+        for part in snapshot.parts(none):
             claims = part.get("claims", claims)
         first = max(1, snapshot.journal)
     if durability == "journal":

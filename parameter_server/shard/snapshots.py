@@ -12,11 +12,14 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import xxhash
 from safetensors.numpy import load_file, save_file
 
-from parameter_server.shard.state_parts import Part
+from embeddings.kernels.hash_kernels import NUM_BUCKETS
+from parameter_server.shard.state_parts import Mask, Part
 from parameter_server.shard.synced_files import sync_path
 
 MANIFEST = "manifest.json"
@@ -25,13 +28,29 @@ _BASE, _INCREMENT = "base", "increment"
 _READ_BYTES = 4 << 20
 
 
+class TakenPart(NamedTuple):
+    """What becomes a file.
+
+    Attributes:
+        part: Its content.
+        journal: Number of the first record of the journal that is not in the snapshot up to here.
+        buckets: [4096], whose rows and marks alone it holds; None: any.
+    """
+
+    part: Part
+    journal: int = 0
+    buckets: Mask | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """What a manifest says of a file: its length and the XXH3 of its bytes."""
+    """What a manifest says of a file: its length, the XXH3 of its bytes, and from where to where its buckets are."""
 
     name: str
     bytes: int
     xxh3: str
+    first_bucket: int = 0
+    end_bucket: int = NUM_BUCKETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +76,12 @@ class Snapshot:
         """Of all files."""
         return sum(file.bytes for file in self.files)
 
-    def parts(self) -> Iterator[Part]:
-        """Reads the files, one after the other."""
+    def parts(self, buckets: Mask | None = None) -> Iterator[Part]:
+        """Reads the files, one after the other; of those about some buckets, only the ones about ``buckets`` [4096]."""
         for file in self.files:
-            yield load_file(self.folder / file.name)
+            is_of_all = file.end_bucket - file.first_bucket == NUM_BUCKETS  # and says more than what is in buckets
+            if buckets is None or is_of_all or buckets[file.first_bucket : file.end_bucket].any():
+                yield load_file(self.folder / file.name)
 
 
 class SnapshotFolder:
@@ -85,11 +106,8 @@ class SnapshotFolder:
         self.chain = self._find_chain()
         self._last = max([_number_of(path) for path in _list(folder)], default=0)
 
-    def write(self, parts: Iterable[tuple[Part, int]]) -> Snapshot:
+    def write(self, parts: Iterable[TakenPart]) -> Snapshot:
         """Writes a snapshot that goes on from the newest one, or a base if there is none.
-
-        Args:
-            parts: With the number of the first record of the journal that is not in the snapshot up to this part.
 
         Raises:
             OSError: It could not be written; what was written of it is removed.
@@ -101,14 +119,14 @@ class SnapshotFolder:
         self._last = number
         return written
 
-    def replace_all(self, parts: Iterable[Part]) -> Snapshot:
+    def replace_all(self, parts: Iterable[TakenPart]) -> Snapshot:
         """Writes the newest state as a base, and removes all others.
 
         Raises:
             OSError: It could not be written; what was written of it is removed.
         """
         newest = self.chain[-1]
-        base = self._write(newest.number, _BASE, ((part, newest.journal) for part in parts))
+        base = self._write(newest.number, _BASE, (part._replace(journal=newest.journal) for part in parts))
         self.chain = [base]
         self.remove_others()
         return base
@@ -120,16 +138,16 @@ class SnapshotFolder:
             if path not in needed:
                 shutil.rmtree(path)
 
-    def _write(self, number: int, kind: str, parts: Iterable[tuple[Part, int]]) -> Snapshot:
+    def _write(self, number: int, kind: str, parts: Iterable[TakenPart]) -> Snapshot:
         final = self._folder / f"{number:08d}-{kind}"
         scratch = self._folder / f".{final.name}"
         scratch.mkdir()
         try:
             files: list[FileEntry] = []
             journal = 0
-            for part, first_record in parts:
-                files.append(_write_part(scratch, len(files), part))
-                journal = first_record
+            for taken in parts:
+                files.append(_write_part(scratch, len(files), taken))
+                journal = taken.journal
             written = Snapshot(folder=final, number=number, is_base=kind == _BASE, files=tuple(files), journal=journal)
             _write_manifest(scratch, written)
             sync_path(scratch)
@@ -176,12 +194,15 @@ def _number_of(path: Path) -> int:
     return int(path.name.split("-")[0])
 
 
-def _write_part(folder: Path, index: int, part: Part) -> FileEntry:
+def _write_part(folder: Path, index: int, taken: TakenPart) -> FileEntry:
     path = folder / f"{index:06d}.safetensors"
-    save_file(part, path)
+    save_file(taken.part, path)
     path.chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that nobody else may read
     sync_path(path)
-    return FileEntry(name=path.name, bytes=path.stat().st_size, xxh3=_digest(path))
+    named = [0, NUM_BUCKETS - 1] if taken.buckets is None else np.flatnonzero(taken.buckets).tolist()
+    first, end = (named[0], named[-1] + 1) if named else (0, 0)
+    size = path.stat().st_size
+    return FileEntry(name=path.name, bytes=size, xxh3=_digest(path), first_bucket=first, end_bucket=end)
 
 
 def _write_manifest(folder: Path, snapshot: Snapshot) -> None:
