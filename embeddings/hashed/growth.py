@@ -34,5 +34,10 @@ class Growth:
             number = getattr(self, name)
             if number is not None and not number > 0:
                 raise ValueError(f"{name}: expected a number above 0, got {number}")
+        if self.evict_below_count is not None and self.evict_after_seconds is None:
+            raise ValueError(
+                f"evict_below_count: expected evict_after_seconds beside it, after which rows of fewer than "
+                f"{self.evict_below_count} pushes go, got none"
+            )
         if self.spill and self.max_bytes is None:
             raise ValueError("spill: expected max_bytes beside it, above which rows go to disk, got none")

@@ -197,3 +197,8 @@ def assert_same_rows_since(one, other, *, since):
 def test_less_room_than_for_one_row_is_refused():
     with pytest.raises(ValueError, match=f"max_bytes: expected at least those of a row, {ROW_BYTES}, got 8"):
         make_table(Growth(max_bytes=8))
+
+
+def test_a_number_of_pushes_without_a_time_is_refused():
+    with pytest.raises(ValueError, match=r"evict_below_count: expected evict_after_seconds beside it, .* got none"):
+        Growth(evict_below_count=2)
