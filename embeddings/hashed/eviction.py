@@ -59,11 +59,11 @@ class EvictedIds:
 
     def list_since(self, version: int) -> Longs:
         """Lists ids that went after a version."""
-        return self._store.ids_of(self._store.list_slots(since=version))
+        return self._store.list_ids(since=version)
 
     def drop(self, buckets: Mask) -> None:
         """Forgets the ids of buckets."""
-        self._store.remove(self._store.ids_of(self._store.list_slots(buckets=buckets)))
+        self._store.remove(self._store.list_ids(buckets=buckets))
 
     def forget(self, before_version: int) -> None:
         """Forgets ids that went before a version."""

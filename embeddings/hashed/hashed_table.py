@@ -152,6 +152,13 @@ class HashedTable:
             parts.append(self._make_records(ids, self._births.draw(ids), {}, meta.counts | _ONLY_COUNTED, *meta[1:]))
         return join_records(parts)
 
+    def list_ids(self, *, buckets: Mask | None = None, since: int = 0) -> Longs:
+        """Lists the ids of what ``take`` copies."""
+        ids = self._rows.list_ids(buckets=buckets, since=since)
+        if self._admission is not None:
+            ids.append(self._admission.counted.list_ids(buckets=buckets, since=since))
+        return np.concatenate(ids)
+
     def put(self, records: Records, *, version: int | None = None) -> None:
         """Writes records over rows, or beside them, as they are; ``version`` becomes the latest of theirs, or stays.
 
@@ -186,7 +193,7 @@ class HashedTable:
     def drop(self, buckets: Mask) -> int:
         """Forgets all of buckets, which a mask [4096] names: they moved elsewhere. Returns how many rows went."""
         before = self.num_rows
-        self._discard(self.take(buckets=buckets).ids)
+        self._discard(self.list_ids(buckets=buckets, since=-1))
         self._evicted.drop(buckets)
         return before - self.num_rows
 
@@ -273,13 +280,13 @@ class HashedTable:
         if not absent.size:
             return slots, None
         born, counts = absent, np.zeros(absent.size, np.uint32)
+        self._evicted.remove(ids[absent])
         if self._admission is not None:
             admitted, counts = self._admission.admit(ids[absent], self.version, seen)
             born, counts = absent[admitted], counts[admitted] - np.uint32(1)
-            self._evicted.remove(ids[absent])
             self._evicted.add(self._admission.forget_most(), self.version)
         records = self._make_records(ids[born], self._births.draw(ids[born]), {}, counts, seen, self.version)
-        slots[born] = self._keep(records)
+        slots[born] = self._rows.put_new(*records)
         return (slots, None) if born.size == absent.size else (slots[slots >= 0], slots >= 0)
 
     def _make_records(
@@ -296,12 +303,11 @@ class HashedTable:
         rows[:, self._rows.memory.words :] = make_meta(counts, seen, versions, ids.size)
         return Records(ids, rows)
 
-    def _keep(self, records: Records) -> Longs:
-        slots = self._rows.put(*records)
+    def _keep(self, records: Records) -> None:
+        self._rows.put(*records)
         self._evicted.remove(records.ids)
         if self._admission is not None:
             self._admission.counted.remove(records.ids)
-        return slots
 
     def _discard(self, ids: Longs) -> None:
         self._rows.remove(ids)

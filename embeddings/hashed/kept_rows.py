@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from embeddings.hashed.growth import Growth
 from embeddings.hashed.record_columns import Records, make_meta, meta_of
 from embeddings.hashed.row_store import RowStore
 from embeddings.hashed.spilled_rows import SpilledRows
-from embeddings.kernels.hash_kernels import find_buckets
 
 Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
@@ -44,7 +44,7 @@ class KeptRows:
         if growth.spill:
             if spill_folder is None:
                 raise ValueError("spill: expected a folder for rows beyond max_bytes, got none")
-            self._disk = SpilledRows(spill_folder, self.memory.record_width)
+            self._disk = SpilledRows(spill_folder, self.memory.record_width, salt=salt)
 
     def __len__(self) -> int:
         return len(self.memory) + (len(self._disk) if self._disk else 0)
@@ -60,11 +60,10 @@ class KeptRows:
         slots, missing = self.memory.find(ids)
         if missing and self._disk is not None and len(self._disk):
             absent = np.flatnonzero(slots < 0)
-            there, rows = self._disk.read(ids[absent])
+            there, rows = self._disk.take(ids[absent])
             back = absent[there]
             slots[back], _ = self.memory.insert(ids[back])
             self.memory.write(slots[back], rows)
-            self._disk.remove(ids[back])
         return slots
 
     def read(self, ids: Longs) -> tuple[Mask, Floats]:
@@ -82,21 +81,22 @@ class KeptRows:
     def take(self, *, buckets: Mask | None, since: int) -> list[Records]:
         """Copies rows that changed after a version, of all buckets or of those in a mask [4096]."""
         slots = self.memory.list_slots(since=since, buckets=buckets)
-        parts = [Records(self.memory.ids_of(slots), self.memory.read(slots))]
-        if self._disk is not None and self._disk.newest > since:
-            for ids, rows in self._disk.scan():
-                wanted = meta_of(rows).versions > since
-                if buckets is not None:
-                    numbers = np.empty(ids.size, np.uint16)
-                    find_buckets(ids, self.memory.salt, numbers)
-                    wanted &= buckets[numbers]
-                parts.append(Records(ids[wanted], rows[wanted]))
-        return parts
+        in_memory = Records(self.memory.ids_of(slots), self.memory.read(slots))
+        return [in_memory, *self._scan_spilled(buckets=buckets, since=since)]
 
-    def put(self, ids: Longs, rows: Floats) -> Longs:
-        """Writes records [n, record_width] over those of ids [n], or beside them; gives their slots in memory."""
+    def list_ids(self, *, buckets: Mask | None, since: int) -> list[Longs]:
+        """Lists ids of rows that changed after a version, likewise."""
+        in_memory = self.memory.list_ids(since=since, buckets=buckets)
+        return [in_memory, *(records.ids for records in self._scan_spilled(buckets=buckets, since=since))]
+
+    def put(self, ids: Longs, rows: Floats) -> None:
+        """Writes records [n, record_width] over those of ids [n], or beside them."""
         if self._disk is not None:
             self._disk.remove(ids)
+        self.put_new(ids, rows)
+
+    def put_new(self, ids: Longs, rows: Floats) -> Longs:
+        """Writes records of ids that are not on disk, likewise; gives their slots in memory."""
         slots, _ = self.memory.insert(ids)
         self.memory.write(slots, rows)
         return slots
@@ -109,7 +109,7 @@ class KeptRows:
         """Lists ids of rows that are too old, as ``is_older`` says, and have had too few pushes to stay."""
         below = self._growth.evict_below_count
         found = [self.memory.ids_of(find_older(self.memory, now, seconds, below))]
-        for ids, rows in self._disk.scan() if self._disk else ():
+        for ids, rows in self._disk.scan_seen_until(now - seconds) if self._disk else ():
             found.append(ids[is_older(meta_of(rows), now, seconds, below)])
         return np.concatenate(found)
 
@@ -121,14 +121,14 @@ class KeptRows:
         rows = make_meta(meta.counts[undated], seen, version, int(undated.sum()))
         self.memory.write(slots[undated], rows, self.memory.words)
         found = bool(undated.any())
-        for ids, spilled in self._disk.scan() if self._disk else ():
-            some = spilled[meta_of(spilled).seen == 0]
-            if some.size:
-                ids = ids[meta_of(spilled).seen == 0]
-                meta_of(some).seen[:], meta_of(some).versions[:] = seen, version
-                self.put(ids, some)
-                found = True
-        self.spill()
+        if self._disk is None:
+            return found
+        for ids, spilled in self._disk.scan_seen_until(0):
+            undated = meta_of(spilled).seen == 0
+            some = spilled[undated]
+            meta_of(some).seen[:], meta_of(some).versions[:] = seen, version
+            self._disk.overwrite(ids[undated], some)
+            found |= some.size > 0
         return found
 
     def spill(self) -> None:
@@ -149,6 +149,13 @@ class KeptRows:
         """Closes the files."""
         if self._disk is not None:
             self._disk.close()
+
+    def _scan_spilled(self, *, buckets: Mask | None, since: int) -> Iterator[Records]:
+        if self._disk is None or self._disk.newest <= since:
+            return
+        for ids, rows in self._disk.scan(buckets):
+            wanted = meta_of(rows).versions > since
+            yield Records(ids[wanted], rows[wanted])
 
     def _count_excess(self) -> int:
         most, each = self._growth.max_bytes, self.memory.stride * 4

@@ -90,6 +90,10 @@ class RowStore:
         found = record_kernels.list_slots(self.blocks, self.stride, self._used, since, wanted, self.salt, slots)
         return slots[:found]
 
+    def list_ids(self, *, since: int = -1, buckets: Mask | None = None) -> Longs:
+        """Lists the ids in those slots."""
+        return self.ids_of(self.list_slots(since=since, buckets=buckets))
+
     def ids_of(self, slots: Longs) -> Longs:
         """Gives the id in each slot [n]."""
         ids = np.empty(slots.size, np.int64)

@@ -139,6 +139,8 @@ def test_drops_buckets_and_takes_only_those_that_are_asked_for():
     wanted[:2000] = True
     inside = ids[numbers < 2000]
     assert sorted(table.take(buckets=wanted).ids) == inside.tolist()
+    assert sorted(table.list_ids(buckets=wanted)) == inside.tolist()
+    assert table.list_ids(buckets=wanted, since=1).size == 0
     assert table.drop(wanted) == inside.size
     assert sorted(table.take().ids) == ids[numbers >= 2000].tolist()
     assert table.evicted().size == 0

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from embeddings import RowAdagrad, TableConfig
+from embeddings.hashed import spilled_rows
 from embeddings.hashed.growth import Growth
 from embeddings.hashed.hashed_table import HashedTable
+from embeddings.kernels.hash_kernels import find_buckets
 from embeddings.tables import UNBOUNDED
 
 pytest.importorskip("rocksdict")
@@ -36,6 +38,12 @@ def records_of(table, **which):
     ids, rows = table.take(**which)
     order = np.argsort(ids)
     return ids[order].tolist(), rows[order].view(np.uint32).tolist()
+
+
+def buckets_by_id(ids):
+    numbers = np.empty(ids.size, np.uint16)
+    find_buckets(ids, SALT, numbers)
+    return numbers
 
 
 def assert_same(one, other, ids):
@@ -99,6 +107,49 @@ def test_rows_of_a_checkpoint_grow_old_on_disk_too(spilling, keeping):
     for table in (spilling, keeping):
         assert table.evict(1100.0) == 200
     assert_same(spilling, keeping, ids)
+
+
+def test_rows_on_disk_are_dated_there(spilling, keeping, monkeypatch):
+    ids = np.arange(2000)
+    for table in (spilling, keeping):
+        table.put_rows(ids, np.ones((2000, DIM), np.float32), {})
+    monkeypatch.setattr(spilled_rows, "_CHUNK", 16)
+    with monkeypatch.context() as patch:
+        patch.setattr(spilling._rows.memory, "insert", lambda ids: pytest.fail(f"{ids.size} rows were brought back"))
+        for table in (spilling, keeping):
+            assert table.evict(1000.0) == 0
+    assert_same(spilling, keeping, ids)
+    for table in (spilling, keeping):
+        table.push(ids[500:600], np.ones((100, DIM), np.float32), updates=1, now=1050.0)
+        assert table.evict(1100.0) == 1900
+    assert_same(spilling, keeping, ids)
+
+
+def test_only_the_buckets_that_are_asked_for_are_read(spilling):
+    ids = np.arange(3000)
+    spilling.push(ids, np.ones((3000, DIM), np.float32), updates=1, now=5.0)
+    numbers = buckets_by_id(ids)
+    spilled = set(spilling.take().ids.tolist()) - set(spilling._rows.memory.list_ids().tolist())
+    assert len(spilled) > 2900
+    for first, last in ((0, 4096), (0, 1), (17, 900), (4000, 4096), (5, 5)):
+        mask = np.zeros(4096, np.bool_)
+        mask[first:last] = True
+        mask[first // 2] = first > 0  # and one apart
+        found = [id for some, _ in spilling._rows._disk.scan(mask) for id in some.tolist()]
+        assert sorted(found) == [id for id in ids[mask[numbers]].tolist() if id in spilled]
+        assert sorted(spilling.list_ids(buckets=mask)) == sorted(spilling.take(buckets=mask).ids)
+
+
+def test_disk_is_not_read_for_rows_that_cannot_be_there(spilling, monkeypatch):
+    spilling.push(np.arange(300), np.ones((300, DIM), np.float32), updates=1, now=1000.0)
+    version = spilling.version
+    spilling.push(np.arange(290, 300), np.ones((10, DIM), np.float32), updates=2, now=1050.0)
+    monkeypatch.setattr(spilling._rows._disk, "scan", lambda *_: pytest.fail("all of it is read"))
+    assert spilling.evict(1090.0) == 0
+    assert sorted(spilling.take(since=version).ids) == list(range(290, 300))
+    monkeypatch.undo()
+    assert spilling.evict(1101.0) == 290
+    assert spilling.num_rows == 10
 
 
 def test_a_folder_is_emptied_first(tmp_path):
