@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from embeddings import RowSGD, TableConfig
 from embeddings.hashed.growth import Growth
 from embeddings.hashed.hashed_table import HashedTable
-from embeddings.initial_rows import initial_rows
+from embeddings.initial_rows import initial_rows, random_stream
 from embeddings.kernels.hash_kernels import find_buckets
 from embeddings.tables import UNBOUNDED
 
@@ -23,9 +25,11 @@ IDS = [*range(40), -1, 2**63 - 1, -(2**63)]
 GROWTHS = {
     "keep all": Growth(),
     "admit": Growth(admit_after=2),
+    "admit by chance": Growth(admit_after=2, admit_probability=0.5),
     "age": Growth(evict_after_seconds=20, evict_below_count=3),
     "room": Growth(max_bytes=16 * ROW_BYTES),
-    "everything": Growth(admit_after=2, evict_after_seconds=20, max_bytes=16 * ROW_BYTES),
+    "everything": Growth(admit_after=2, admit_probability=0.7, evict_after_seconds=20, max_bytes=16 * ROW_BYTES),
+    "disk": Growth(admit_after=2, evict_after_seconds=20, evict_below_count=4, max_bytes=8 * ROW_BYTES, spill=True),
 }
 
 some_ids = st.lists(st.sampled_from(IDS), unique=True, max_size=20)
@@ -45,6 +49,19 @@ steps = st.one_of(
 @cache
 def birth(id: int) -> tuple[float, ...]:
     return tuple(initial_rows(CONFIG, seed=0, first_row=id % 2**64, num_rows=1)[0].tolist())
+
+
+def mix(number: int) -> int:
+    """SplitMix64's finalizer, in whole numbers."""
+    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    number = (number ^ number >> 27) * 0x94D049BB133111EB % 2**64
+    return number ^ number >> 31
+
+
+@cache
+def chance(id: int, pushes: int) -> float:
+    hashed = mix(((id % 2**64 ^ random_stream(CONFIG, 0, -1)) + 0x9E3779B97F4A7C15) % 2**64)
+    return (mix((hashed + pushes) % 2**64) >> 11) / 2**53
 
 
 def bucket(id: int) -> int:
@@ -67,14 +84,15 @@ class Plain:
             if id not in self.rows:
                 self.gone.pop(id, None)
                 pushes = self.counted.pop(id, [0])[0]
-                if pushes + 1 < self.growth.admit_after:
+                is_likely = chance(id, pushes + 1) < self.growth.admit_probability
+                if pushes + 1 < self.growth.admit_after or not is_likely:
                     self.counted[id] = [pushes + 1, self.now, self.version]
                     continue
                 self.rows[id] = [np.array(birth(id), np.float32), pushes, 0, 0]
             weight, pushes, _, _ = self.rows[id]
             self.rows[id] = [weight - np.float32(value), pushes + 1, self.now, self.version]
         most = (self.growth.max_bytes or 10**9) // ROW_BYTES
-        if len(self.rows) > most:
+        if len(self.rows) > most and not self.growth.spill:
             oldest = sorted(self.rows, key=lambda id: (self.rows[id][3], id))
             self._evict(oldest[: len(self.rows) - most * 7 // 8])
 
@@ -125,11 +143,15 @@ class Plain:
             self.gone[id] = self.version
 
 
-def make_table(growth):
-    return HashedTable(CONFIG, seed=0, salt=SALT, growth=growth)
+@pytest.fixture(scope="module")
+def make_table(tmp_path_factory):
+    folder, numbers = tmp_path_factory.mktemp("spill"), itertools.count()
+    return lambda growth: HashedTable(
+        CONFIG, seed=0, salt=SALT, growth=growth, spill_folder=folder / str(next(numbers))
+    )
 
 
-def do(table, plain, name, *arguments):
+def do(make_table, table, plain, name, *arguments):
     """Does a step to a table; gives the table to go on with."""
     if name == "push":
         ids, value = arguments
@@ -153,6 +175,7 @@ def do(table, plain, name, *arguments):
         other.put(whole)
         other.put(table.take(since=since))
         other.version = table.version
+        table.close()
         return other
     return table
 
@@ -184,9 +207,12 @@ def check(table, plain):
 @pytest.mark.parametrize("kind", GROWTHS)
 @settings(deadline=None, max_examples=60)
 @given(todo=st.lists(steps, max_size=25))
-def test_holds_what_dicts_would(kind, todo):
+def test_holds_what_dicts_would(kind, make_table, todo):
+    if GROWTHS[kind].spill and find_spec("rocksdict") is None:
+        pytest.skip("rocksdict is not installed")
     table, plain = make_table(GROWTHS[kind]), Plain(GROWTHS[kind])
     for name, *arguments in todo:
-        table = do(table, plain, name, *arguments)
+        table = do(make_table, table, plain, name, *arguments)
         getattr(plain, name)(*arguments)
         check(table, plain)
+    table.close()
