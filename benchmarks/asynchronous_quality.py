@@ -19,8 +19,7 @@ from typing import Any
 
 RECIPE = "synthetic"
 BOUNDS: tuple[int | None, ...] = (0, 1, 4, 16, 64, None)
-# Student's t, two-sided 95 %, by degrees of freedom.
-T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36}
+CONFIDENCE = 0.95
 
 
 def main() -> None:
@@ -53,10 +52,13 @@ def _bound(text: str) -> int | None:
 
 
 def _compare(name: str, found: list[dict[str, Any]], synchronous: list[float]) -> dict[str, float]:
+    from scipy import stats
+
     gaps = [run["auc"] - auc for run, auc in zip(found, synchronous, strict=True)]
     compared = {f"auc_{name}": statistics.mean(run["auc"] for run in found), f"gap_{name}": statistics.mean(gaps)}
-    if len(gaps) - 1 in T:
-        compared[f"gap_{name}_ci"] = T[len(gaps) - 1] * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    if len(gaps) > 1:
+        quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(gaps) - 1))
+        compared[f"gap_{name}_ci"] = quantile * statistics.stdev(gaps) / math.sqrt(len(gaps))
     if all("mean_staleness" in run for run in found):
         compared[f"mean_staleness_{name}"] = statistics.mean(run["mean_staleness"] for run in found)
     return compared
