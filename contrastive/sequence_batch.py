@@ -31,14 +31,16 @@ class SequenceBatch(Pipelineable):
     up in order, so that an item's place is its id.
 
     Attributes:
-        sparse: what is looked up: feature "item", one bag of n ids, and a feature for each side feature, n bags.
+        sparse: what is looked up: feature "item", one bag of n ids.
         history: B histories as they were.
         views: the histories augmented, B each: none or two.
         targets: [B] int64, place of the item which came next.
         users: [B] int64, number of the user in the dataset.
         rows: [B] int64, where in its split of the dataset each sample stands.
-        log_q: [n] float32, log of how often the batch expects to draw the row of a place as a negative; -inf for those
-            never drawn. None for a full softmax.
+        sides: side features of the rows looked up, n bags each, that of PAD empty; None without any.
+        log_q: [n] float32, log of how often the row of a place was to be expected among the classes of this batch, to
+            be taken from its score. Rows which are no class (PAD, and items which are in histories only) have +inf, so
+            that nothing is left of their score. None for a full softmax.
         global_size: samples of the whole batch, of which these may be one rank's share; None means that these are all.
         first: number of the whole batch's first sample in the stream of training; None means the one after those that
             the run has trained.
@@ -50,6 +52,7 @@ class SequenceBatch(Pipelineable):
     targets: torch.Tensor
     users: torch.Tensor
     rows: torch.Tensor
+    sides: KeyedJaggedTensor | None = None
     log_q: torch.Tensor | None = None
     global_size: int | None = None
     first: int | None = None
@@ -67,6 +70,7 @@ class SequenceBatch(Pipelineable):
             targets=self.targets.to(device, non_blocking=non_blocking),
             users=self.users.to(device, non_blocking=non_blocking),
             rows=self.rows.to(device, non_blocking=non_blocking),
+            sides=None if self.sides is None else self.sides.to(device, non_blocking=non_blocking),
             log_q=None if self.log_q is None else self.log_q.to(device, non_blocking=non_blocking),
         )
 
@@ -78,8 +82,9 @@ class SequenceBatch(Pipelineable):
                 part.record_stream(stream)
         for part in (self.targets, self.users, self.rows):
             part.record_stream(stream)
-        if self.log_q is not None:
-            self.log_q.record_stream(stream)
+        for optional in (self.sides, self.log_q):
+            if optional is not None:
+                optional.record_stream(stream)
 
     def pin_memory(self) -> SequenceBatch:
         """Return a copy in page-locked memory, from which a GPU copies asynchronously."""
@@ -91,6 +96,7 @@ class SequenceBatch(Pipelineable):
             targets=self.targets.pin_memory(),
             users=self.users.pin_memory(),
             rows=self.rows.pin_memory(),
+            sides=None if self.sides is None else self.sides.pin_memory(),
             log_q=None if self.log_q is None else self.log_q.pin_memory(),
         )
 
