@@ -8,8 +8,23 @@ from pathlib import Path
 from dlrm.asynchronous.membership import Membership
 from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.training.restore import CHECKPOINTS
+from dlrm.training.run_config import CONFIG
 
 LOOK_SECONDS = 0.5
+TRAINERS = "trainers"  # of a run's folder, where each trainer has one of its own
+
+
+def check_output(output: Path) -> None:
+    """Check that a folder holds no run without servers, which would be taken for this one when both have ended.
+
+    Raises:
+        ValueError: it does.
+    """
+    if (output / CONFIG).is_file() and not (output / TRAINERS).is_dir():
+        raise ValueError(
+            f"--output {output}: expected a new folder, or that of a run of parameter servers, got one that `recforge "
+            f"train` has made; begin with its weights in another folder with --branch-from {output}"
+        )
 
 
 def find_first_sample(run: Path | None, at: int | None) -> int:

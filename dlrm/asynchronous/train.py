@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from dlrm.asynchronous.config import AsynchronousConfig, check_asynchronous
 from dlrm.cli import parse
+from dlrm.distributed.place import Place
 from dlrm.recipes import Recipe, find_recipe, list_recipes
-from dlrm.training.command import SHORT
+from dlrm.training.command import SHORT, rate_by_frequency, scale_to_batch, tell_doubts
 from parameter_server.address import Address
 from parameter_server.description import RunDescription
 
@@ -39,6 +40,7 @@ OWN = (
     "time_limit_seconds",
     "log_every_samples",
     "parallel",
+    "noise_scale",
 )
 
 
@@ -68,19 +70,26 @@ def train(name: str, recipe: Recipe, config: AsynchronousConfig) -> dict[str, An
         ValueError: a setting is not for parameter servers, or others of the run have another one.
         ConnectionError: the coordinator or a shard cannot be reached.
     """
+    import torch
+
+    from dlrm.asynchronous.branching import check_output
     from dlrm.data.provide import provide_dataset
     from dlrm.descriptions import describe_tables
-    from dlrm.optim.scaling import scale_config
+    from dlrm.training.train_step import check_compile
     from parameter_server.control.coordinator_client import GrpcCoordinatorClient
     from parameter_server.transports import GrpcConnection
 
-    scaled, _ = scale_config(config)
-    config = replace(scaled, noise_scale=replace(scaled.noise_scale, every_steps=0))
+    config = scale_to_batch(config, Place())
     check_asynchronous(config)
+    if config.step.compile:
+        check_compile(torch.device("cpu"), cuda_graphs=config.step.cuda_graphs)
     if config.output is None:
         raise ValueError("--output: expected the run's folder, the same for all trainers, got none")
+    check_output(config.output)
     Address.parse(config.servers.coordinator, "--servers.coordinator")
     dataset = provide_dataset(recipe.source, config.data)
+    tell_doubts(config, dataset)
+    config = rate_by_frequency(config, dataset, Place())
     tables = describe_tables(dataset.info, config.model.dim, config.tables, config.small_tables)
     security = config.client.client_security
     client = GrpcCoordinatorClient(
@@ -163,8 +172,7 @@ def train_with(
         membership = stack.enter_context(join_run(client, config.servers.name, described, config.servers.coordinator))
         shards = stack.enter_context(closing(Shards(client, connect, membership.description, config.servers)))
         model = build_model(config, dataset, shards)
-        if config.branch_from is not None and not brings_weights(membership):
-            config = replace(config, branch_from=None, branch_at=None)
+        brings = config.branch_from is not None and brings_weights(membership)
         leased = lease_batches(config, dataset, membership, shards)
 
         def attach_dense(run: RunParts) -> list[Attachment]:
@@ -180,6 +188,7 @@ def train_with(
             leased=leased,
             servers=shards,
             others=attach_dense,
+            brings_weights=brings,
         )
         return trainer.fit()
 
@@ -192,11 +201,14 @@ def build_model(config: AsynchronousConfig, dataset: Dataset, shards: Shards) ->
         dataset: prepared.
         shards: that hold the tables.
     """
+    import torch
+
     from dlrm.checkpoints.run_state import seed_generators
     from dlrm.model import build_dlrm
+    from dlrm.training.train_step import compile_dense
 
     seed_generators(config.seed)
-    return build_dlrm(
+    model = build_dlrm(
         dataset.info,
         config.model,
         config.tables,
@@ -205,6 +217,9 @@ def build_model(config: AsynchronousConfig, dataset: Dataset, shards: Shards) ->
         device="cpu",
         built_tables=shards.tables,
     )
+    if config.step.compile:
+        compile_dense(model, torch.device("cpu"))
+    return model
 
 
 def lease_batches(

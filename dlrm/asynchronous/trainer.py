@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 from typing_extensions import override
 
+from dlrm.asynchronous.branching import TRAINERS
 from dlrm.asynchronous.leased_batches import LeasedBatches
 from dlrm.asynchronous.membership import Membership
 from dlrm.asynchronous.stages import Stage
@@ -24,12 +26,10 @@ from dlrm.training.attach import RunParts
 from dlrm.training.attachments import Attachment
 from dlrm.training.interrupt import only_run_in
 from dlrm.training.restore import CHECKPOINTS
-from dlrm.training.run_config import CONFIG
+from dlrm.training.run_config import CONFIG, describe_run
 from dlrm.training.run_log import METRICS, RunLog, read_records, write_json
 from dlrm.training.summary import SUMMARY, TABLES
 from dlrm.training.trainer import Trainer
-
-TRAINERS = "trainers"
 
 
 class Servers(Protocol):
@@ -59,6 +59,7 @@ class AsynchronousTrainer(Trainer):
         leased: its batches.
         servers: all shards.
         others: makes attachments; `leased` comes after them.
+        brings_weights: whether this one loads the checkpoint that the run begins with, if it begins with one.
     """
 
     def __init__(
@@ -73,9 +74,14 @@ class AsynchronousTrainer(Trainer):
         leased: LeasedBatches,
         servers: Servers,
         others: Callable[[RunParts], Sequence[Attachment]],
+        brings_weights: bool = False,
     ) -> None:
         own = output / TRAINERS / f"{membership.name}-{membership.member}"
-        super().__init__(model, dataset, config, own, recipe=recipe, others=lambda run: (*others(run), leased))
+        done = replace(config, noise_scale=replace(config.noise_scale, every_steps=0))
+        if not brings_weights:
+            done = replace(done, branch_from=None, branch_at=None)
+        super().__init__(model, dataset, done, own, recipe=recipe, others=lambda run: (*others(run), leased))
+        self.settings = describe_run(config, model, recipe)  # as asked for, with which a run goes on without servers
         self.output, self.membership, self.leased, self.servers = output, membership, leased, servers
         # The first batch waits for shards and compilers, and nothing is lost without it.
         self.stop_request.at_once = True
@@ -112,6 +118,8 @@ class AsynchronousTrainer(Trainer):
         if not self.membership.is_oldest():
             return own
         self.progress.samples = self.membership.count_samples()
+        if self._is_published():  # by an older one, which has left since
+            return own
         with only_run_in(self.output):
             summary = super().finish(log, why)
             known = {} if staleness is None else {"mean_staleness": staleness}
@@ -128,6 +136,12 @@ class AsynchronousTrainer(Trainer):
         (self.output / METRICS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         for name in (CONFIG, TABLES):
             shutil.copyfile(self.folder / name, self.output / name)
-        whole = summary | {"folder": str(self.output)}
+        whole = summary | {"folder": str(self.output), "run_id": self.membership.description.run_id}
         write_json(self.output / SUMMARY, whole)
         return whole
+
+    def _is_published(self) -> bool:
+        path = self.output / SUMMARY
+        told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        wanted = {"run_id": self.membership.description.run_id, "samples": self.progress.samples}
+        return all(told.get(name) == value for name, value in wanted.items())

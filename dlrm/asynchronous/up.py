@@ -79,6 +79,9 @@ def run_up(argv: list[str]) -> int:
     output = trained.output or Path(name_run(argv[0]))
     print(f"recforge: run {output}", file=sys.stderr)
     check_asynchronous(trained)
+    from dlrm.asynchronous.branching import check_output
+
+    check_output(output)
     prepare_data(recipe, trained)
     shards = choose_shards(config, output, branches=trained.branch_from is not None)
     with tempfile.TemporaryDirectory(prefix="recforge-", dir=_short_folder()) as sockets:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dlrm.cli import parse
 from dlrm.config import RunConfig
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dlrm.distributed.ranks import Ranks
     from dlrm.training.trainer import Trainer
     from embeddings.shards import ShardingPlan
+
+Config = TypeVar("Config", bound=RunConfig)
 
 # What ranks may have of their own: places on their machines, and who started them. Data are compared by content.
 OWN = ("output", "data", "branch_from", "ranks", "max_restarts")
@@ -70,7 +72,7 @@ def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | Non
 
     voice = voice or OneVoice(Place())
     place, limit = voice.place, config.parallel.hang_timeout_seconds
-    config = _scale(config, place)
+    config = scale_to_batch(config, place)
     if place.is_launched and config.ranks not in (None, place.count):
         raise ValueError(f"--ranks {config.ranks}: torchrun has started {place.count}; leave --ranks out")
     torch.set_num_threads(config.step.threads or max(1, count_cores() // place.per_node))
@@ -90,8 +92,8 @@ def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | Non
         with watch.stage(PREPARING):
             dataset = _provide(recipe, config, group)
         if place.rank == 0:
-            _tell_doubts(config, dataset)
-        config = _rate_tables(config, dataset, place)
+            tell_doubts(config, dataset)
+        config = rate_by_frequency(config, dataset, place)
         with watch.stage(BUILDING):
             plan = _plan(config, dataset, group, device.type)
             trainer = build_trainer(name, config, output, dataset, plan=plan, ranks=group.ranks)
@@ -99,7 +101,7 @@ def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | Non
         return trainer.fit()
 
 
-def _scale(config: RunConfig, place: Place) -> RunConfig:
+def scale_to_batch(config: Config, place: Place) -> Config:
     """Scale hyperparameters to the batch size if they are to be, and print all of them before and after."""
     scaled, changes = scale_config(config)
     if changes and place.rank == 0:
@@ -107,7 +109,8 @@ def _scale(config: RunConfig, place: Place) -> RunConfig:
     return scaled
 
 
-def _tell_doubts(config: RunConfig, dataset: Dataset) -> None:
+def tell_doubts(config: RunConfig, dataset: Dataset) -> None:
+    """Print what is unlikely to end well, as far as the data are needed to see it."""
     rows = dataset.rows("train")
     doubts = find_doubts(config, rows) if config.scale_from is not None else []
     plateau = find_plateau_doubt(config.plateau, round(config.epochs * rows), config.evaluation.every_samples or rows)
@@ -115,7 +118,7 @@ def _tell_doubts(config: RunConfig, dataset: Dataset) -> None:
         print(f"recforge: warning: {doubt}", file=sys.stderr)
 
 
-def _rate_tables(config: RunConfig, dataset: Dataset, place: Place) -> RunConfig:
+def rate_by_frequency(config: Config, dataset: Dataset, place: Place) -> Config:
     """Give tables rates by how often the data name their rows, if the rule asks for that."""
     if not wants_frequencies(config):
         return config
@@ -126,7 +129,7 @@ def _rate_tables(config: RunConfig, dataset: Dataset, place: Place) -> RunConfig
     rated, lines = rate_tables(config, {t.name: t.num_rows for t in tables}, measure_top_shares(dataset, tables))
     for line in lines if place.rank == 0 else ():
         print(f"recforge: {line}", file=sys.stderr)
-    return rated
+    return replace(config, tables=rated.tables)
 
 
 def build_trainer(

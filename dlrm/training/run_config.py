@@ -20,11 +20,11 @@ CONFIG = "config.json"
 # What a run may be continued with in another form: none of it bends the path that was already taken.
 MAY_CHANGE = (
     *("data", "output", "ranks", "max_restarts", "epochs", "time_limit_seconds"),
-    *("log_every_samples", "evaluation", "checkpoint", "guards", "parallel"),
+    *("log_every_samples", "evaluation", "checkpoint", "guards", "parallel", "step.threads"),
 )
 # What besides, in a run that branches off from another: optimizers' states and batches are taken over as they are.
 SCHEDULES = ("dense_schedule", "head_schedule", "tables_schedule", "small_tables_schedule")
-MAY_BRANCH = ("branch_from", "branch_at", "plateau", *SCHEDULES)
+MAY_BRANCH = ("branch_from", "branch_at", "plateau", *SCHEDULES, "servers", "dense_average", "client")
 
 
 def describe_run(config: TrainingConfig, model: nn.Module, recipe: str) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _differences(former: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
     return {
         name: (before.get(name), now.get(name))
         for name in names
-        if name.split(".")[0] not in MAY_CHANGE and before.get(name) != now.get(name)
+        if not {name, name.split(".")[0]} & set(MAY_CHANGE) and before.get(name) != now.get(name)
     }
 
 

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from torch import nn
 
 from dlrm.analysis.report import run_report
+from dlrm.asynchronous import train as train_module
 from dlrm.asynchronous.config import AsynchronousConfig, ServersConfig
 from dlrm.asynchronous.dense_average_config import DenseAverageConfig
-from dlrm.asynchronous.train import describe_asynchronous, train_with
+from dlrm.asynchronous.train import build_model, describe_asynchronous, train, train_with
 from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.checkpoints.pieces import as_parts
-from dlrm.config import EvaluationConfig, ModelConfig, NoiseScaleConfig, StepConfig
+from dlrm.config import EvaluationConfig, ModelConfig, NoiseScaleConfig, RunConfig, StepConfig
 from dlrm.data.dataset import Dataset
 from dlrm.data.synthetic import SyntheticConfig, generate
 from dlrm.descriptions import describe_tables
-from dlrm.training.command import build_trainer
+from dlrm.distributed.place import Place
+from dlrm.recipes import Recipe
+from dlrm.tables_config import TablesConfig
+from dlrm.training.command import build_trainer, rate_by_frequency, scale_to_batch
+from dlrm.training.course import Course
 from dlrm.training.restore import CHECKPOINTS
 from dlrm.training.run_log import read_records
+from dlrm.training.trainer import Trainer
+from parameter_server.coordinator.coordinator import Coordinator
 from parameter_server.processes.local_run import LocalRun
 
 ROWS = 6_000
@@ -45,10 +54,13 @@ def configure(output: Path, **servers: Any) -> AsynchronousConfig:
     )
 
 
-def run_trainers(config: AsynchronousConfig, dataset: Dataset, trainers: int) -> list[dict[str, Any]]:
+def run_trainers(
+    config: AsynchronousConfig, dataset: Dataset, trainers: int, folder: Path | None = None
+) -> list[dict[str, Any]]:
+    """Trains; shards' files, if any, are below a folder."""
     tables = describe_tables(dataset.info, config.model.dim, config.tables, config.small_tables)
     with (
-        LocalRun(describe_asynchronous(config, dataset, tables), shards=2) as run,
+        LocalRun(describe_asynchronous(config, dataset, tables), shards=2, folder=folder) as run,
         ThreadPoolExecutor(trainers) as pool,
     ):
 
@@ -67,6 +79,17 @@ def test_one_trainer_in_lock_step_trains_what_one_process_does(dataset: Dataset,
     assert summary["samples"] == alone["samples"] == ROWS
     assert summary["logloss"] == pytest.approx(alone["logloss"], abs=1e-6)
     assert summary["auc"] == pytest.approx(alone["auc"], abs=1e-6)
+
+
+def test_a_run_that_ends_early_tells_what_it_has_trained(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Course, "time_is_up", lambda course: course.progress.samples > 2_600)
+    config = replace(configure(tmp_path / "servers"), time_limit_seconds=1.0)
+    (summary,) = run_trainers(config, dataset, 1)
+    assert summary["stopped"] == "time limit of 1.0 seconds"
+    assert summary["samples"] == 5 * 4 * 128  # in whole chunks
+    assert [info.samples for info in CheckpointStore(tmp_path / "servers" / CHECKPOINTS).list()] == [2_560]
 
 
 def load_tensors(run: Path) -> dict[str, torch.Tensor]:
@@ -93,16 +116,61 @@ def test_trainers_share_the_samples_and_leave_a_run_like_any_other(
     assert "AUC" in page.read_text(encoding="utf-8")
 
 
-def test_a_run_goes_on_in_the_other_mode(dataset: Dataset, tmp_path: Path) -> None:
-    config = configure(tmp_path / "first", staleness=0)
+def alone(config: AsynchronousConfig, output: Path, dataset: Dataset, **changed: Any) -> Trainer:
+    """A trainer of the same settings, but for those that are about servers."""
+    settings = {item.name: getattr(config, item.name) for item in fields(RunConfig)}
+    return build_trainer("test", RunConfig(**settings | {"branch_from": None, **changed}), output, dataset)
+
+
+def test_a_run_goes_on_in_the_other_mode_and_back(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(configure(tmp_path / "second", staleness=0), epochs=2.0, branch_from=tmp_path / "first")
     config = replace(config, dense_average=DenseAverageConfig(mode="average", background=False, every_steps=1))
-    alone = build_trainer("test", replace(config, epochs=2.0), tmp_path / "alone", dataset)
-    alone.fit()
-    build_trainer("test", config, tmp_path / "first", dataset).fit()
-    second = replace(config, epochs=2.0, output=tmp_path / "second", branch_from=tmp_path / "first")
-    (summary,) = run_trainers(second, dataset, 1)
+    config = replace(config, servers=replace(config.servers, durability="snapshot"), noise_scale=NoiseScaleConfig())
+    alone(config, tmp_path / "alone", dataset).fit()
+    alone(config, tmp_path / "first", dataset, epochs=1.0).fit()
+    saved, begin = [], Coordinator.begin_snapshot
+    monkeypatch.setattr(
+        Coordinator, "begin_snapshot", lambda run, name: (saved.append(run.status().has_begun), begin(run, name))
+    )
+    (summary,) = run_trainers(config, dataset, 1, tmp_path / "shards")
+    assert saved[0] is False  # what was loaded is kept before any of it changes
     assert summary["samples"] == 2 * ROWS
     expected, found = load_tensors(tmp_path / "alone"), load_tensors(tmp_path / "second")
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6, msg=name)
+    other = {"branch_from": config.branch_from, "step": replace(config.step, threads=2)}
+    longer = alone(config, tmp_path / "second", dataset, epochs=2.1, **other)
+    assert longer.fit()["samples"] == round(2.1 * ROWS)
+
+
+def test_numbers_are_scaled_as_one_process_scales_them(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(configure(tmp_path, coordinator="localhost:1"), data=dataset.folder, scale_from=16, rule="auto")
+    config = replace(config, tables=TablesConfig(optimizer="adam"))  # whose rule depends on how often rows are named
+    given: list[Any] = []
+    monkeypatch.setattr(train_module, "train_with", lambda *told: given.append(told[3]) or {})
+    train("test", Recipe(help="", config=config, source=cast(Any, None)), config)
+    expected = rate_by_frequency(scale_to_batch(config, Place()), dataset, Place())
+    assert given == [expected]
+    assert expected.tables.rates
+    assert expected.dense != config.dense
+
+
+def test_the_dense_part_is_compiled_if_that_is_asked_for(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[tuple[nn.Module, str]] = []
+    monkeypatch.setattr(
+        "dlrm.training.train_step.compile_dense", lambda model, device: compiled.append((model, device.type))
+    )
+    config = configure(tmp_path)
+    shards = cast(Any, SimpleNamespace(tables=None))
+    monkeypatch.setattr("dlrm.model.build_dlrm", lambda *_, **__: nn.Linear(1, 1))
+    build_model(config, dataset, shards)
+    assert not compiled
+    model = build_model(replace(config, step=replace(config.step, compile=True)), dataset, shards)
+    assert compiled == [(model, "cpu")]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,7 @@ import pytest
 
 from dlrm.asynchronous.crew import Role
 from dlrm.asynchronous.crew_progress import CrewProgress
+from dlrm.asynchronous.train import run_trainer
 from dlrm.asynchronous.up import UpConfig, choose_shards, plan_roles, read_flags, run_up, watch
 from embeddings.tables import TableConfig
 from parameter_server.address import Address
@@ -59,6 +60,13 @@ def test_flags_of_members_are_passed_on() -> None:
 def test_wrong_flags_are_refused_before_anything_is_started(flags: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run_up(["synthetic", *flags])
+
+
+@pytest.mark.parametrize("start", [run_up, run_trainer])
+def test_a_run_without_servers_is_not_written_over(tmp_path: Path, start: Callable[[list[str]], int]) -> None:
+    (tmp_path / "config.json").touch()
+    with pytest.raises(ValueError, match=f"--output {tmp_path}: .* with --branch-from {tmp_path}$"):
+        start(["synthetic", "--output", str(tmp_path)])
 
 
 def test_members_know_one_another(tmp_path: Path) -> None:
