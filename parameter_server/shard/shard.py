@@ -257,7 +257,7 @@ class Shard:
             owned = self._guarded.places != ELSEWHERE
             wanted = np.zeros(NUM_BUCKETS, np.bool_) if buckets is None else buckets & owned
             rows, salt = self._state.tables[table], self._state.salts[table]
-            ids = rows.take(buckets=wanted, since=since).ids
+            ids = rows.list_ids(buckets=wanted, since=since)
             weights = np.empty((ids.size, rows.config.dim), np.float32)
             rows.pull(ids, weights)
             evicted = rows.evicted(since=since)
@@ -276,9 +276,9 @@ class Shard:
         """Evicts rows that are too old by now (seconds since 1970); to be called every so often. Returns how many."""
         with self._guarded.busy():
             now = time.time() if now is None else now
-            count = self._state.evict(now)
+            before, count = self._state.versions, self._state.evict(now)
             self.counts.evicted_rows += count
-            if count:
+            if self._state.versions != before:  # rows went, or were dated, or what was only counted is forgotten
                 self._guarded.write(Kind.EVICT, now, [])
             self._guarded.forget_evicted(now)
         return count
