@@ -60,14 +60,18 @@ def _parse(task: ParseTask, outputs: Sequence[Path]) -> None:
                 write_chunk(folder, build_chunk(table, task.schema))
             first_row += len(table)
     except BadCell as bad:
-        place = f"line {find_line(block, text, bad.row)}" if block.form else f"row {first_row + bad.row + 1}"
-        raise ValueError(f"{block.source}, {place}: {bad}") from bad
+        raise ValueError(f"{block.source}, {name_place(block, text, first_row, bad.row)}: {bad}") from bad
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(f"{block.source} is damaged or cut short ({one_line(error)}); fetch it again") from error
     if block.path != block.source:
         Path(block.path).unlink(missing_ok=True)
+
+
+def name_place(block: Block, text: bytes, first_row: int, row: int) -> str:
+    """Return where a row of a table stands in the source; of parquet files, the table begins with row `first_row`."""
+    return f"line {find_line(block, text, row)}" if block.form else f"row {first_row + row + 1}"
 
 
 def build_chunk(table: pa.Table, schema: DataSchema) -> Chunk:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
-from itertools import islice
 
 import numpy as np
 import torch
@@ -14,13 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm.batch import Batch
 from dlrm.data.dataset import Bags, Dataset, IntArray
-
-AHEAD = 2
-
-BatchSize = Callable[[int], int]
-"""Given the samples before a batch, its size."""
-Share = Callable[[int], tuple[int, int]]
-"""Given the samples of a batch, (first, count) of those to read; `Ranks.share_of` is one."""
+from dlrm.data.read_ahead import BatchSize, Share, cut_batches, read_ahead
 
 
 class Reader:
@@ -80,28 +72,12 @@ class Reader:
             stop: number of the first sample that is not read.
             share: which samples of each batch to read, where others read the rest; there may be none in a batch.
         """
-        size_at = batch_size if callable(batch_size) else lambda position: batch_size
-        positions = self._positions(size_at, start, stop)
 
         def read(position: int, size: int) -> Batch:
             first, count = (0, size) if share is None else share(size)
             return replace(self.read(position + first, count), global_size=size, first=position)
 
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader") as pool:
-            waiting = [pool.submit(read, *place) for place in islice(positions, AHEAD)]
-            while waiting:
-                batch = waiting.pop(0).result()
-                if (place := next(positions, None)) is not None:
-                    waiting.append(pool.submit(read, *place))
-                yield batch
-
-    def _positions(self, size_at: BatchSize, start: int, stop: int | None) -> Iterator[tuple[int, int]]:
-        while stop is None or start < stop:
-            until_epoch_ends = self.num_rows - start % self.num_rows
-            batch_size = size_at(start)
-            count = min(batch_size, until_epoch_ends, batch_size if stop is None else stop - start)
-            yield start, count
-            start += count
+        yield from read_ahead(read, cut_batches(self.num_rows, batch_size, start, stop))
 
     def _draw_part_order(self, epoch: int) -> IntArray:
         parts = len(self._part_rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from dlrm.data.reader import AHEAD
+from dlrm.data.read_ahead import AHEAD
 
 # Batches that may have been cut when a step ends: those of the reader, the next one, and one on its way to a GPU.
 CUT_AHEAD = AHEAD + 2
