@@ -305,6 +305,7 @@ def test_closing_ends_an_exchange_under_way() -> None:
     with cluster.client() as client:
         thread = threading.Thread(target=exchange, args=(client,))
         thread.start()
-        time.sleep(0.2)
+        while not client.retries:
+            time.sleep(0.01)
     thread.join(timeout=5)
     assert len(caught) == 1

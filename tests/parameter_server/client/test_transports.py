@@ -182,21 +182,24 @@ def test_what_nobody_waits_for_is_not_worked_on(serve) -> None:
 def test_a_push_that_overtook_another_waits_for_it(serve) -> None:
     class InOrder:
         def __init__(self) -> None:
-            self.next, self.lock = 0, threading.Lock()
+            self.next, self.early, self.lock = 0, set[bytes](), threading.Lock()
 
         def push(self, message: bytes) -> list[bytes | memoryview]:
             with self.lock:
                 if int(message) > self.next:
+                    self.early.add(message)
                     raise RefusedError(Refusal.OUT_OF_RANGE, "gap", expected_seq=self.next)
                 self.next += 1
                 return [message]
 
         pull = push_pull_dense = store = push
 
-    opened = GrpcConnection(serve(InOrder(), limits=ServerLimits(gap_seconds=5.0)))
+    shard = InOrder()
+    opened = GrpcConnection(serve(shard, limits=ServerLimits(gap_seconds=20.0)))
     with ThreadPoolExecutor(4) as pool:
         later = [pool.submit(lambda n=n: opened.push(str(n).encode()).result(timeout=20)) for n in (3, 2, 1)]
-        time.sleep(0.1)
+        while len(shard.early) < 3:
+            time.sleep(0.01)
         assert opened.push(b"0").result(timeout=20) == b"0"
         assert [call.result() for call in later] == [b"3", b"2", b"1"]
     opened.close()
