@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from embeddings.tables import TableConfig
+
+if TYPE_CHECKING:  # processes that hold rows and compute nothing start without it
+    from torch import Tensor
 
 _DRAWS_PER_COUNT = 8  # Philox makes four 64-bit numbers of one count, and a float32 takes half of one
 _CHUNK = 1 << 20  # numbers drawn at a time where only some columns are kept
@@ -31,6 +33,8 @@ def initial_rows(
     Returns:
         [num_rows, num_columns], from ``first_row`` and ``first_column`` on; by default to the end of the table.
     """
+    import torch
+
     num_rows = config.num_rows - first_row if num_rows is None else num_rows
     num_columns = config.dim - first_column if num_columns is None else num_columns
     if config.initial_scale == 0:  # drawing takes seconds per gigabyte

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from embeddings.hashed.record_columns import Meta, meta_of
 from embeddings.kernels import id_map_kernels, record_kernels
 from embeddings.kernels.record_kernels import BLOCK_RECORDS, ID_WORDS, META_WORDS
-from embeddings.local.row_memory import zero_rows
+from embeddings.local.row_memory import zero_array
 
 Floats = NDArray[np.float32]
 Longs = NDArray[np.int64]
@@ -39,7 +37,7 @@ class RowStore:
         self.salt = np.uint64(salt)
         self.entries = _no_entries(_FEWEST_ENTRIES)
         self.blocks = np.empty(0, np.int64)  # addresses
-        self._held: list[Tensor] = []  # their memory
+        self._held: list[NDArray[np.generic]] = []  # their memory
         self._free = np.empty(0, np.int64)
         self._num_free = 0
         self._used = 0
@@ -122,10 +120,10 @@ class RowStore:
             self.entries = _no_entries(size)
             id_map_kernels.fill_entries(self.entries, self.blocks, self.stride, self.salt, self._used)
         while len(self._held) * BLOCK_RECORDS < self._used + more - self._num_free:
-            block = zero_rows(BLOCK_RECORDS, self.stride)
+            block = zero_array(BLOCK_RECORDS, self.stride)
             self._held.append(block)
-            self.blocks = np.append(self.blocks, block.data_ptr())
+            self.blocks = np.append(self.blocks, block.ctypes.data)
 
 
 def _no_entries(size: int) -> NDArray[np.uint64]:
-    return zero_rows(size, dtype=torch.int64).numpy().view(np.uint64)
+    return zero_array(size, dtype=np.uint64).view(np.uint64)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embeddings.kernels import moment_kernels, update_kernels
 from embeddings.kernels.update_kernels import UpdateSettings
@@ -24,6 +21,9 @@ from embeddings.row_optimizers import (
     state_columns,
 )
 from embeddings.tables import TableConfig
+
+if TYPE_CHECKING:  # processes that hold rows and compute nothing start without it
+    from torch import Tensor
 
 Kernel = Callable[..., Any]
 
@@ -68,6 +68,8 @@ def make_state(config: TableConfig, num_rows: int, num_columns: int) -> dict[str
         for name, has_columns in state_columns(config.optimizer).items()
     }
     if counts_updates(config.optimizer, config.row_type):
+        import torch
+
         state["updates"] = torch.zeros((), dtype=torch.float64)
     return state
 

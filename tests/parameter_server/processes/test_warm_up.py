@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numba
 import numpy as np
 import pytest
@@ -33,3 +36,14 @@ def test_a_shard_is_warm_before_it_serves(optimizer: RowSGD | RowAdam | RowLamb)
     warm_up(description)
     assert count_compiled() == before
     assert np.isfinite(sum(before.values()))
+
+
+def test_a_shard_has_no_need_of_torch() -> None:
+    """It would double its memory and its start, once for each shard of a machine."""
+    code = (
+        "import sys; from parameter_server.processes import shard_process, warm_up, shard_membership, telemetry;"
+        "from parameter_server.control import shard_service; from parameter_server.feed import service;"
+        "from parameter_server.shard import shard; print([it for it in ('torch', 'torchrec') if it in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown == "[]\n"
