@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from itertools import chain, islice, takewhile
 from pathlib import Path
@@ -40,6 +41,7 @@ class SpilledRows:
 
     Raises:
         ValueError: When ``rocksdict`` is not installed.
+        OSError: When the folder cannot be used; and later, when it cannot be read or written any more.
     """
 
     def __init__(self, folder: Path, record_width: int, *, salt: np.uint64) -> None:
@@ -47,10 +49,13 @@ class SpilledRows:
             rocksdict = import_module("rocksdict")
         except ImportError:
             raise ValueError("rocksdict is not installed; run: pip install 'recforge[spill]'") from None
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         self._rocksdict: Any = rocksdict
-        self._rows: Any = rocksdict.Rdict(str(folder), _make_options(rocksdict))
+        with self._told():
+            self._rows: Any = rocksdict.Rdict(str(folder), _make_options(rocksdict))
         self._options: Any = rocksdict.WriteOptions()
         self._options.disable_wal = True  # a restart reads rows from elsewhere
         self._width, self._salt = record_width, salt
@@ -70,14 +75,15 @@ class SpilledRows:
         batch = self._rocksdict.WriteBatch(raw_mode=True)
         for key, row in zip(self._keys(ids), rows, strict=True):
             batch.put(key, row.tobytes())
-        self._rows.write(batch, self._options)
+        self._write(batch)
         meta = meta_of(rows)
         self.newest = max(self.newest, int(meta.versions.max(initial=-1)))
         self.oldest = min(self.oldest, int(meta.seen.min(initial=_NEVER)))
 
     def read(self, ids: Longs) -> tuple[Mask, Floats]:
         """Says which of ids [n] are here, and gives the records of those."""
-        found = self._rows.get(self._keys(ids)) if self._count else [None] * ids.size
+        with self._told():
+            found = self._rows.get(self._keys(ids)) if self._count else [None] * ids.size
         here = np.array([value is not None for value in found], np.bool_)
         return here, self._records([value for value in found if value is not None])
 
@@ -87,7 +93,7 @@ class SpilledRows:
         batch = self._rocksdict.WriteBatch(raw_mode=True)
         for key in self._keys(ids[here]):
             batch.delete(key)
-        self._rows.write(batch, self._options)
+        self._write(batch)
         self._count -= len(rows)
         return here, rows
 
@@ -120,6 +126,17 @@ class SpilledRows:
     def close(self) -> None:
         """Closes the files."""
         self._rows.close()
+
+    def _write(self, batch: Any) -> None:
+        with self._told():
+            self._rows.write(batch, self._options)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # rocksdict has no other class for them
+            raise OSError(f"{self._folder}: {error}") from error
 
     def _items(self, first: int, last: int) -> Iterator[tuple[bytes, bytes]]:
         # Keys and values of buckets [first, last). An upper bound in ReadOptions would dangle once they are collected.

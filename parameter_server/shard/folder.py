@@ -6,7 +6,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from parameter_server.shard.synced_files import write_whole
 DESCRIPTION = "shard.json"
 INCREMENTS = 8  # after which snapshots are merged into a base
 PART_BYTES = 64 << 20  # of rows, copied under the shard's lock at a time
+_SPILL = "spill"
 _OF_CHANGES = (".ids", ".records", ".evicted", "dropped")
 _EVICTED_SNAPSHOTS = 8  # for which ids of evicted rows are known, to readers that come back
 
@@ -52,9 +53,10 @@ class SnapshotInfo:
 
 
 class ShardFolder:
-    """The folder of one shard; brings a fresh state to where the shard was when it ended.
+    """The folder of one shard, with its state as it was when the shard ended.
 
     Attributes:
+        state: Whoever closes the folder closes it first.
         journal: None unless the run's durability is ``journal``.
         acknowledged: Pushes.
         lines: What a person should know of the start: what was passed over, cut off, or lost.
@@ -64,16 +66,19 @@ class ShardFolder:
         DamagedError: Nothing can go on from what is there without losing something silently.
     """
 
-    def __init__(self, folder: Path, state: ShardState, number: int, sync: JournalSync, counts: ShardCounts) -> None:
+    def __init__(
+        self, folder: Path, description: RunDescription, number: int, sync: JournalSync, counts: ShardCounts
+    ) -> None:
         self._lock = lock_folder(folder)
-        self._folder, self._state, self._counts = folder, state, counts
+        self._folder, self._counts = folder, counts
         self.journal: Journal | None = None
-        try:
-            check_description(folder, state.description, number)
+        with ExitStack() as undo:
+            undo.callback(self._lock.release)
+            check_description(folder, description, number)
+            self.state = ShardState(description, folder / _SPILL)  # empties it, which others must not be using
+            undo.callback(self.state.close)
             self._open(sync)
-        except BaseException:
-            self._lock.release()
-            raise
+            undo.pop_all()
         self._evicted_before: deque[list[int]] = deque(maxlen=_EVICTED_SNAPSHOTS)
 
     def save(self, busy: Busy) -> SnapshotInfo:
@@ -113,7 +118,7 @@ class ShardFolder:
         self._lock.release()
 
     def _open(self, sync: JournalSync) -> None:
-        state, folder = self._state, self._folder
+        state, folder = self.state, self._folder
         self._snapshots = SnapshotFolder(folder / SNAPSHOTS)
         (folder / JOURNAL).mkdir(exist_ok=True)
         found = read_back(folder, state, self._snapshots)
@@ -136,7 +141,7 @@ class ShardFolder:
         Much of it is taken some buckets at a time, with pushes in between; what these change is taken again at the
         end, at the moment of which the snapshot is.
         """
-        state, since = self._state, self._saved
+        state, since = self.state, self._saved
         groups = 1 + sum(map(row_bytes, state.tables)) // PART_BYTES
         if groups > 1:
             with pauses:
@@ -164,13 +169,13 @@ class ShardFolder:
     def _merge(self, newest: Snapshot) -> Snapshot:
         """Writes all snapshots as one, some buckets at a time, from files."""
         groups = 1 + sum(snapshot.bytes for snapshot in self._snapshots.chain) // PART_BYTES
-        return self._snapshots.replace_all(_merge_parts(self._state.description, self._snapshots.chain, groups))
+        return self._snapshots.replace_all(_merge_parts(self.state.description, self._snapshots.chain, groups))
 
     def _forget_evicted(self, busy: Busy) -> None:
         """Forgets what was evicted long ago; snapshots know it, readers that come back later must read all anew."""
         if len(self._evicted_before) == _EVICTED_SNAPSHOTS:
             with busy():
-                for table, version in zip(self._state.tables, self._evicted_before[0], strict=True):
+                for table, version in zip(self.state.tables, self._evicted_before[0], strict=True):
                     table.forget_evicted(version)
         self._evicted_before.append(list(self._saved))
 

@@ -52,12 +52,12 @@ class GuardedState:
         self.failed: str | None = None
         self.counts = ShardCounts(staleness=np.zeros((len(description.tables), STALENESS_BINS), np.int64))
         self.places: Places = np.full(NUM_BUCKETS, ELSEWHERE, np.uint8)
-        self.state = ShardState(description, None if folder is None else folder / "spill")
         self._lock, self._saving = threading.Lock(), threading.Lock()
         self._is_closed = False
         self._versions_at: deque[tuple[float, list[int]]] = deque()  # seconds since 1970, versions of the tables
         self._routes: Routes | None = None
-        self._folder = None if folder is None else ShardFolder(folder, self.state, number, sync, self.counts)
+        self._folder = None if folder is None else ShardFolder(folder, description, number, sync, self.counts)
+        self.state = ShardState(description) if self._folder is None else self._folder.state
         self._journal: Journal | None = self._folder.journal if self._folder else None
         self.lines: list[str] = self._folder.lines if self._folder else []
 
@@ -176,6 +176,7 @@ class GuardedState:
                 return
             self._is_closed = True
             self.failed = self.failed or "closed"
+            self.state.close()
             if self._folder is not None:
                 self._folder.close()
 

@@ -139,5 +139,10 @@ class ShardState:
         """Evicts rows that are too old; returns how many."""
         return sum(table.evict(now) for table in self.tables)
 
+    def close(self) -> None:
+        """Closes the files of rows on disk."""
+        for table in self.tables:
+            table.close()
+
     def _stamp(self, header: Header) -> int:
         return header.clock * len(self.tables) + header.table

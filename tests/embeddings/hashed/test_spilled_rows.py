@@ -161,6 +161,20 @@ def test_a_folder_is_emptied_first(tmp_path):
         table.close()
 
 
+def test_a_folder_that_cannot_be_used_is_one_line_that_names_it(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "0"):
+        with pytest.raises(OSError, match="file") as error:
+            HashedTable(CONFIG, seed=0, salt=SALT, growth=SPILL, spill_folder=folder)
+        assert "\n" not in str(error.value)
+    table = HashedTable(CONFIG, seed=0, salt=SALT, growth=SPILL, spill_folder=tmp_path / "spill")
+    table.push(np.arange(300), np.ones((300, DIM), np.float32), updates=1, now=5.0)
+    table.close()
+    for ids in (np.arange(300), np.arange(1000, 1300)):
+        with pytest.raises(OSError, match=str(tmp_path / "spill")):
+            table.push(ids, np.ones((300, DIM), np.float32), updates=1, now=5.0)
+
+
 def test_nowhere_to_spill_to_is_refused():
     with pytest.raises(ValueError, match="spill: expected a folder for rows beyond max_bytes, got none"):
         HashedTable(CONFIG, seed=0, salt=SALT, growth=SPILL)
