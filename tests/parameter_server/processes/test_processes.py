@@ -158,6 +158,11 @@ def test_what_keeps_a_shard_from_starting_is_one_line(folder: Path, monkeypatch:
             shard_process.serve(shard_config(**settings), EVENTS)
         assert "\n" not in str(error.value)
 
+    with closing(socket.socket()) as taken:  # told at once, also where there is no run to wait for
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused(rf"--metrics-port {port}: the port is in use", metrics_port=port)
     refused(r"unix:c: cannot be reached: there is no such socket")
     refused(r"give --tls.certificate, --tls.key and --tls.authority", address="0.0.0.0:0", advertise="here:1")
     refused(r"give --tls.certificate, --tls.key and --tls.authority", coordinator="elsewhere:7000")
@@ -172,11 +177,6 @@ def test_what_keeps_a_shard_from_starting_is_one_line(folder: Path, monkeypatch:
         refused(r"shard-0: expected a folder of this process alone")
         assert len(coordinator.status().members) == members
         lock.release()
-        with closing(socket.socket()) as taken:
-            taken.bind(("127.0.0.1", 0))
-            taken.listen()
-            port = taken.getsockname()[1]
-            refused(rf"--metrics-port {port}: the port is in use", metrics_port=port)
         monkeypatch.setattr("parameter_server.coordinator.coordinator.PROTOCOL", (2, 0))
         refused(r"expected major version 2 .* got 1.0; run one release of recforge everywhere")
 
