@@ -16,11 +16,10 @@ from torch.optim import Optimizer
 from dlrm.asynchronous.dense_average_config import DenseAverageConfig
 from dlrm.asynchronous.dense_rules import Sent, build_rule
 from dlrm.asynchronous.flat_weights import FlatWeights
-from dlrm.asynchronous.membership import LeaseLostError
 from dlrm.training.attachments import Attachment, Moment
 from parameter_server.client.dense_client import DenseClient, Part, Place
 from parameter_server.dense_codec import Combine, Floats
-from parameter_server.errors import LaneLostError, ShardUnreachableError
+from parameter_server.errors import ShardUnreachableError
 
 
 class OwnLane(Protocol):
@@ -67,7 +66,7 @@ class DenseAverage(Attachment):
     Raises:
         ValueError: the configuration and the optimizer do not go together; later: a shard takes no exchange of this
             model.
-        LeaseLostError: later: somebody else has the lane.
+        LaneLostError: later: somebody else has the lane.
         ShardUnreachableError: later: an exchange has lasted beyond the client's deadline.
     """
 
@@ -204,10 +203,7 @@ class DenseAverage(Attachment):
                 raise ShardUnreachableError(f"dense part: expected an exchange to end within {limit:g} s, it did not")
             return
         under_way, self._under_way = self._under_way, None
-        try:
-            done = under_way.result()
-        except LaneLostError as error:
-            raise LeaseLostError(f"{error}; start this trainer again") from error
+        done = under_way.result()
         self._distance = self._rule.take(done.sent, done.parts, done.answer)
         self.exchanges += 1
         self._answered_at = time.monotonic()

@@ -14,22 +14,22 @@ from typing_extensions import override
 
 from dlrm.asynchronous.branching import TRAINERS
 from dlrm.asynchronous.leased_batches import LeasedBatches
-from dlrm.asynchronous.membership import Membership
+from dlrm.asynchronous.membership import LeaseLostError, Membership
 from dlrm.asynchronous.stages import Stage
 from dlrm.batch import Batch
 from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.config import TrainingConfig
 from dlrm.data.dataset import Dataset
-from dlrm.data.reader import Reader
-from dlrm.metrics.metrics import MetricValues
 from dlrm.training.attach import RunParts
 from dlrm.training.attachments import Attachment
 from dlrm.training.interrupt import only_run_in
+from dlrm.training.problem import SampleReader, Values
 from dlrm.training.restore import CHECKPOINTS
 from dlrm.training.run_config import CONFIG, describe_run
 from dlrm.training.run_log import METRICS, RunLog, read_records, write_json
 from dlrm.training.summary import SUMMARY, TABLES
 from dlrm.training.trainer import Trainer
+from parameter_server.errors import LaneLostError
 
 
 class Servers(Protocol):
@@ -87,6 +87,18 @@ class AsynchronousTrainer(Trainer):
         self.stop_request.at_once = True
 
     @override
+    def fit(self) -> dict[str, Any]:
+        """See `Trainer`.
+
+        Raises:
+            LeaseLostError: others have this trainer's data, as shards have heard before it did.
+        """
+        try:
+            return super().fit()
+        except LaneLostError as error:
+            raise LeaseLostError(f"{error}; nothing is lost: start this trainer again") from error
+
+    @override
     def read(self) -> Iterator[Batch | None]:
         if self.config.branch_from is not None:  # before any data are given out, so that no shard loses what was loaded
             self.servers.save()
@@ -97,7 +109,7 @@ class AsynchronousTrainer(Trainer):
             yield batch
 
     @override
-    def _measure(self, reader: Reader) -> MetricValues:
+    def _measure(self, reader: SampleReader) -> Values:
         before, self.leased.stage = self.leased.stage, Stage.EVALUATING
         try:
             return super()._measure(reader)

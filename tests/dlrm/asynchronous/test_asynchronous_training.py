@@ -16,6 +16,7 @@ from dlrm.analysis.report import run_report
 from dlrm.asynchronous import train as train_module
 from dlrm.asynchronous.config import AsynchronousConfig, ServersConfig
 from dlrm.asynchronous.dense_average_config import DenseAverageConfig
+from dlrm.asynchronous.membership import LeaseLostError
 from dlrm.asynchronous.train import build_model, describe_asynchronous, train, train_with
 from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.checkpoints.pieces import as_parts
@@ -32,7 +33,9 @@ from dlrm.training.restore import CHECKPOINTS
 from dlrm.training.run_log import read_records
 from dlrm.training.trainer import Trainer
 from parameter_server.coordinator.coordinator import Coordinator
+from parameter_server.errors import Refusal, RefusedError
 from parameter_server.processes.local_run import LocalRun
+from parameter_server.shard.shard import Shard
 
 ROWS = 6_000
 
@@ -90,6 +93,18 @@ def test_a_run_that_ends_early_tells_what_it_has_trained(
     assert summary["stopped"] == "time limit of 1.0 seconds"
     assert summary["samples"] == 5 * 4 * 128  # in whole chunks
     assert [info.samples for info in CheckpointStore(tmp_path / "servers" / CHECKPOINTS).list()] == [2_560]
+
+
+@pytest.mark.parametrize("pushes", [Shard.push, Shard.push_pull_dense])
+def test_a_trainer_whose_lane_others_have_may_start_again(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pushes: Any
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RefusedError(Refusal.FAILED_PRECONDITION, "lane 0: expected lease 2 or a later one, got 1")
+
+    monkeypatch.setattr(Shard, pushes.__name__, refuse)
+    with pytest.raises(LeaseLostError, match=r"expected lease 2 or a later one, got 1; nothing is lost: start this"):
+        run_trainers(configure(tmp_path), dataset, 1)
 
 
 def load_tensors(run: Path) -> dict[str, torch.Tensor]:
