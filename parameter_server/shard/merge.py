@@ -44,7 +44,7 @@ def merge_folders(state: ShardState, folders: Sequence[Path], buckets: Mask) -> 
     push 1: what had been pushed is known by its marks.
 
     Raises:
-        ValueError: A folder is of another run.
+        ValueError: A folder is of another run, or one of a shard that held some of the buckets is not among them.
         DamagedError: A journal is damaged.
     """
     snapshots = []
@@ -53,9 +53,9 @@ def merge_folders(state: ShardState, folders: Sequence[Path], buckets: Mask) -> 
         snapshots.append(SnapshotFolder(folder / SNAPSHOTS, is_read_only=True))
     durability = state.description.durability
     claims = np.stack([read_claims(f, s, durability) for f, s in zip(folders, snapshots, strict=True)])
+    lost, lines = 0, _find_missing(claims, buckets)
     ranks = np.where(claims > 0, claims + _ABOVE_COPIES, -claims)
     owners = np.where(claims.any(axis=0), ranks.argmax(axis=0), -1)
-    lost, lines = 0, []
     versions = np.zeros(len(state.tables), np.int64)
     for number, folder in enumerate(folders):
         wanted = buckets & (owners == number)
@@ -70,6 +70,23 @@ def merge_folders(state: ShardState, folders: Sequence[Path], buckets: Mask) -> 
         _take_over(state, old, wanted)
     state.claims[buckets] = np.abs(claims).max(axis=0)[buckets]
     return MergeInfo(rows=sum(table.num_rows for table in state.tables), lost=lost, lines=tuple(lines))
+
+
+def _find_missing(claims: NDArray[np.int64], buckets: Mask) -> list[str]:
+    """Says what a person should know of buckets [4096] that no folder tells of, given all claims [folders, 4096].
+
+    Raises:
+        ValueError: Each folder tells of some buckets, so that these were in yet another one.
+    """
+    missing = int(np.count_nonzero(buckets & ~claims.any(axis=0)))
+    if not missing:
+        return []
+    if claims.any(axis=1).all():
+        raise ValueError(
+            f"--restore-from: expected the folders of all shards of the run, got none of those that held {missing} of "
+            f"{buckets.sum()} buckets; name all of them"
+        )
+    return [f"{missing} buckets are in none of the folders, as some shard had not saved any: their rows begin anew"]
 
 
 def _take_over(state: ShardState, old: ShardState, wanted: Mask) -> None:
