@@ -150,10 +150,11 @@ class Soak:
         for name, at in list(self._ends.items()):
             if time.monotonic() > at:
                 with suppress(ConnectionError, ValueError):
-                    shard = next(m.shard for m in client.status().members if m.name == name and m.shard is not None)
-                    client.drain(shard)
-                    self._events["drained_shards"] += 1
-                    del self._ends[name]
+                    numbers = [m.shard for m in client.status().members if m.name == name and m.shard is not None]
+                    for shard in numbers:  # none as long as it is slow to start: it is asked for again
+                        client.drain(shard)
+                        self._events["drained_shards"] += 1
+                        del self._ends[name]
 
     def _kill_shard(self) -> None:
         self._kill(self._members["shard-1"])
