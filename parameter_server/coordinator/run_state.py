@@ -49,6 +49,7 @@ class RunState:
         gate_keeper: How far trainers are.
         figures: Of moves and leases; for people.
         start_number: How often a coordinator of this state has been started.
+        failed: Why something could not be written, or None; its process should say so, and end with an error.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class RunState:
         self.queue: ChunkQueue | None = None
         self.client_lanes: ClientLanes | None = None
         self.figures = RunFigures()
+        self.failed: str | None = None
         self._closed = False
         try:
             self.routing = RouteTable(self.state, start_shards=start_shards)
@@ -164,7 +166,9 @@ class RunState:
         try:
             with self.state.change():
                 yield
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, RefusedError) and error.refusal is Refusal.DATA_LOSS:
+                self.failed = str(error)
             self.routing.reload()
             if self.queue is not None and self.client_lanes is not None:
                 self.queue.reload()

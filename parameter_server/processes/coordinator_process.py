@@ -93,9 +93,15 @@ def _keep(
     stop: StopSignal,
     events: EventFormatter,
 ) -> None:
-    """Looks for members that are silent, and has snapshots taken, until the process is asked to stop."""
+    """Looks for members that are silent, and has snapshots taken, until the process is asked to stop.
+
+    Raises:
+        OSError: The coordinator cannot keep what it is told.
+    """
     last = time.monotonic()
     while not stop.wait():
+        if coordinator.failed is not None:
+            raise OSError(f"{coordinator.failed}; what was acknowledged is still there: make room, and start it again")
         coordinator.tick()
         description = coordinator.description
         if description is None:
