@@ -52,12 +52,12 @@ def _bound(text: str) -> int | None:
 
 
 def _compare(name: str, found: list[dict[str, Any]], synchronous: list[float]) -> dict[str, float]:
-    from scipy import stats
+    from scipy import special
 
     gaps = [run["auc"] - auc for run, auc in zip(found, synchronous, strict=True)]
     compared = {f"auc_{name}": statistics.mean(run["auc"] for run in found), f"gap_{name}": statistics.mean(gaps)}
     if len(gaps) > 1:
-        quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(gaps) - 1))
+        quantile = float(special.stdtrit(len(gaps) - 1, (1 + CONFIDENCE) / 2))  # Student's t
         compared[f"gap_{name}_ci"] = quantile * statistics.stdev(gaps) / math.sqrt(len(gaps))
     if all("mean_staleness" in run for run in found):
         compared[f"mean_staleness_{name}"] = statistics.mean(run["mean_staleness"] for run in found)
