@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,11 +28,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dlrm.checkpoints.atomic_folder import sync
-from dlrm.checkpoints.finite_state import finite_blocks
+from dlrm.checkpoints.finite_state import check_block
 from dlrm.checkpoints.manifest import FileInfo, Manifest, describe_file, own_versions, write_manifest
-from dlrm.checkpoints.pieces import PartedTensor, Parts, Piece, describe_pieces, merge_pieces
+from dlrm.checkpoints.pieces import BLOCK_BYTES, PartedTensor, Parts, Piece, describe_pieces, merge_pieces
 from dlrm.checkpoints.state_tree import FlatState, unflatten
-from dlrm.checkpoints.tensor_file import TensorFile, write_tensors
+from dlrm.checkpoints.tensor_file import TensorFile, write_blocks
 
 STATE = "state.json"
 PER_RANK = ("random", "stage_seconds", "prepared")
@@ -83,13 +83,32 @@ def _write_far(path: Path, group: str, tensors: Mapping[str, Tensor], far: Parts
     shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     shapes |= {name: (tensor.dtype, tensor.shape) for name, tensor in far.items()}
 
-    def blocks(name: str) -> Iterable[Tensor]:
-        if name in tensors:
-            return [tensors[name].contiguous()]
-        found = far[name].blocks()
-        return finite_blocks(f"{group}/{name}", found) if finite else found
+    def blocks() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors.items():
+            yield name, tensor.contiguous()
+        for name, first, block in _read_far(far):
+            if finite:
+                check_block(f"{group}/{name}", block, first)
+            yield name, block
 
-    write_tensors(path, shapes, blocks)
+    write_blocks(path, shapes, blocks())
+
+
+def _read_far(far: Parts) -> Iterator[tuple[str, int, Tensor]]:
+    """Yield name, number of the first row, and rows of far tensors; each row is asked for once for all tensors."""
+    together: dict[Callable[[int, int], Mapping[str, Tensor]], dict[str, str]] = {}
+    for name, tensor in far.items():
+        (piece,) = tensor.pieces
+        assert piece.far is not None
+        together.setdefault(piece.far.read_rows, {})[name] = piece.far.name
+    for read_rows, names in together.items():
+        held = [far[name] for name in names]
+        row_bytes = sum(math.prod(tensor.shape[1:]) * tensor.dtype.itemsize for tensor in held)
+        step = max(1, BLOCK_BYTES // max(1, row_bytes))
+        for first in range(0, held[0].shape[0], step):
+            rows = read_rows(first, min(first + step, held[0].shape[0]))
+            for name, own in names.items():
+                yield name, first, rows[own].contiguous()
 
 
 def complete_checkpoint(

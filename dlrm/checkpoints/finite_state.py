@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 import torch
@@ -38,19 +37,15 @@ def check_finite(state: FlatState) -> None:
             _refuse(f"{group}/{name}", tensor, at, first[0] if first else 0)
 
 
-def finite_blocks(name: str, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Pass on a tensor's blocks of rows, each of which is searched first.
+def check_block(name: str, block: Tensor, first: int) -> None:
+    """Check a tensor's rows from `first` on.
 
     Raises:
         ValueError: as `check_finite`.
     """
-    first = 0
-    for block in blocks:
-        at = _first_nonfinite(block)
-        if at is not None:
-            _refuse(name, block, at, first)
-        first += len(block) if block.ndim else 0
-        yield block
+    at = _first_nonfinite(block)
+    if at is not None:
+        _refuse(name, block, at, first)
 
 
 def _refuse(name: str, tensor: Tensor, at: int, first: int) -> NoReturn:

@@ -6,12 +6,24 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 BLOCK_BYTES = 1 << 22  # read at a time: large enough for a disk, small beside a rank's memory
+
+
+class Far(NamedTuple):
+    """Rows in another process, several tensors side by side: to read them for one is to read them for all.
+
+    Attributes:
+        read_rows: gives rows [start, stop) of all of these tensors by name; of one set of them, the same function.
+        name: of this tensor among them.
+    """
+
+    read_rows: Callable[[int, int], Mapping[str, Tensor]]
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +34,13 @@ class Piece:
         first: where it begins in the whole: `(row, column)`, `(row,)` or `()`.
         shape: of the piece.
         read: gives rows [start, stop) of the piece; all of it if it has no dimension.
-        is_far: whether another process holds it: it is saved block by block, and never lies in memory as a whole.
+        far: of one that another process holds, and that is saved block by block, as it never lies in memory as a whole.
     """
 
     first: tuple[int, ...]
     shape: tuple[int, ...]
     read: Callable[[int, int], Tensor]
-    is_far: bool = False
+    far: Far | None = None
 
     def whole(self) -> Tensor:
         """Give all of the piece."""

@@ -65,7 +65,7 @@ def flatten(state: Mapping[str, object]) -> FlatState:
             for name, tensor in value.items():
                 for piece in tensor.pieces:
                     its_name = name_piece(name, piece.first, piece.shape, tensor.shape)
-                    if piece.is_far:
+                    if piece.far is not None:
                         alone = replace(piece, first=(0,) * len(piece.shape))
                         far = PartedTensor(shape=piece.shape, dtype=tensor.dtype, pieces=(alone,))
                         flat.far.setdefault(key, Parts())[its_name] = far

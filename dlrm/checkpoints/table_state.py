@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from dlrm.checkpoints.pieces import PartedTensor, Parts, Piece, as_parts, piece_of
+from dlrm.checkpoints.pieces import Far, PartedTensor, Parts, Piece, as_parts, piece_of
 from dlrm.config import ResizedTables
 from embeddings.interface import FarTable, TableRows, Tables
 from embeddings.tables import TableConfig
@@ -151,19 +152,33 @@ def _check_states(key: str, expected: Mapping[str, int], parts: Mapping[str, Par
             )
 
 
-def _parts_of(far: FarTable) -> Iterator[tuple[str, PartedTensor]]:
+def _parts_of(table: FarTable) -> Iterator[tuple[str, PartedTensor]]:
     """Yield the tensors of a table that other processes hold, to be read as they are saved."""
-    for name, (shape, dtype) in far.tensors().items():
-        piece = Piece(first=(0,) * len(shape), shape=shape, read=partial(_read_far, far, name), is_far=True)
+    read_rows = partial(_read_rows, table)
+    for name, (shape, dtype) in table.tensors().items():
+        read = partial(_read_far, table, name)
+        far = Far(read_rows, name) if shape else None
+        piece = Piece(first=(0,) * len(shape), shape=shape, read=read, far=far)
         yield name, PartedTensor(shape=shape, dtype=dtype, pieces=(piece,))
 
 
-def _read_far(far: FarTable, name: str, start: int, stop: int) -> Tensor:
+def _read_far(table: FarTable, name: str, start: int, stop: int) -> Tensor:
+    with _away(table):
+        is_counter = not table.tensors()[name][0]
+        return table.read_counters()[name] if is_counter else table.read(start, stop, [name])[name]
+
+
+def _read_rows(table: FarTable, start: int, stop: int) -> dict[str, Tensor]:
+    with _away(table):
+        return table.read(start, stop)
+
+
+@contextmanager
+def _away(table: FarTable) -> Iterator[None]:
     try:
-        is_counter = not far.tensors()[name][0]
-        return far.read_counters()[name] if is_counter else far.read(start, stop, [name])[name]
+        yield
     except OSError as error:  # not one of the disk, as a save would take it to be
-        raise ValueError(f"table {far.config.name!r}: {error}") from error
+        raise ValueError(f"table {table.config.name!r}: {error}") from error
 
 
 def _place(rows: TableRows, tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:

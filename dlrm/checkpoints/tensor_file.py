@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,22 +87,44 @@ def write_tensors(
     Raises:
         OSError: a write failed, for instance because the disk is full.
     """
+    write_blocks(path, shapes, ((name, block) for name in shapes for block in blocks(name)))
+
+
+def write_blocks(
+    path: Path, shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], blocks: Iterable[tuple[str, Tensor]]
+) -> None:
+    """Write a safetensors file as `write_tensors`, whose tensors' blocks may come side by side.
+
+    Args:
+        path: of the file.
+        shapes: name -> type and shape.
+        blocks: name, and that tensor's next rows.
+
+    Raises:
+        OSError: a write failed, for instance because the disk is full.
+    """
     codes = {dtype: code for code, dtype in TYPES.items()}
-    header, place = {}, 0
+    header: dict[str, Any] = {}
+    place = 0
     # Large items first, so that every tensor begins at a multiple of its item's size.
-    names = sorted(shapes, key=lambda name: -shapes[name][0].itemsize)
-    for name in names:
+    for name in sorted(shapes, key=lambda name: -shapes[name][0].itemsize):
         dtype, shape = shapes[name]
         end = place + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [place, end]}
         place = end
     text = json.dumps(header, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % ALIGNMENT)
+    begin = 8 + len(text)
+    places = {name: begin + info["data_offsets"][0] for name, info in header.items()}
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            for block in blocks(name):
-                file.write(block.reshape(-1).view(torch.uint8).numpy().data)
+        file.truncate(begin + place)
+        for name, block in blocks:
+            file.seek(places[name])
+            places[name] += file.write(block.reshape(-1).view(torch.uint8).numpy().data)
+    for name, info in header.items():
+        if places[name] != begin + info["data_offsets"][1]:
+            raise ValueError(f"{path.name}: expected all rows of {name}, got {info['shape']} in part")
 
 
 def _fill(read_into: Callable[[memoryview], int | None], view: memoryview, path: Path) -> None:

@@ -310,3 +310,15 @@ def test_new_and_gone_tables_and_other_dims(tmp_path: Path) -> None:
             load_model(model(("a", 4), ("b", 2)), state, resized_tables=keep)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"table 'a' with weight instead of sum_of_squares, weight"):
             load_model(model(("a", 2), ("b", 2), kind="per row"), state, resized_tables=keep)  # type: ignore[arg-type]
+
+
+def test_tensors_whose_rows_come_side_by_side_make_one_file_and_missing_rows_none(tmp_path: Path) -> None:
+    wide, narrow = torch.randn(5, 3), torch.arange(5, dtype=torch.float64)
+    shapes = {"wide": (torch.float32, (5, 3)), "narrow": (torch.float64, (5,))}
+    blocks = [("wide", wide[:2]), ("narrow", narrow[:4]), ("wide", wide[2:]), ("narrow", narrow[4:])]
+    tensor_file.write_blocks(tmp_path / "file", shapes, blocks)
+    found = load_file(tmp_path / "file")
+    assert torch.equal(found["wide"], wide)
+    assert torch.equal(found["narrow"], narrow)
+    with pytest.raises(ValueError, match=r"^file: expected all rows of narrow, got \[5\] in part"):
+        tensor_file.write_blocks(tmp_path / "file", shapes, blocks[:3])

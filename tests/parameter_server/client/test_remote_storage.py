@@ -145,25 +145,26 @@ def test_a_checkpoint_is_the_same_file_whoever_saved_it(tmp_path: Path, start: C
     assert contents[0]["a.updates"] == 5
 
 
-def test_whole_tables_are_never_in_memory(
+def test_whole_tables_are_never_in_memory_and_each_row_is_read_once(
     tmp_path: Path, start: Callable[..., RemoteTables], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("parameter_server.client.remote_storage.BLOCK_BYTES", 2000)
     monkeypatch.setattr("dlrm.checkpoints.pieces.BLOCK_BYTES", 2000)
     tables = describe_tables(RowAdam(learning_rate=0.05))
     model = make_model(tables, start(tables))
-    longest = 0
+    longest = asked = 0
     read = RemoteStorage.read
 
     def watch(storage: RemoteStorage, table: int, ids: np.ndarray) -> np.ndarray:
-        nonlocal longest
+        nonlocal longest, asked
         rows = read(storage, table, ids)
-        longest = max(longest, rows.nbytes)
+        longest, asked = max(longest, rows.nbytes), asked + len(ids)
         return rows
 
     monkeypatch.setattr(RemoteStorage, "read", watch)
     save(model, tmp_path)
     assert 0 < longest <= 2000
+    assert asked == sum(config.num_rows for config in tables)
 
 
 def test_statistics_are_those_of_tables_here(start: Callable[..., RemoteTables]) -> None:
