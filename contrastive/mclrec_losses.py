@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from contrastive.augmenters import augment_frozen
 from contrastive.losses.contrast import contrast
 from contrastive.losses.full_softmax import full_softmax
-from contrastive.losses.fused_contrast import fused_contrast
+from contrastive.losses.fused_contrast import ContrastLoss, fused_contrast
 from contrastive.losses.info_nce import info_nce
-from contrastive.losses.regulariser import batch_regulariser, row_regulariser
+from contrastive.losses.regulariser import batch_regulariser
 from contrastive.losses.sampled_softmax import sampled_softmax
 from contrastive.mclrec_config import MclrecConfig, Stage
 
@@ -144,19 +144,17 @@ def augmented_views(views: Views, augmenters: nn.Module | None, *, is_frozen: bo
 
 
 def augmented_contrast(
-    views: Views, augmented: Views, config: MclrecConfig, weight: float, *, is_fused: bool = True
+    views: Views, augmented: Views, config: MclrecConfig, weight: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """``L_cl2 + weight * R_total``, and both terms for the log; unfused it can be differentiated twice."""
+    """``L_cl2 + weight * R_total``, and both terms for the log."""
     pairs = ((views[0], augmented[1]), (views[1], augmented[0]), augmented)
     terms: dict[str, Tensor] = {}
     total = augmented[0].new_zeros(())
     for first, second in pairs:
-        has_margin = config.regulariser == "code" or (config.regulariser == "paper" and first is augmented[0])
-        pair_weight = weight if has_margin else 0.0
-        if is_fused and config.regulariser != "paper":
-            loss, nce, regulariser = fused_contrast(first, second, weight=pair_weight)
+        if config.regulariser == "paper" and first is augmented[0]:
+            loss, nce, regulariser = _contrast_as_in_the_paper(first, second, weight)
         else:
-            loss, nce, regulariser = _contrast_by_formulas(first, second, config, pair_weight)
+            loss, nce, regulariser = fused_contrast(first, second, weight=weight * (config.regulariser == "code"))
         total = total + loss
         terms["augmented_contrast"] = terms.get("augmented_contrast", 0.0) + nce
         if regulariser is not None:
@@ -164,15 +162,10 @@ def augmented_contrast(
     return total, terms
 
 
-def _contrast_by_formulas(
-    first: Tensor, second: Tensor, config: MclrecConfig, weight: float
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _contrast_as_in_the_paper(first: Tensor, second: Tensor, weight: float) -> ContrastLoss:
     pairs = contrast(first, second)
-    nce = info_nce(pairs)
-    if not weight:
-        return nce, nce.detach(), None
-    regulariser = batch_regulariser(pairs) if config.regulariser == "paper" else row_regulariser(pairs)
-    return nce + weight * regulariser, nce.detach(), regulariser.detach()
+    nce, regulariser = info_nce(pairs), batch_regulariser(pairs)
+    return ContrastLoss(nce + weight * regulariser, nce.detach(), regulariser.detach())
 
 
 def own_contrast(views: Views, config: MclrecConfig, contrast_views: ViewsContrast | None = None) -> Tensor:

@@ -75,7 +75,7 @@ def _losses(
     if config.needs_own_contrast:
         fixed = fixed + config.lambda_ * own_contrast(views, config)
     augmented = augmented_views(views, augmenters, is_frozen=False)
-    learned, _ = augmented_contrast(views, augmented, config, config.regulariser_weight, is_fused=False)
+    learned, _ = augmented_contrast(views, augmented, config, config.regulariser_weight)
     return fixed, config.beta * learned
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from contrastive.losses.softmax_in_place import softmax_in_place
 
 # Numbers of a block of products that stay in a core's cache: MKL takes twice as long for the whole of a wide product.
 _NUMBERS_PER_BLOCK = 1 << 16
@@ -20,7 +21,7 @@ _COLUMNS_PER_BLOCK = 256
 def full_softmax(hidden: Tensor, rows: Tensor, targets: Tensor, correction: Tensor | None = None) -> Tensor:
     """Mean cross entropy of the next item, ``-log softmax(hidden @ rows.T + correction)[target]``.
 
-    Products are taken in the rows' precision. Can be differentiated once.
+    Products are taken in the rows' precision.
 
     Args:
         hidden: What stands for each history, [B, dim].
@@ -48,18 +49,19 @@ class _SoftmaxLoss(torch.autograd.Function):
         right = scores.gather(1, targets.unsqueeze(1))
         if correction is not None:
             scores.add_(correction).scatter_(1, targets.unsqueeze(1), right)
-        log_total = _normalise(scores)
+        log_total = softmax_in_place(scores)
         # d loss / d score * B; in place, as nobody needs the probabilities themselves
         scores.scatter_add_(1, targets.unsqueeze(1), torch.full_like(right, -1.0))
-        ctx.save_for_backward(hidden, rows, scores)
+        ctx.save_for_backward(hidden, rows, targets, correction, scores)
         return (log_total - right.squeeze(1)).mean()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, rows, score_gradients = ctx.saved_tensors
+        hidden, rows, targets, correction, score_gradients = ctx.saved_tensors
+        if torch.is_grad_enabled():  # these gradients are to be differentiated themselves
+            score_gradients = _score_gradients(hidden, rows, targets, correction)
         scale = gradient / len(hidden)
-        hidden_gradient = (score_gradients @ rows).mul_(scale) if ctx.needs_input_grad[0] else None
+        hidden_gradient = (score_gradients @ rows) * scale if ctx.needs_input_grad[0] else None
         row_gradients = score_gradients.T @ (hidden * scale) if ctx.needs_input_grad[1] else None
         return hidden_gradient, row_gradients, None, None
 
@@ -76,17 +78,12 @@ def _multiply(hidden: Tensor, rows: Tensor) -> Tensor:
     return products
 
 
-def _normalise(scores: Tensor) -> Tensor:
-    """Make probabilities of scores [B, n] in place; returns the log of each row's total [B]."""
-    highest = scores.amax(1)
-    if scores.device.type == "cpu":
-        torch.softmax(scores, dim=1, out=scores)  # goes row by row on the CPU, and reads a number before it is written
-        # The likeliest class has at least 1 / n, so that its log is exact however far the others are behind.
-        return highest - scores.amax(1).log()
-    scores.sub_(highest.unsqueeze(1)).exp_()
-    totals = scores.sum(1)
-    scores.div_(totals.unsqueeze(1))
-    return highest + totals.log()
+def _score_gradients(hidden: Tensor, rows: Tensor, targets: Tensor, correction: Tensor | None) -> Tensor:
+    """The gradient of scores, times B, as a function of what the scores were made from."""
+    scores, places = hidden @ rows.T, targets.unsqueeze(1)
+    if correction is not None:
+        scores = scores + correction.expand_as(scores).scatter(1, places, 0.0)
+    return scores.softmax(1) - torch.zeros_like(scores).scatter(1, places, 1.0)
 
 
 def _check_shapes(hidden: Tensor, rows: Tensor, targets: Tensor, correction: Tensor | None) -> None:

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from contrastive.losses.contrast import check_views
+from contrastive.losses.contrast import check_views, contrast
+from contrastive.losses.info_nce import info_nce
+from contrastive.losses.regulariser import row_regulariser
+from contrastive.losses.softmax_in_place import softmax_in_place
 
 
 class ContrastLoss(NamedTuple):
@@ -28,8 +30,8 @@ class ContrastLoss(NamedTuple):
 def fused_contrast(first: Tensor, second: Tensor, temperature: float = 1.0, weight: float = 0.0) -> ContrastLoss:
     """``info_nce + weight * row_regulariser`` of two views [B, dim] each.
 
-    The gradient is computed beside the value, as the products are at hand then. It can be differentiated once; where a
-    gradient is to be differentiated again, the formulas' own files serve.
+    The gradient is computed beside the value, as the products are at hand then. Where it is to be differentiated itself
+    it is computed again, from the formulas' own files.
 
     Raises:
         ValueError: If the views' shapes differ, or if a sample has nobody to be told from.
@@ -49,14 +51,19 @@ class _FusedContrast(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             # the matrix of products is symmetric, its gradient is not
             both = torch.addmm(gradients @ vectors, gradients.T, vectors)
-            ctx.save_for_backward(both.div_(len(vectors) * temperature))
+            ctx.save_for_backward(vectors, both.div_(len(vectors) * temperature))
+            ctx.temperature, ctx.weight = temperature, weight
         ctx.mark_non_differentiable(terms)
         return terms[0] + weight * terms[1], terms
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        (vector_gradients,) = ctx.saved_tensors
+        vectors, vector_gradients = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            first, second = vectors.chunk(2)
+            pairs = contrast(first, second, ctx.temperature)
+            loss = info_nce(pairs) + ctx.weight * row_regulariser(pairs)
+            (vector_gradients,) = torch.autograd.grad(loss, vectors, create_graph=True)
         return vector_gradients * gradient, None, None
 
 
@@ -73,7 +80,7 @@ def _contrast_in_place(products: Tensor, weight: float) -> tuple[Tensor, Tensor]
     upper.copy_(positives[:size])
     lower.copy_(positives[:size])
 
-    log_total = _normalise(products, positives.maximum(hardest))
+    log_total = softmax_in_place(products)
     above = (positives - hardest).relu()
     regulariser = (2.0 * above + hardest).mean() - others / (count * (count - 2))
     terms = torch.stack([(log_total - positives).mean(), regulariser])
@@ -89,11 +96,3 @@ def _contrast_in_place(products: Tensor, weight: float) -> tuple[Tensor, Tensor]
     hardest_gradients = weight * (1.0 - 2.0 * is_above)
     products.scatter_add_(1, where.unsqueeze(1), hardest_gradients.unsqueeze(1))
     return terms, products
-
-
-def _normalise(products: Tensor, highest: Tensor) -> Tensor:
-    """Make probabilities of each row in place; returns the log of each row's total."""
-    products.sub_(highest.unsqueeze(1)).exp_()
-    totals = products.sum(1)
-    products.div_(totals.unsqueeze(1))
-    return highest + totals.log()
