@@ -38,9 +38,8 @@ class SequenceBatch(Pipelineable):
         users: [B] int64, number of the user in the dataset.
         rows: [B] int64, where in its split of the dataset each sample stands.
         sides: side features of the rows looked up, n bags each, that of PAD empty; None without any.
-        log_q: [n] float32, log of how often the row of a place was to be expected among the classes of this batch, to
-            be taken from its score. Rows which are no class (PAD, and items which are in histories only) have +inf, so
-            that nothing is left of their score. None for a full softmax.
+        log_q: [n] float32, log of how likely the row of a place was to be drawn as a negative of this batch; -inf for
+            those that were not drawn: PAD, and items which are in histories only. None for a full softmax.
         global_size: samples of the whole batch, of which these may be one rank's share; None means that these are all.
         first: number of the whole batch's first sample in the stream of training; None means the one after those that
             the run has trained.

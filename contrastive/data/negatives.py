@@ -1,8 +1,8 @@
-"""The classes of a sampled softmax: items drawn for a batch, and the targets of its samples.
+"""The negatives of a sampled softmax: items drawn for a batch, and the targets of its other samples.
 
-Targets alone would push down items that are often a target, and untrained ones never; items drawn from all of the
-catalogue beside them do (Yang et al. 2020, "Mixed negative sampling"). Each class stands there once, however often it
-was drawn, so its score is corrected by the probability that it stands there at all.
+Targets alone would never push down items that are no targets; items drawn from all of the catalogue beside them do
+(Yang et al. 2020, "Mixed negative sampling"). A negative stands there once, however often it was drawn, so its score is
+corrected by the probability that it stands there at all.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ class NegativesConfig:
     """Sampled softmax: scores are taken against some items instead of all."""
 
     count: int = 1024
-    """Items drawn for a batch, the same for all of its samples; targets of the batch are negatives besides."""
+    """Items drawn for a batch, the same for all of its samples; 0 leaves the batch's targets."""
     power: float = 0.0
     """Items are drawn in proportion to (occurrences in training + 1) ** power: 0 draws all alike, 1 by popularity."""
+    in_batch: bool = True
+    """Whether targets of the batch's other samples are negatives besides."""
 
     def __post_init__(self) -> None:
-        if self.count < 0:
-            raise ValueError(f"--negatives.count: expected at least 0, got {self.count}")
+        if self.count < (least := 0 if self.in_batch else 1):
+            raise ValueError(f"--negatives.count: expected at least {least}, got {self.count}")
         if not 0 <= self.power <= 2:
             raise ValueError(f"--negatives.power: expected 0 to 2, got {self.power}")
 
 
 class NegativeSampler:
-    """Draws the classes of batches.
+    """Draws the negatives of batches.
 
     Args:
         dataset: the sequences; only their training part is counted.
@@ -57,10 +59,12 @@ class NegativeSampler:
         return drawn
 
     def log_expected(self, ids: IntArray, batch_size: int) -> Array:
-        """Return the log of the probability that each id is among the classes of a batch, as float32."""
-        drawn = self.config.count * np.log1p(-self._shares(ids))
-        target = batch_size * np.log1p(-np.minimum(self._target_shares[ids], _ALMOST_ONE))
-        logs: Array = np.log(-np.expm1(drawn + target)).astype(np.float32)
+        """Return the log of the probability that each id is a negative of a sample in a batch, as float32."""
+        missed = self.config.count * np.log1p(-self._shares(ids))
+        if self.config.in_batch:
+            # a batch of one has no other samples, and its target is not asked for
+            missed += max(batch_size - 1, 1) * np.log1p(-np.minimum(self._target_shares[ids], _ALMOST_ONE))
+        logs: Array = np.log(-np.expm1(missed)).astype(np.float32)
         return logs
 
     def _shares(self, ids: IntArray) -> Array:

@@ -94,9 +94,10 @@ class SequenceReader:
             ids, log_q = None, None
         else:
             drawn = self.negatives.draw(position)
-            classes = np.concatenate([drawn, targets if count == size else self.dataset.targets(self.split, whole)])
-            ids, place_of = self._number([classes, *(items for items, _ in lists)])
-            log_q = _log_q(self.negatives, ids, np.unique(place_of[classes]), size)
+            if self.negatives.config.in_batch:
+                drawn = np.concatenate([drawn, targets if count == size else self.dataset.targets(self.split, whole)])
+            ids, place_of = self._number([drawn, targets, *(items for items, _ in lists)])
+            log_q = _log_q(self.negatives, ids, np.unique(place_of[drawn]), size)
             lists = [Ragged(place_of[items], lengths) for items, lengths in lists]
             targets = place_of[targets]
         parts = [Histories(torch.from_numpy(items), torch.from_numpy(lengths)) for items, lengths in lists]
@@ -184,10 +185,10 @@ def _one_bag(ids: IntArray) -> KeyedJaggedTensor:
     )
 
 
-def _log_q(sampler: NegativeSampler, ids: IntArray, classes: IntArray, batch_size: int) -> torch.Tensor:
-    """Return [n], what is taken from the score of each id: +inf where it is no class."""
-    logs = np.full(len(ids), np.inf, dtype=np.float32)
-    logs[classes] = sampler.log_expected(ids[classes], batch_size)
+def _log_q(sampler: NegativeSampler, ids: IntArray, drawn: IntArray, batch_size: int) -> torch.Tensor:
+    """Return [n], how likely each id was to be drawn, as a log; -inf for all but those at the places `drawn`."""
+    logs = np.full(len(ids), -np.inf, dtype=np.float32)
+    logs[drawn] = sampler.log_expected(ids[drawn], batch_size)
     return torch.from_numpy(logs)
 
 
