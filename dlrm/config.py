@@ -273,8 +273,8 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(TrainingConfig):
-    """A recipe: data, a DLRM, and how it is trained."""
+class PlacedConfig(TrainingConfig):
+    """A run of the command line: where its data are and its results go, and in how many processes it trains."""
 
     data: Path | None = None
     """A prepared dataset, or raw files, which are then prepared once."""
@@ -284,6 +284,18 @@ class RunConfig(TrainingConfig):
     """Train in so many processes on this machine; None means one, or as many as torchrun has started."""
     max_restarts: int = 3
     """With --ranks: start all again from the last checkpoint so many times when one is lost."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ranks is not None:
+            _at_least(1, self.ranks, "--ranks")
+        _at_least(0, self.max_restarts, "--max-restarts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(PlacedConfig):
+    """A recipe: data, a DLRM, and how it is trained."""
+
     model: ModelConfig = field(default_factory=ModelConfig)
     tables: TablesConfig = field(default_factory=TablesConfig)
     small_tables: SmallTablesConfig = field(default_factory=SmallTablesConfig)
@@ -293,9 +305,6 @@ class RunConfig(TrainingConfig):
         self.small_tables.resolve(self.tables)
         if self.small_tables_schedule != Schedule() and not self.small_tables.below_rows:
             raise ValueError("--small-tables-schedule: expected --small-tables.below-rows beside it, got none")
-        if self.ranks is not None:
-            _at_least(1, self.ranks, "--ranks")
-        _at_least(0, self.max_restarts, "--max-restarts")
 
 
 def _at_least(least: int, number: int, flag: str) -> None:

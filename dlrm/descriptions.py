@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dlrm.config import SmallTablesConfig, TablesConfig
 from dlrm.tables_config import parse_rates
 from embeddings import RowAdagrad, RowAdam, RowCowClip, RowLamb, RowOptimizer, RowSGD, RowWiseAdagrad, TableConfig
 
 if TYPE_CHECKING:
-    from dlrm.data.dataset import DatasetInfo
+    from dlrm.data.dataset import FeatureInfo
+
+
+class Described(Protocol):
+    """The description of prepared data."""
+
+    @property
+    def features(self) -> tuple[FeatureInfo, ...]:
+        """What tables look up."""
 
 
 def describe_tables(
-    info: DatasetInfo, dim: int, tables: TablesConfig, small_tables: SmallTablesConfig | None = None
+    info: Described, dim: int, tables: TablesConfig, small_tables: SmallTablesConfig | None = None
 ) -> list[TableConfig]:
     """Describe one table per feature of a dataset: all alike, or large ones and small ones.
 

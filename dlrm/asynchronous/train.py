@@ -12,7 +12,8 @@ from dlrm.asynchronous.config import AsynchronousConfig, check_asynchronous
 from dlrm.cli import parse
 from dlrm.distributed.place import Place
 from dlrm.recipes import Recipe, find_recipe, list_recipes
-from dlrm.training.command import SHORT, rate_by_frequency, scale_to_batch, tell_doubts
+from dlrm.training.command import rate_by_frequency, scale_to_batch, tell_doubts
+from dlrm.training.kind import SHORT
 from parameter_server.address import Address
 from parameter_server.description import RunDescription
 

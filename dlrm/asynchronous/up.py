@@ -17,7 +17,8 @@ from dlrm.asynchronous.crew_progress import CrewProgress
 from dlrm.cli import parse
 from dlrm.recipes import Recipe, find_recipe, list_recipes
 from dlrm.this_machine import count_cores
-from dlrm.training.command import SHORT, describe_summary, name_run
+from dlrm.training.command import describe_summary
+from dlrm.training.kind import SHORT, name_run
 from parameter_server.address import MAX_PATH_BYTES
 from parameter_server.processes.stop_signal import StopSignal
 

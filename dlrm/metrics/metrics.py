@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 CHANCE_STANDARD_ERRORS = 3.0
+LOWER_IS_BETTER = ("logloss", "normalized_entropy")
 
 
 @dataclass(frozen=True, kw_only=True)

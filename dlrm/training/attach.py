@@ -9,10 +9,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dlrm.config import TrainingConfig
-from dlrm.data.dataset import Dataset
 from dlrm.distributed.ranks import Ranks
 from dlrm.training.attachments import Attachment, Attachments
 from dlrm.training.batch_sizes import BatchSizes
+from dlrm.training.problem import Prepared, Problem
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,7 +22,7 @@ class RunParts:
     Attributes:
         config: of the run.
         model: on its device, with its tables.
-        dataset: that is learned.
+        problem: that is learned.
         optimizer: of the dense part.
         sizes: of batches, now and later.
         ranks: who else trains.
@@ -31,11 +31,16 @@ class RunParts:
 
     config: TrainingConfig
     model: nn.Module
-    dataset: Dataset
+    problem: Problem
     optimizer: Optimizer
     sizes: BatchSizes
     ranks: Ranks
     others: Callable[[RunParts], Sequence[Attachment]] | None = None
+
+    @property
+    def dataset(self) -> Prepared:
+        """The data."""
+        return self.problem.dataset
 
 
 def attach(run: RunParts) -> Attachments:

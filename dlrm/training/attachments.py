@@ -7,7 +7,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from dlrm.batch import Batch
-from dlrm.metrics.metrics import MetricValues
+from dlrm.training.problem import Values
 
 
 class Moment(NamedTuple):
@@ -47,7 +47,7 @@ class Attachment:
     def before_measuring(self) -> None:
         """An evaluation or a checkpoint follows."""
 
-    def after_evaluation(self, values: MetricValues, samples: int) -> None:
+    def after_evaluation(self, values: Values, samples: int) -> None:
         """The valid split was measured after so many samples."""
 
     def factor(self, group: str) -> float:
@@ -106,7 +106,7 @@ class Attachments(Attachment):
         for member in self.members:
             member.before_measuring()
 
-    def after_evaluation(self, values: MetricValues, samples: int) -> None:
+    def after_evaluation(self, values: Values, samples: int) -> None:
         """See `Attachment`."""
         for member in self.members:
             member.after_evaluation(values, samples)

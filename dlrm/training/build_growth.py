@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dlrm.data.dataset import Dataset
 from dlrm.noise.frequency_bands import count_bands, measure_frequencies
 from dlrm.noise.gradient_meter import GradientMeter
 from dlrm.noise.preconditioner import HAVE_SECOND_MOMENTS, Preconditioner
@@ -48,7 +49,7 @@ def watch_noise(run: RunParts) -> NoiseWatch:
     is_exact = not any(isinstance(module, _BatchNorm) for module in run.model.modules())
     if not is_exact:
         _refuse_followers(config)
-    bands = count_bands(run.dataset, [table for held in tables for table in held.table_configs])
+    bands = count_bands(_clicks_of(run), [table for held in tables for table in held.table_configs])
     return NoiseWatch(
         GradientMeter(run.model, run.ranks, bands=bands),
         config.noise_scale,
@@ -120,6 +121,17 @@ def grow_batches(run: RunParts, watch: NoiseWatch | None) -> BatchGrowth:
     return TestedGrowth(run.sizes, growth, watch, largest=largest, round_to=round_to, rescale=rescale)
 
 
+def _clicks_of(run: RunParts) -> Dataset:
+    """Return the data of a run on clicks, whose samples' gradients and rows' frequencies can be measured.
+
+    Raises:
+        ValueError: it is a run on something else.
+    """
+    if not isinstance(run.dataset, Dataset):
+        raise ValueError("--noise-scale.every-steps: expected a model of clicks, got one of sequences; leave it out")
+    return run.dataset
+
+
 def find_multiple(model: nn.Module, ranks: int) -> int:
     """Return what batch sizes should be multiples of, so that all ranks and all ghost batches are full."""
     ghosts = [int(size) for module in model.modules() if isinstance(size := getattr(module, "ghost", None), int)]
@@ -133,7 +145,7 @@ def rescale_tables(run: RunParts) -> Rescale:
     def rescale(before: int, after: int) -> None:
         for tables in find_tables(run.model):
             if before != after:
-                rescale_states(tables, before, after, measure_frequencies(run.dataset, tables.table_configs))
+                rescale_states(tables, before, after, measure_frequencies(_clicks_of(run), tables.table_configs))
             tables.set_eps_factor(first / after)
 
     return rescale

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dlrm.distributed.parallelize import DenseReducer, copy_from_first
 from dlrm.optim.scaling import follow_batch_size
 from dlrm.optim.steering import Schedules, Steering
-from dlrm.training.adversarial import build_task
 from dlrm.training.attach import RunParts, attach
 from dlrm.training.guards import find_tables
 from dlrm.training.train_step import TrainStep
@@ -18,7 +17,7 @@ def build_step(run: RunParts, stopwatch: Stopwatch) -> TrainStep:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     copy_from_first([*model.parameters(), *model.buffers()], run.ranks)
     return TrainStep(
-        build_task(model, config),
+        run.problem.task(model, config, run.ranks),
         run.optimizer,
         steering=Steering(
             run.optimizer,
@@ -34,6 +33,6 @@ def build_step(run: RunParts, stopwatch: Stopwatch) -> TrainStep:
         attachments=attach(run),
         precision=config.step.precision,
         stopwatch=stopwatch,
-        numeric_names=run.dataset.info.numeric,
+        numeric_names=run.problem.numeric_names,
         reducer=DenseReducer(trained, run.ranks) if run.ranks.count > 1 else None,
     )

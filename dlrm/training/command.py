@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dlrm.cli import parse
+from typing_extensions import override
+
 from dlrm.config import RunConfig
 from dlrm.distributed.one_voice import OneVoice
 from dlrm.distributed.place import Place
@@ -18,7 +18,8 @@ from dlrm.optim.scaling import scale_config
 from dlrm.optim.scaling_text import describe_changes, find_doubts
 from dlrm.optim.table_rates import rate_tables, wants_frequencies
 from dlrm.recipes import Recipe, find_recipe, list_recipes
-from dlrm.this_machine import count_cores
+from dlrm.training import kind
+from dlrm.training.kind import Kind
 
 if TYPE_CHECKING:
     from dlrm.data.dataset import Dataset
@@ -29,76 +30,55 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound=RunConfig)
 
-# What ranks may have of their own: places on their machines, and who started them. Data are compared by content.
-OWN = ("output", "data", "branch_from", "ranks", "max_restarts")
-SHORT = {"--global-batch-size": "--step.global-batch-size"}
+
+class ClickRuns(Kind):
+    """Models of clicks: a DLRM on a prepared log."""
+
+    module = "dlrm"
+    config = RunConfig
+
+    @override
+    def find(self, name: str) -> Recipe:
+        return find_recipe(name)
+
+    @override
+    def usage(self) -> str:
+        return _usage()
+
+    @override
+    def scale(self, config: RunConfig, place: Place) -> RunConfig:
+        return scale_to_batch(config, place)
+
+    @override
+    def provide(self, recipe: Recipe, config: RunConfig, group: Group) -> Dataset:
+        return _provide(recipe, config, group)
+
+    @override
+    def build(self, name: str, config: RunConfig, output: Path, data: Dataset, group: Group) -> Trainer:
+        from dlrm.training.train_step import choose_device
+
+        if group.ranks.is_first:
+            tell_doubts(config, data)
+        config = rate_by_frequency(config, data, group.place)
+        plan = _plan(config, data, group, choose_device(config.step.device).type)
+        return build_trainer(name, config, output, data, plan=plan, ranks=group.ranks)
+
+    @override
+    def describe(self, summary: dict[str, Any]) -> str:
+        return describe_summary(summary)
+
+
+CLICKS = ClickRuns()
 
 
 def run_train(argv: list[str]) -> int:
     """Train what `argv` names: a recipe or a configuration file, then flags."""
-    if not argv or argv[0].startswith("-"):
-        print(_usage())
-        return 0 if argv and argv[0] in ("-h", "--help") else 2
-    place = Place.from_environment()
-    place.end_with_launcher()
-    place.keep_torch_quiet()
-    with OneVoice(place) as voice:
-        recipe = find_recipe(argv[0])
-        program = f"recforge train {argv[0]}"
-        config = parse(
-            RunConfig, argv[1:], program=program, description=recipe.help, default=recipe.config, short=SHORT
-        )
-        if not place.is_launched and (config.ranks or 1) > 1:
-            return _launch(argv, config)
-        summary = train(argv[0], recipe, config, voice=voice)
-    if place.rank == 0:
-        print(describe_summary(summary))
-    return 0
+    return kind.run(CLICKS, argv)
 
 
 def train(name: str, recipe: Recipe, config: RunConfig, *, voice: OneVoice | None = None) -> dict[str, Any]:
-    """Join the other ranks if there are any, provide the data, build the model, train it, and return the summary.
-
-    Raises:
-        ValueError: see `scale_config`, `Trainer` and `join_ranks`; or `config.output` holds a run of another
-            configuration.
-    """
-    import torch
-
-    from dlrm.distributed.hang_watch import BUILDING, PREPARING, HangWatch
-    from dlrm.distributed.process_group import join_ranks
-    from dlrm.training.run_config import leaves
-    from dlrm.training.train_step import check_compile, choose_device, describe_step
-
-    voice = voice or OneVoice(Place())
-    place, limit = voice.place, config.parallel.hang_timeout_seconds
-    config = scale_to_batch(config, place)
-    if place.is_launched and config.ranks not in (None, place.count):
-        raise ValueError(f"--ranks {config.ranks}: torchrun has started {place.count}; leave --ranks out")
-    torch.set_num_threads(config.step.threads or max(1, count_cores() // place.per_node))
-    device = choose_device(config.step.device)
-    if config.step.compile:
-        check_compile(device, cuda_graphs=config.step.cuda_graphs)
-    settings = {setting: value for setting, value in leaves(asdict(config)) if setting.split(".")[0] not in OWN}
-    with (
-        join_ranks(place, device, settings, hang_timeout_seconds=limit, on_meeting=voice.share) as group,
-        HangWatch(group, voice, timeout_seconds=limit) as watch,
-    ):
-        output = config.output or Path(group.keep_name("output", name_run(name)))
-        if place.rank == 0:
-            lines = describe_step(config.step, device, torch.get_num_threads(), ranks_on_machine=place.per_node)
-            for line in [f"run {output}", *lines]:
-                print(f"recforge: {line}", file=sys.stderr)
-        with watch.stage(PREPARING):
-            dataset = _provide(recipe, config, group)
-        if place.rank == 0:
-            tell_doubts(config, dataset)
-        config = rate_by_frequency(config, dataset, place)
-        with watch.stage(BUILDING):
-            plan = _plan(config, dataset, group, device.type)
-            trainer = build_trainer(name, config, output, dataset, plan=plan, ranks=group.ranks)
-        watch.follow(trainer.stopwatch, lambda: trainer.progress.samples)
-        return trainer.fit()
+    """Train a recipe with a configuration; see `dlrm.training.kind.train`."""
+    return kind.train(CLICKS, name, recipe, config, voice=voice)
 
 
 def scale_to_batch(config: Config, place: Place) -> Config:
@@ -227,21 +207,6 @@ def _plan(config: RunConfig, dataset: Dataset, group: Group, device: str) -> Sha
         counts = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
         print(f"recforge: tables over {ranks.count} ranks: {counts} (`recforge plan` says why)", file=sys.stderr)
     return plan
-
-
-def _launch(argv: list[str], config: RunConfig) -> int:
-    """Start this command on several ranks, which share a folder through all restarts."""
-    from dlrm.distributed.launch import check_room, launch_ranks
-
-    check_room(config.ranks or 1)
-    output = [] if config.output is not None else ["--output", name_run(argv[0])]
-    program = ["-m", "dlrm", "train", *argv, *output]
-    return launch_ranks(program, ranks=config.ranks or 1, max_restarts=config.max_restarts)
-
-
-def name_run(name: str) -> str:
-    """Return a folder for a run of a recipe that nobody has named."""
-    return str(Path("runs") / f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 def _usage() -> str:

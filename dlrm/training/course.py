@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 
 from dlrm.config import TrainingConfig
-from dlrm.metrics.metrics import MetricValues, is_at_chance
-
-HIGHER_IS_BETTER = {"auc": True, "logloss": False, "normalized_entropy": False}
+from dlrm.metrics.metrics import LOWER_IS_BETTER
+from dlrm.training.problem import Values
 
 
 @dataclass
@@ -87,8 +86,8 @@ class Course:
             return f"no better {evaluation.metric} in {evaluation.patience} evaluations"
         return None
 
-    def note_evaluation(self, values: MetricValues) -> bool:
-        """Note a measurement of the valid split; return whether it is the best so far."""
+    def note_evaluation(self, values: Values, *, at_chance: bool) -> bool:
+        """Note a measurement of the valid split, and whether it is no better than chance; return if it is the best."""
         progress = self.progress
         value = float(getattr(values, self.config.evaluation.metric))
         defined = not math.isnan(value)
@@ -96,7 +95,6 @@ class Course:
         progress.evaluated_samples = progress.samples
         progress.evaluations_without_gain = 0 if is_best else progress.evaluations_without_gain + defined
         if progress.samples >= self.first_judged_sample:
-            at_chance = is_at_chance(values.auc, values.positives, values.samples)
             progress.evaluations_at_chance = progress.evaluations_at_chance + 1 if at_chance else 0
         if is_best:
             progress.best, progress.best_samples = value, progress.samples
@@ -108,4 +106,4 @@ class Course:
         self.progress.evaluations_without_gain = 0
 
     def _is_better(self, value: float, than: float) -> bool:
-        return value > than if HIGHER_IS_BETTER[self.config.evaluation.metric] else value < than
+        return value < than if self.config.evaluation.metric in LOWER_IS_BETTER else value > than

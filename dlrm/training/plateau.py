@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from dlrm.metrics.metrics import MetricValues
+from dlrm.metrics.metrics import LOWER_IS_BETTER
 from dlrm.optim.plateau import PlateauConfig, PlateauDetector
 from dlrm.training.attachments import Attachment, Moment
-from dlrm.training.course import HIGHER_IS_BETTER
+from dlrm.training.problem import Values
 
 
 class FollowPlateau(Attachment, ABC):
@@ -28,10 +28,10 @@ class FollowPlateau(Attachment, ABC):
             patience=config.patience,
             cooldown=config.cooldown,
             least_gain=config.least_gain,
-            higher_is_better=HIGHER_IS_BETTER[metric],
+            higher_is_better=metric not in LOWER_IS_BETTER,
         )
 
-    def after_evaluation(self, values: MetricValues, samples: int) -> None:
+    def after_evaluation(self, values: Values, samples: int) -> None:
         """See `Attachment`."""
         if self._detector.note(float(getattr(values, self.metric))):
             self.change(samples)

@@ -13,11 +13,11 @@ from torch.optim import Optimizer
 from dlrm.checkpoints.optimizer_state import load_optimizer
 from dlrm.checkpoints.run_state import load_model, load_random_state, take_model, take_random_state
 from dlrm.config import ResizedTables
-from dlrm.data.dataset import Dataset
 from dlrm.training.attachments import Attachments
 from dlrm.training.batch_sizes import BatchSizes
 from dlrm.training.course import Course, Progress
-from dlrm.training.train_step import ClickTask
+from dlrm.training.problem import Prepared
+from dlrm.training.task import Task
 from embeddings.stopwatch import Stopwatch
 
 
@@ -45,7 +45,7 @@ class Snapshot:
     task: nn.Module
     stopwatch: Stopwatch
     device: torch.device
-    dataset: Dataset
+    dataset: Prepared
 
     def take(self) -> dict[str, Any]:
         """Return the run's state; tensors are the live ones."""
@@ -57,7 +57,7 @@ class Snapshot:
             "random": take_random_state(self.device),
             "batch_sizes": self.sizes.state(),
             "attachments": self.attachments.state(),
-            "prepared": dict(self.task.prepared()) if isinstance(self.task, ClickTask) else {},
+            "prepared": dict(self.task.prepared()) if isinstance(self.task, Task) else {},
         }
 
     def load(self, state: Mapping[str, Any], *, resized_tables: ResizedTables) -> list[str]:
@@ -83,6 +83,6 @@ class Snapshot:
         if "batch_sizes" in state:  # runs were saved without them once, of one size and with nobody attached
             self.sizes.load_state(state["batch_sizes"])
         self.attachments.load_state(state.get("attachments", {}))
-        if isinstance(self.task, ClickTask):
+        if isinstance(self.task, Task):
             self.task.load_prepared(state.get("prepared", {}))
         return list(resized)

@@ -13,7 +13,7 @@ from torch import nn
 from dlrm.data.dataset import Dataset
 from dlrm.data.value_names import name_values
 from dlrm.distributed.ranks import ALONE, Ranks
-from dlrm.metrics.metrics import MetricValues, relative_auc
+from dlrm.metrics.metrics import MetricValues
 from dlrm.training.guards import find_tables
 from dlrm.training.run_log import write_json
 from dlrm.training.table_statistics import describe_rows
@@ -25,7 +25,7 @@ def write_summary(
     folder: Path,
     model: nn.Module,
     values: Mapping[str, Any],
-    truth: MetricValues | None,
+    further: Mapping[str, Any],
     course: Mapping[str, Any],
     *,
     ranks: Ranks = ALONE,
@@ -36,7 +36,7 @@ def write_summary(
         folder: the run's folder.
         model: whose tables are described.
         values: measured at the end, as described by `describe_values`.
-        truth: the same of the probability that the labels were drawn from, where it is known.
+        further: what is known besides, at the end of the summary.
         course: of the run: samples, seconds, why it stopped and so on.
         ranks: rank 0 writes, of itself but for the tables; the memory is that of the rank that has needed most.
     """
@@ -47,9 +47,8 @@ def write_summary(
         "samples_per_second": course["samples"] / max(course["seconds"], 1e-9),
         "peak_rss_bytes": max(ranks.gather(peak_rss)),
         **course,
+        **further,
     }
-    if truth is not None:
-        summary |= {"bayes_auc": truth.auc, "recovered_auc": relative_auc(values["auc"], truth.auc)}
     tables = describe_rows(find_tables(model), ranks)
     if ranks.is_first:
         write_json(folder / TABLES, {"tables": tables})

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from dlrm.batch import Batch
 from dlrm.config import StepConfig
@@ -27,11 +27,12 @@ from dlrm.training.guards import (
     name_row,
     naming_rows,
 )
+from dlrm.training.task import Task
 from embeddings import IdOutOfRangeError
 from embeddings.stopwatch import Stopwatch
 
 
-class ClickTask(nn.Module):
+class ClickTask(Task):
     """Any model that maps a `Batch` to logits, with the mean binary cross-entropy as its loss.
 
     Args:
@@ -46,15 +47,9 @@ class ClickTask(nn.Module):
         """Return the loss, a scalar in float32 (0 for an empty batch), and the logits [B]."""
         return self.loss_of(batch, self.model(batch))
 
-    def prepare(self, following: Batch) -> None:
-        """Do what the next batch needs of the present weights; all ranks call it alike."""
-
-    def prepared(self) -> Mapping[str, Tensor]:
-        """Return what was done so for this rank's share of the next batch, which a resumed run needs."""
-        return {}
-
-    def load_prepared(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `prepared` returned; a rank that had no part in the save gets something else."""
+    @override
+    def check(self, batch: Batch, split: str) -> None:
+        check_batch(batch, split)
 
     def loss_of(self, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of logits [B], as `forward` does."""
@@ -145,7 +140,18 @@ class TrainStep:
         self.attachments.before_step(moment)
         position = self.attachments.position(samples - global_size / 2)
         self.steering.set(position, moment.batch_size, self.attachments.factor)
+        *earlier, last = self.task.passes if isinstance(self.task, Task) else ("",)
+        means = [self._run_pass(name, moment, samples, wishes, None) for name in earlier]
+        means.append(self._run_pass(last, moment, samples, wishes, following))
+        self.attachments.after_step(moment, means[0])
+        return means[0]
+
+    def _run_pass(self, name: str, moment: Moment, samples: int, wishes: Wishes, following: Batch | None) -> float:
+        """Run forward and backward once, update what has a gradient, and return the mean loss over all ranks."""
+        batch = moment.batch
         self._looked_up.clear()
+        if isinstance(self.task, Task):
+            self.task.enter(name)
         if self.reducer is None:
             # Before forward: gradients may lie where a CUDA graph's next replay writes.
             self.dense_optimizer.zero_grad(set_to_none=True)
@@ -165,19 +171,18 @@ class TrainStep:
                 loss.backward()
         else:
             control = Control(mean * len(batch), len(batch), 0, *wishes)
-            mean = self._run_backward(self.reducer, loss * (len(batch) / global_size), control, failure)
+            mean = self._run_backward(self.reducer, loss * (len(batch) / moment.global_size), control, failure)
         self._looked_up.clear()
         self.attachments.after_backward(moment)
         with self.stopwatch.stage("dense update"):
             self.dense_optimizer.step()
-        self.attachments.after_step(moment, mean)
         return mean
 
     def _prepare(self, following: Batch) -> None:
         """Begin with the next batch while the weights are still those of this one."""
-        if isinstance(self.task, ClickTask):
+        if isinstance(self.task, Task):
             ranks = ALONE if self.reducer is None else self.reducer.ranks
-            with naming_rows(following, self.split, ranks), autocast(self.precision, following.labels.device.type):
+            with naming_rows(following, self.split, ranks), autocast(self.precision, following.rows.device.type):
                 self.task.prepare(following)
         for tables in self.tables:
             tables.prefetch(following.sparse)
@@ -199,7 +204,8 @@ class TrainStep:
 
     def _check_labels(self, batch: Batch) -> ValueError | None:
         try:
-            check_batch(batch, self.split)
+            if isinstance(self.task, Task):
+                self.task.check(batch, self.split)
         except ValueError as error:
             return error
         return None
@@ -220,7 +226,7 @@ class TrainStep:
 
     def _forward(self, batch: Batch) -> Tensor:
         ranks = ALONE if self.reducer is None else self.reducer.ranks
-        with naming_rows(batch, self.split, ranks), autocast(self.precision, batch.labels.device.type):
+        with naming_rows(batch, self.split, ranks), autocast(self.precision, batch.rows.device.type):
             loss: Tensor = self.task(batch)[0]
         return loss
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,25 @@ from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.checkpoints.run_state import load_model, seed_generators
 from dlrm.config import TrainingConfig
 from dlrm.data.dataset import Dataset
-from dlrm.data.reader import Reader
 from dlrm.distributed.hang_watch import LAST_CHECKPOINT, RESTORING
 from dlrm.distributed.ranks import ALONE, Ranks
-from dlrm.metrics.metrics import MetricValues, is_at_chance
 from dlrm.optim.dense import build_dense_optimizer
 from dlrm.training.attach import RunParts
 from dlrm.training.attachments import Attachment
 from dlrm.training.batch_sizes import BatchSizes
 from dlrm.training.build_step import build_step
+from dlrm.training.clicks import Clicks
 from dlrm.training.course import Course, Progress
-from dlrm.training.evaluate import evaluate, evaluate_true_probability
-from dlrm.training.guards import LearningGuard, NonFiniteLossError, check_model_fits, check_segments, check_shares
+from dlrm.training.guards import NonFiniteLossError, check_shares
 from dlrm.training.interrupt import StopRequest, only_run_in
 from dlrm.training.look_ahead import look_ahead
+from dlrm.training.problem import Place, Problem, SampleReader, Values
 from dlrm.training.restore import CHECKPOINTS, restore_run
 from dlrm.training.run_config import CONFIG, check_same_run, describe_run
 from dlrm.training.run_log import RunLog, SilentLog, write_json
 from dlrm.training.snapshot import Snapshot
 from dlrm.training.stage_times import StageTimes
-from dlrm.training.summary import describe_values, write_summary
+from dlrm.training.summary import write_summary
 from dlrm.training.train_step import Wishes
 from embeddings.allocation import keep_freed_memory
 from embeddings.stopwatch import Stopwatch
@@ -52,9 +52,10 @@ class Trainer:
     of every batch, and rank 0 alone speaks and writes what exists once.
 
     Args:
-        model: `model(batch)` gives logits [B]; `dlrm.model.DLRM` or any module. On several ranks, its tables are of a
-            plan for as many, and batches of no samples come by.
-        dataset: its train split is learned, its valid split steers, its test split is measured at the end.
+        model: for clicks, `model(batch)` gives logits [B]; `dlrm.model.DLRM` or any module. On several ranks, its
+            tables are of a plan for as many, and batches of no samples come by.
+        data: its train split is learned, its valid split steers, its test split is measured at the end: a dataset of
+            clicks, or another problem.
         config: of the loop.
         output: the run's folder.
         recipe: a name for the run.
@@ -69,7 +70,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        dataset: Dataset,
+        data: Dataset | Problem,
         config: TrainingConfig,
         output: Path | str,
         *,
@@ -77,17 +78,19 @@ class Trainer:
         ranks: Ranks = ALONE,
         others: Callable[[RunParts], Sequence[Attachment]] | None = None,
     ) -> None:
-        check_model_fits(model, dataset)
-        check_segments(dataset, config.evaluation.segment_by)
+        problem = data if isinstance(data, Problem) else Clicks(data)
+        problem.check(model, config)
         check_shares(model, ranks)
         self.settings = describe_run(config, model, recipe)
         check_same_run(Path(output), self.settings)
-        self.model, self.dataset, self.config, self.folder, self.ranks = model, dataset, config, Path(output), ranks
+        self.model, self.problem, self.config, self.folder, self.ranks = model, problem, config, Path(output), ranks
+        self.dataset = problem.dataset
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self.reader = Reader(dataset, "train", shuffle=config.shuffle, seed=config.seed)
-        self.valid_reader = Reader(dataset, "valid") if dataset.rows("valid") else None
+        self.reader = problem.reader("train", config)
+        self.valid_reader = problem.reader("valid", config) if self.dataset.rows("valid") else None
         self.course = Course(config, self.reader.num_rows)
         self.stopwatch = Stopwatch()
+        self.place = Place(device=self.device, folder=self.folder, ranks=ranks, stopwatch=self.stopwatch)
         self.stages = StageTimes(self.stopwatch, ranks)
         self.optimizer = build_dense_optimizer(config.dense, model, config.head)
         self.sizes = BatchSizes(config.step.global_batch_size)
@@ -95,7 +98,7 @@ class Trainer:
             RunParts(
                 config=config,
                 model=model,
-                dataset=dataset,
+                problem=problem,
                 optimizer=self.optimizer,
                 sizes=self.sizes,
                 ranks=ranks,
@@ -113,11 +116,11 @@ class Trainer:
             task=self.step.task,
             stopwatch=self.stopwatch,
             device=self.device,
-            dataset=dataset,
+            dataset=self.dataset,
         )
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.guard, self.stop_request = LearningGuard(config.guards), StopRequest()
+        self.stop_request = StopRequest()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = CheckpointStore(
             self.folder / CHECKPOINTS, keep_last=config.checkpoint.keep_last, ranks=ranks
@@ -244,35 +247,19 @@ class Trainer:
             return None, False
         self.attachments.before_measuring()
         values = self._measure(self.valid_reader)
-        is_best = self.course.note_evaluation(values)
+        is_best = self.course.note_evaluation(values, at_chance=self.problem.is_at_chance(values))
         progress = self.progress
         self.attachments.after_evaluation(values, progress.samples)
         measured = {"seconds": progress.seconds, **self._describe_stages()}
-        log.record("valid", progress.samples, self._describe(values) | measured)
-        log.say(
-            f"after {progress.samples:,} samples: auc {values.auc:.4f}, logloss {values.logloss:.4f}, "
-            f"calibration {values.calibration:.3f} on {values.samples:,} valid rows" + (" (best)" if is_best else "")
-        )
+        log.record("valid", progress.samples, self.problem.describe(values, self.config) | measured)
+        told = f"after {progress.samples:,} samples: {self.problem.tell(values)} on {values.samples:,} valid rows"
+        log.say(told + (" (best)" if is_best else ""))
         if values.undefined is not None:
             log.say(f"not every metric of the valid split is defined: {values.undefined}")
-        return self.guard.complaint(values, progress.evaluations_at_chance), is_best
+        return self.problem.complaint(values, progress.evaluations_at_chance, self.config.guards), is_best
 
-    def _measure(self, reader: Reader) -> MetricValues:
-        evaluation = self.config.evaluation
-        return evaluate(
-            self.model,
-            reader,
-            batch_size=evaluation.batch_size,
-            segment_by=evaluation.segment_by,
-            precision=self.config.step.precision,
-            device=self.device,
-            directory=self.folder,
-            ranks=self.ranks,
-            stopwatch=self.stopwatch,
-        )
-
-    def _describe(self, values: MetricValues) -> dict[str, Any]:
-        return describe_values(values, self.dataset, self.config.evaluation.segment_by)
+    def _measure(self, reader: SampleReader) -> Values:
+        return self.problem.measure(self.model, reader, self.config, self.place)
 
     def _describe_stages(self) -> dict[str, Any]:
         totals = self.stages.totals()
@@ -305,10 +292,10 @@ class Trainer:
                 if (best := self.checkpoints.restore_best()) is not None:
                     load_model(self.model, best.state)
         split = next((name for name in ("test", "valid", "train") if self.dataset.rows(name)), "train")
-        reader = Reader(self.dataset, split)
+        reader = self.problem.reader(split, replace(self.config, shuffle=False))
         values = self._measure(reader)
-        truth = evaluate_true_probability(reader, directory=self.folder, ranks=self.ranks)
-        described = self._describe(values)
+        further = self.problem.finish(self.model, reader, values, self.place)
+        described = self.problem.describe(values, self.config)
         log.record(split, progress.samples, described)
         course = {
             "split": split,
@@ -319,10 +306,9 @@ class Trainer:
             "ranks": self.ranks.count,
             **self._describe_stages(),
         }
-        summary = write_summary(self.folder, self.model, described, truth, course, ranks=self.ranks)
-        at_chance = is_at_chance(values.auc, values.positives, values.samples)
-        chances = progress.evaluations_at_chance + 1 if at_chance else 0
-        if (complaint := self.guard.complaint(values, chances, last=True)) is not None:
+        summary = write_summary(self.folder, self.model, described, further, course, ranks=self.ranks)
+        chances = progress.evaluations_at_chance + 1 if self.problem.is_at_chance(values) else 0
+        if (complaint := self.problem.complaint(values, chances, self.config.guards, last=True)) is not None:
             raise ValueError(complaint)
         return summary
 

@@ -17,6 +17,7 @@ from dlrm.analysis.study.study_folder import Record, StudyFolder
 from dlrm.analysis.study.trial_run import TrialRun, TrialRunner
 from dlrm.analysis.study.weight_path import PATH, WeightPath
 from dlrm.config import EvaluationConfig, RunConfig
+from dlrm.data.dataset import Dataset
 from dlrm.data.reader import Reader
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.training.train_step import autocast
@@ -157,6 +158,7 @@ def _describe_rates(records: Sequence[Record]) -> list[tuple[float, int, float, 
 def _read_probabilities(run: TrialRun, split: str, config: RunConfig) -> tuple[Any, Any]:
     """Return the predicted probabilities and the labels of a split's first rows, in a drawn order."""
     trainer = run.trainer
+    assert isinstance(trainer.dataset, Dataset)
     reader = Reader(trainer.dataset, split, shuffle=True)
     logits, labels = [], []
     was_training = trainer.model.training

@@ -26,7 +26,7 @@ from dlrm.optim.plateau import PlateauConfig
 from dlrm.optim.scaling import follow_batch_size, scale_config
 from dlrm.optim.scaling_text import describe_changes, find_doubts
 from dlrm.recipes import RECIPES, Recipe
-from dlrm.training import command
+from dlrm.training import command, kind
 from dlrm.training.batch_growth_config import BatchGrowthConfig
 
 SMALL = RunConfig(
@@ -251,7 +251,7 @@ def test_a_batch_that_changes_during_the_run_takes_a_rule_without_a_base() -> No
 
 @pytest.mark.parametrize("given", [["--global-batch-size", "512"], ["--global_batch_size=512"]])
 def test_the_batch_size_has_a_short_flag(given: list[str]) -> None:
-    config = parse(RunConfig, given, program="recforge train synthetic", short=command.SHORT)
+    config = parse(RunConfig, given, program="recforge train synthetic", short=kind.SHORT)
     assert config.step.global_batch_size == 512
 
 

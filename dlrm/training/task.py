@@ -1,0 +1,47 @@
+"""What a step minimises: a module that maps a batch to its loss, in one pass over the batch or in several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Task(nn.Module):
+    """Maps a batch to (loss, output); the loss is a scalar in float32, the mean over the batch, and 0 for an empty one.
+
+    Attributes:
+        passes: What a step does with a batch, one after the other: each is a forward pass, a backward pass and an
+            update of the parameters that have a gradient then.
+    """
+
+    passes: tuple[str, ...] = ("",)
+
+    def enter(self, name: str) -> None:
+        """Say which of the passes the next `forward` is of."""
+
+    def forward(self, batch: Any) -> tuple[Tensor, Any]:
+        """Return the loss of a batch, and what the model made of it."""
+        raise NotImplementedError
+
+    def check(self, batch: Any, split: str) -> None:
+        """Check what must hold of a batch, once a device has been waited for.
+
+        Raises:
+            ValueError: naming the row of the split.
+        """
+
+    def prepare(self, following: Any) -> None:
+        """Do what the next batch needs of the present weights; all ranks call it alike."""
+
+    def prepared(self) -> Mapping[str, Tensor]:
+        """Return what was done so for this rank's share of the next batch, which a resumed run needs."""
+        return {}
+
+    def load_prepared(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `prepared` returned; a rank that had no part in the save gets something else."""
+
+    def values(self) -> Mapping[str, float]:
+        """Return what is logged beside the loss, by name: means since it was asked for last."""
+        return {}
