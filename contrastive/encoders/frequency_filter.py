@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from contrastive.encoders.dropout import dropout
+from contrastive.encoders.frequency_kernels import project_on_waves
 from contrastive.encoders.jagged import Layout
+from contrastive.encoders.jagged_attention import run_on_histories
 from contrastive.encoders.self_attention import NORM_EPS
 
 
@@ -68,7 +72,9 @@ def slow_waves(window: int, cutoff: int) -> Tensor:
 
 def slow_part(x: Tensor, basis: Tensor, layout: Layout) -> Tensor:
     """Project each history on the waves: [S, dim] like `x`; what padding gets is of no meaning."""
-    assert layout.buckets is not None
+    if layout.buckets is None:
+        low: Tensor = _SlowPart.apply(x, basis, layout)  # type: ignore[no-untyped-call]
+        return low
     shown = x if layout.real is None else x * layout.real[:, None]
     parts: list[Tensor] = []
     sizes = [bucket.count * bucket.width for bucket in layout.buckets]
@@ -77,3 +83,20 @@ def slow_part(x: Tensor, basis: Tensor, layout: Layout) -> Tensor:
         histories = slots.view(bucket.count, bucket.width, -1)
         parts.append((waves @ (waves.mT @ histories)).flatten(0, 1))
     return torch.cat(parts)
+
+
+class _SlowPart(torch.autograd.Function):
+    """A projection: symmetric, so that its gradient is the same once more."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, basis: Tensor, layout: Layout) -> Tensor:
+        ctx.basis, ctx.layout = basis, layout
+        out = torch.empty(x.shape)
+        waves = basis.T.float().contiguous().numpy()
+        arrays = x.detach().contiguous().view(-1).numpy(), waves, layout.starts, x.shape[1], out.view(-1).numpy()
+        run_on_histories(partial(project_on_waves, *arrays), layout)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _SlowPart.apply(gradient, ctx.basis, ctx.layout), None, None  # type: ignore[no-untyped-call]

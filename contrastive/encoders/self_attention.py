@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from contrastive.encoders.bucketed_attention import attend, attend_from_last
+from contrastive.encoders import bucketed_attention, jagged_attention
 from contrastive.encoders.dropout import dropout
 from contrastive.encoders.jagged import Layout
 
@@ -40,7 +40,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Map the vectors of all slots [S, dim] to others."""
         share = self.attention_dropout if self.training else 0.0
-        return self._finish(x, attend(self.project(x), layout, self.heads, share))
+        kernels = jagged_attention if layout.buckets is None else bucketed_attention
+        return self._finish(x, kernels.attend(self.project(x), layout, self.heads, share))
 
     def from_last(self, x: Tensor, last: Tensor, layout: Layout) -> Tensor:
         """Compute `forward` of each history's last item alone, [B, dim]; `last` are the items' rows of `x`.
@@ -55,7 +56,8 @@ class SelfAttention(nn.Module):
         queries = nn.functional.linear(last, to_query / math.sqrt(width), query_bias / math.sqrt(width))
         queries = queries.view(-1, heads, width).transpose(0, 1) @ to_key.view(heads, width, self.dim)
         share = self.attention_dropout if self.training else 0.0
-        sums, weights = attend_from_last(queries.transpose(0, 1), x, layout, share)
+        kernels = jagged_attention if layout.buckets is None else bucketed_attention
+        sums, weights = kernels.attend_from_last(queries.transpose(0, 1), x, layout, share)
         values = sums.transpose(0, 1) @ to_value.view(heads, width, self.dim).mT
         context = values.transpose(0, 1) + weights[:, :, None] * value_bias.view(heads, width)
         return self._finish(last, context.reshape(-1, self.dim))

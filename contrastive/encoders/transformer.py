@@ -12,6 +12,7 @@ from contrastive.encoders.dropout import dropout
 from contrastive.encoders.encoder_config import EncoderConfig, Positions
 from contrastive.encoders.jagged import Layout, lay_out
 from contrastive.encoders.self_attention import NORM_EPS, FeedForward
+from embeddings.kernels.vectors import LANES
 
 INITIAL_STD = 0.02
 
@@ -51,6 +52,7 @@ class TransformerEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.max_length, self.count_from, self.dropout = max_length, positions, config.dropout
+        self.heads, self.kernels = config.heads, config.kernels
         self.positions = nn.Embedding(max_length, dim)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mixers = nn.ModuleList(make_mixer() for _ in range(config.layers))
@@ -63,7 +65,8 @@ class TransformerEncoder(nn.Module):
         Raises:
             ValueError: a history is empty or longer than `max_length`, or the lengths do not add up.
         """
-        layout = lay_out(lengths, hidden, self.max_length, positions=self.count_from)
+        padded = not (self.kernels == "auto" and self._suits_kernels(vectors))
+        layout = lay_out(lengths, hidden, self.max_length, positions=self.count_from, padded=padded)
         x = vectors if layout.sources is None else vectors.index_select(0, layout.sources)
         x = self.norm(x + self.positions.weight.index_select(0, layout.positions))
         x = dropout(x, self.dropout if self.training else 0.0)
@@ -72,6 +75,11 @@ class TransformerEncoder(nn.Module):
             x = network(mixer(x, layout))
         out: Tensor = self.networks[-1](mixers[-1].from_last(x, x.index_select(0, layout.last), layout))
         return out if layout.order is None else out.index_select(0, layout.order)
+
+    def _suits_kernels(self, vectors: Tensor) -> bool:
+        on_cpu = vectors.device.type == "cpu" and vectors.dtype == torch.float32
+        whole_registers = (vectors.shape[1] // self.heads) % LANES == 0
+        return on_cpu and whole_registers and not torch.is_autocast_enabled("cpu")
 
 
 def _initialise(module: nn.Module) -> None:

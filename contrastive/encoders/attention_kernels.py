@@ -1,0 +1,168 @@
+"""Attention along each history and its gradient, compiled by Numba: no padding, no gathering, no masks in memory.
+
+Heads and rows are as wide as some registers. Each function works on some histories, in the calling thread and without
+the interpreter's lock. Attention weights are kept for the gradient, [heads, L, L] a history of L slots, from its own
+number in `pairs` on; what dropout makes of them is drawn again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embeddings.kernels.compiled import compiled
+from embeddings.kernels.vectors import LANES, load, multiply_add, splat, store, total
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+_HIDDEN_SCORE = np.float32(-1e4)
+
+
+@compiled
+def _dot(a: Floats, at_a: int, b: Floats, at_b: int, width: int) -> Any:
+    products = splat(np.float32(0))
+    for c in range(0, width, LANES):
+        products = multiply_add(load(a, at_a + c), load(b, at_b + c), products)
+    return total(products)
+
+
+@compiled
+def _take_softmax(scores: Floats) -> None:
+    top = scores.max()
+    weight = np.float32(0)
+    for j in range(scores.size):
+        scores[j] = np.exp(scores[j] - top)
+        weight += scores[j]
+    for j in range(scores.size):
+        scores[j] /= weight
+
+
+@compiled
+def _drop(weights: Floats, chances: NDArray[np.uint16], kept: int, scale: np.float32, out: Floats) -> None:
+    if chances.size:
+        for j in range(weights.size):
+            out[j] = weights[j] * scale if chances[j] < kept else np.float32(0)
+    else:
+        out[: weights.size] = weights
+
+
+@compiled
+def _sum_rows(weights: Floats, rows: Floats, at: int, stride: int, width: int, out: Floats, at_out: int) -> None:
+    """Writes the weighted sum of the rows that begin at `at`, `at + stride`, ..."""
+    for c in range(0, width, LANES):
+        sums = splat(np.float32(0))
+        for j in range(weights.size):
+            sums = multiply_add(splat(weights[j]), load(rows, at + j * stride + c), sums)
+        store(out, at_out + c, sums)
+
+
+@compiled
+def attend(
+    projected: Floats,
+    starts: Integers,
+    pairs: Integers,
+    unmasked: Flags,
+    hidden: Flags,
+    heads: int,
+    dim: int,
+    chances: NDArray[np.uint16],
+    kept: int,
+    scale: np.float32,
+    weights: Floats,
+    out: Floats,
+    first: int,
+    last: int,
+) -> None:
+    """Writes what each slot of histories `first` to `last` makes of its history up to itself.
+
+    Args:
+        projected: [S * 3 * dim]: queries, keys and values of each slot, heads side by side in each.
+        starts: [B + 1], first slot of each history.
+        pairs: [B + 1], where the attention weights of each history begin.
+        unmasked: [B], histories whose slots see all others.
+        hidden: [S], slots that nobody sees who sees others; or empty.
+        heads: Number of heads.
+        dim: Of a vector, all heads.
+        chances: Number of each weight that dropout compares with `kept`; or empty.
+        kept: Chances below which a weight is kept.
+        scale: Factor of a kept weight.
+        weights: [pairs[B]], written: the attention before dropout.
+        out: [S * dim], written: heads side by side.
+        first: First history.
+        last: History after the last one.
+    """
+    width, stride = dim // heads, 3 * dim
+    shrink = np.float32(1 / np.sqrt(width))
+    dropped = np.empty(np.max(starts[first + 1 : last + 1] - starts[first:last]), np.float32)
+    for history in range(first, last):
+        start, length = starts[history], starts[history + 1] - starts[history]
+        for head in range(heads):
+            at = start * stride + head * width
+            for i in range(length):
+                seen = length if unmasked[history] else i + 1
+                pair = pairs[history] + (head * length + i) * length
+                row = weights[pair : pair + seen]
+                for j in range(seen):
+                    row[j] = shrink * _dot(projected, at + i * stride, projected, at + dim + j * stride, width)
+                    if hidden.size and hidden[start + j] and not unmasked[history]:
+                        row[j] += _HIDDEN_SCORE
+                _take_softmax(row)
+                _drop(row, chances[pair : pair + seen], kept, scale, dropped)
+                target = (start + i) * dim + head * width
+                _sum_rows(dropped[:seen], projected, at + 2 * dim, stride, width, out, target)
+
+
+@compiled
+def attend_gradient(
+    projected: Floats,
+    starts: Integers,
+    pairs: Integers,
+    unmasked: Flags,
+    heads: int,
+    dim: int,
+    chances: NDArray[np.uint16],
+    kept: int,
+    scale: np.float32,
+    weights: Floats,
+    gradient: Floats,
+    out: Floats,
+    first: int,
+    last: int,
+) -> None:
+    """Writes the gradient of `projected`, `out`, given that of `attend`'s output; arguments are those of `attend`."""
+    width, stride = dim // heads, 3 * dim
+    shrink = np.float32(1 / np.sqrt(width))
+    longest = np.max(starts[first + 1 : last + 1] - starts[first:last])
+    # Of each key, what each query's score and output get from it: [key, query].
+    scores, shares = np.empty(longest * longest, np.float32), np.empty(longest * longest, np.float32)
+    row, dropped = np.empty(longest, np.float32), np.empty(longest, np.float32)
+    for history in range(first, last):
+        start, length = starts[history], starts[history + 1] - starts[history]
+        for head in range(heads):
+            at, at_gradient = start * stride + head * width, start * dim + head * width
+            for i in range(length):
+                seen = length if unmasked[history] else i + 1
+                pair = pairs[history] + (head * length + i) * length
+                attention = weights[pair : pair + seen]
+                for j in range(seen):
+                    row[j] = _dot(gradient, at_gradient + i * dim, projected, at + 2 * dim + j * stride, width)
+                _drop(row[:seen], chances[pair : pair + seen], kept, scale, row)
+                _drop(attention, chances[pair : pair + seen], kept, scale, dropped)
+                mean = np.float32(0)
+                for j in range(seen):
+                    mean += attention[j] * row[j]
+                for j in range(seen):
+                    row[j] = attention[j] * (row[j] - mean) * shrink
+                    scores[j * length + i] = row[j]
+                    shares[j * length + i] = dropped[j]
+                _sum_rows(row[:seen], projected, at + dim, stride, width, out, at + i * stride)
+            for j in range(length):
+                i = 0 if unmasked[history] else j
+                seers = slice(j * length + i, (j + 1) * length)
+                target = at + j * stride
+                _sum_rows(scores[seers], projected, at + i * stride, stride, width, out, target + dim)
+                _sum_rows(shares[seers], gradient, at_gradient + i * dim, dim, width, out, target + 2 * dim)

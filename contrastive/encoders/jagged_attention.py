@@ -1,0 +1,101 @@
+"""Attention by our kernels as operators of torch: on the CPU in float32, without padding, with first derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from contrastive.encoders import attention_kernels, last_attention_kernels
+from contrastive.encoders.dropout import Chances
+from contrastive.encoders.jagged import Layout
+from embeddings.kernels.threads import run_all
+
+_HISTORIES_PER_TASK = 128
+_NOTHING_HIDDEN = np.zeros(0, bool)
+
+
+def attend(projected: Tensor, layout: Layout, heads: int, share: float) -> Tensor:
+    """Compute what `bucketed_attention.attend` does."""
+    out: Tensor = _Attend.apply(projected, layout, heads, Chances.draw(share))  # type: ignore[no-untyped-call]
+    return out
+
+
+def attend_from_last(queries: Tensor, vectors: Tensor, layout: Layout, share: float) -> tuple[Tensor, Tensor]:
+    """Compute what `bucketed_attention.attend_from_last` does."""
+    out: tuple[Tensor, Tensor] = _AttendFromLast.apply(  # type: ignore[no-untyped-call]
+        queries, vectors, layout, Chances.draw(share)
+    )
+    return out
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor, layout: Layout, heads: int, chances: Chances) -> Tensor:
+        dim = projected.shape[1] // 3
+        pairs = heads * np.concatenate([[0], np.cumsum(np.diff(layout.starts) ** 2)])
+        weights, out = np.empty(pairs[-1], np.float32), torch.empty(len(projected), dim)
+        numbers = chances.numbers(len(weights))
+        where = layout.starts, pairs, layout.unmasked
+        how = heads, dim, numbers, chances.kept, chances.scale, weights
+        run_on_histories(
+            partial(attention_kernels.attend, _flat(projected), *where, _hidden(layout), *how, _flat(out)), layout
+        )
+        ctx.save_for_backward(projected)
+        ctx.where, ctx.how, ctx.layout = where, how, layout
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (projected,) = ctx.saved_tensors
+        out = torch.empty_like(projected, memory_format=torch.contiguous_format)
+        arguments = _flat(projected), *ctx.where, *ctx.how, _flat(gradient), _flat(out)
+        run_on_histories(partial(attention_kernels.attend_gradient, *arguments), ctx.layout)
+        return out, None, None, None
+
+
+class _AttendFromLast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, vectors: Tensor, layout: Layout, chances: Chances) -> tuple[Tensor, Tensor]:
+        _, heads, dim = queries.shape
+        weights = np.empty(heads * len(vectors), np.float32)
+        sums, mass = torch.empty(queries.shape), torch.empty(queries.shape[:2])
+        arrays, numbers = (_flat(queries), _flat(vectors)), chances.numbers(len(weights))
+        how = heads, dim, numbers, chances.kept, chances.scale, weights
+        where = layout.starts, layout.unmasked, _hidden(layout)
+        run_on_histories(
+            partial(last_attention_kernels.attend_from_last, *arrays, *where, *how, _flat(sums), _flat(mass)), layout
+        )
+        ctx.arrays, ctx.how, ctx.layout = arrays, how, layout
+        return sums, mass
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, mass_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        dim = ctx.how[1]
+        queries, vectors = torch.empty(gradient.shape), torch.empty(len(ctx.arrays[1]) // dim, dim)
+        given = _flat(gradient), _flat(mass_gradient)
+        arguments = *ctx.arrays, ctx.layout.starts, *ctx.how, *given, _flat(queries), _flat(vectors)
+        run_on_histories(partial(last_attention_kernels.attend_from_last_gradient, *arguments), ctx.layout)
+        return queries, vectors, None, None
+
+
+def _hidden(layout: Layout) -> Any:
+    return _NOTHING_HIDDEN if layout.hidden is None else layout.hidden.numpy()
+
+
+def _flat(tensor: Tensor) -> Any:
+    return tensor.detach().contiguous().view(-1).numpy()
+
+
+def run_on_histories(kernel: Callable[[int, int], None], layout: Layout) -> None:
+    """Call a kernel with the first history and the one after the last, part by part, on torch's number of threads."""
+    histories = len(layout.unmasked)
+    starts = range(0, histories, _HISTORIES_PER_TASK)
+    run_all([partial(kernel, start, min(start + _HISTORIES_PER_TASK, histories)) for start in starts])
