@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 _EPS = 1e-6
 """Shortest length by which an output is divided; the published code divides by zero where weights are zero."""
@@ -53,6 +52,13 @@ class Augmenters(nn.Module):
 
 def augment_frozen(augmenters: nn.Module, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """The same with the augmenters' weights as constants: gradients pass through to the views only."""
-    weights = {name: weight.detach() for name, weight in augmenters.named_parameters()}
-    views: tuple[Tensor, Tensor] = functional_call(augmenters, weights, (first, second))
+    weights = [weight for weight in augmenters.parameters() if weight.requires_grad]
+    try:
+        # torch.func.functional_call does without the switch, but loses the weights of a module that is in two places
+        for weight in weights:
+            weight.requires_grad_(False)
+        views: tuple[Tensor, Tensor] = augmenters(first, second)
+    finally:
+        for weight in weights:
+            weight.requires_grad_()
     return views

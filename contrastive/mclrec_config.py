@@ -72,8 +72,10 @@ class MclrecConfig:
         if self.contrast == "memory":
             _check(self.memory_size >= 4, "memory_size", "at least 4", self.memory_size)
         if self.second_order:
+            has_augmenters = self.contrast == "augmenters"
+            _check(has_augmenters, "second_order", "--mclrec.contrast augmenters beside it", self.contrast)
             has_own_step = "augmenters" in self.stages
-            _check(has_own_step, "second_order", "augmenters with a step of their own beside it", self.stages)
+            _check(has_own_step, "second_order", "--mclrec.form three_step or two_step beside it", self.form)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

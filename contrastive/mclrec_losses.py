@@ -170,6 +170,8 @@ def _contrast_as_in_the_paper(first: Tensor, second: Tensor, weight: float) -> C
 
 def own_contrast(views: Views, config: MclrecConfig, contrast_views: ViewsContrast | None = None) -> Tensor:
     """C(h1, h2) with the similarity and the temperature of the configuration."""
+    if config.contrast == "memory" and contrast_views is None:
+        raise ValueError("own_contrast: expected a cross-batch memory beside --mclrec.contrast memory, got none")
     if config.similarity == "cosine":
         views = F.normalize(views[0], dim=1), F.normalize(views[1], dim=1)
     if contrast_views is not None:
