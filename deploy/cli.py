@@ -1,4 +1,4 @@
-"""The `recforge` command: what `python -m dlrm` offers, and `doctor`."""
+"""The `recforge` command: what `python -m dlrm` offers, recommenders of sequences, and `doctor`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dlrm import cli
 
 COMMANDS: dict[str, cli.Command] = {
     **cli.COMMANDS,
+    "train": cli.Command(cli.COMMANDS["train"].help, "contrastive.command:run_train"),
     "export": cli.Command("write a run's weights as plain safetensors files", "deploy.export:run_export"),
     "doctor": cli.Command("say whether torch, fbgemm, torchrec and the driver fit together", "deploy.doctor:main"),
 }

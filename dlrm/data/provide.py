@@ -46,18 +46,18 @@ def provide_dataset(source: str | tuple[DataSchema, tuple[Path, ...]], data: Pat
     from dlrm.data.prepare import prepare, source_identity
 
     places = "\n".join(str(file.resolve()) for file in files)
-    folder = FOLDER / f"{name}-{_digest(f'{places}{source_identity(schema, files)}')}"
+    folder = FOLDER / f"{name}-{digest(f'{places}{source_identity(schema, files)}')}"
     print(f"recforge: preparing {', '.join(map(str, files))} into {folder}", file=sys.stderr)
-    with _alone_in(folder):
+    with alone_in(folder):
         return prepare(schema, files, folder)
 
 
 def _generate() -> Dataset:
     config = SyntheticConfig()
-    folder = FOLDER / f"synthetic-{_digest(str(config))}"
+    folder = FOLDER / f"synthetic-{digest(str(config))}"
     if (folder / DESCRIPTION).is_file():
         return Dataset(folder)
-    with _alone_in(folder), tqdm(desc=f"generating {folder}", unit=" rows", unit_scale=True) as bar:
+    with alone_in(folder), tqdm(desc=f"generating {folder}", unit=" rows", unit_scale=True) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
@@ -67,12 +67,13 @@ def _generate() -> Dataset:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
     """Wait for other processes that make the same data, of which those that come later then find it made."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         yield
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Return a short name for what a text describes."""
     return xxhash.xxh3_64_hexdigest(text.encode())

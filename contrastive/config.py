@@ -1,0 +1,98 @@
+"""Everything a run on sequences can be told, beside what every run is told; free of torch, as all configuration is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from contrastive.data.sequence_schema import SequenceSchema
+from contrastive.encoders.encoder_config import EncoderConfig
+from contrastive.mclrec_config import MclrecConfig
+from dlrm.config import EvaluationConfig, PlacedConfig, StepConfig
+from dlrm.noise.config import NoiseScaleConfig
+from dlrm.optim.config import DenseOptimizerConfig
+from dlrm.optim.lr_schedules import Schedule
+from dlrm.tables_config import TablesConfig
+
+RankingMetric = Literal["mrr_10", "ndcg_10", "ndcg_20", "recall_10", "recall_20"]
+SecondView = Literal["augmented", "same_target"]
+INIT_STD = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceConfig:
+    """What a batch of sequences is."""
+
+    max_length: int = 50
+    """Actions of a history that are kept, the latest ones."""
+    negatives: int | None = None
+    """Items drawn for each batch, which the softmax is over; None takes all, as is best where they fit."""
+    negatives_power: float = 0.0
+    """Items are drawn in proportion to (occurrences in training + 1) to this power: 0 draws all alike."""
+    crop: float = 0.5
+    """Share of a history that crop takes away."""
+    mask: float = 0.5
+    """Share of a history that mask hides."""
+    reorder: float = 0.8
+    """Share of a history that reorder shuffles."""
+    second_view: SecondView = "augmented"
+    """augmented: both views are augmented histories of the sample; same_target: the second is another history with the
+    same next item (DuoRec)."""
+
+    def __post_init__(self) -> None:
+        if self.max_length < 1:
+            raise ValueError(f"--sequence.max-length: expected at least 1, got {self.max_length}")
+        if self.negatives is not None and self.negatives < 1:
+            raise ValueError(f"--sequence.negatives: expected at least 1, or None, got {self.negatives}")
+        for name in ("crop", "mask", "reorder"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--sequence.{name}: expected a share in [0, 1), got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingEvaluationConfig(EvaluationConfig):
+    """When the model is measured, on what, and what follows from it."""
+
+    batch_size: int = 512
+    """Users ranked at a time; has no influence on the result."""
+    metric: RankingMetric = "mrr_10"  # type: ignore[assignment]  # of rankings instead of clicks
+    """Decides which checkpoint is the best one."""
+    patience: int | None = 10
+    """Stop after so many evaluations in a row without a better metric."""
+    filter_seen: bool = False
+    """Rank only items that the user has not acted on. It changes every number: compare only alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceRunConfig(PlacedConfig):
+    """A recipe for sequences: data, an encoder, what is contrasted, and how it is trained."""
+
+    epochs: float = 100.0
+    """Passes over the training split."""
+    dim: int = 64
+    """Length of an item's vector, and of a history's."""
+    schema: SequenceSchema = field(default_factory=SequenceSchema)
+    """Of the files that --data names, where they are not prepared yet."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    mclrec: MclrecConfig = field(default_factory=MclrecConfig)
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
+    tables: TablesConfig = field(
+        default_factory=lambda: TablesConfig(
+            optimizer="adam", learning_rate=1e-3, init_scale=round(INIT_STD * math.sqrt(3), 6)
+        )
+    )
+    """Of items and of what is known about them; rows start uniform, with the deviation of the encoder's weights."""
+    dense: DenseOptimizerConfig = field(default_factory=lambda: DenseOptimizerConfig(name="adam", learning_rate=1e-3))
+    dense_schedule: Schedule = field(default_factory=Schedule)
+    """Of the encoder's and the augmenters' learning rate."""
+    step: StepConfig = field(default_factory=lambda: StepConfig(global_batch_size=256))
+    noise_scale: NoiseScaleConfig = field(default_factory=lambda: NoiseScaleConfig(every_steps=0))
+    evaluation: RankingEvaluationConfig = field(default_factory=RankingEvaluationConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dim < 1:
+            raise ValueError(f"--dim: expected at least 1, got {self.dim}")
+        if self.step.compile:
+            raise ValueError("--step.compile: expected none, as each batch is of another shape; leave it out")

@@ -1,0 +1,88 @@
+"""A recommender of sequences: item rows from tables, an encoder of histories, augmenters that learn to vary them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from contrastive.augmenters import Augmenters
+from contrastive.sequence_batch import Histories, SequenceBatch
+from embeddings import ShardingPlan, TableConfig
+from embeddings.asking import UnpooledTables
+from embeddings.build import build_sequence_tables, build_tables
+from embeddings.interface import Tables
+from embeddings.shards import Exchange
+
+ITEM = "item"
+PAD = 0
+
+
+class SequenceModel(nn.Module):
+    """Maps histories to vectors, whose inner products with items' rows say what comes next.
+
+    Args:
+        tables: the first one is of items; further ones are of side features, whose pooled rows are added to an item's.
+        encoder: `encoder(vectors [T, dim], lengths [B], hidden [T])` gives [B, dim]; see `contrastive.encoders`.
+        augmenters: of training; None without.
+        seed: of the tables' rows; everything else draws from torch's generator, as any module.
+        plan: which rank holds which rows of all tables; None holds all of them here.
+        exchange: type in which rows travel between ranks.
+        built_items: the table of items, where somebody has built it, as on servers.
+
+    Raises:
+        ValueError: tables differ in their rows' length.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[TableConfig],
+        encoder: nn.Module,
+        augmenters: Augmenters | None = None,
+        *,
+        seed: int = 0,
+        plan: ShardingPlan | None = None,
+        exchange: Exchange = "fp32",
+        built_items: UnpooledTables | None = None,
+    ) -> None:
+        super().__init__()
+        items, *sides = tables
+        for table in sides:
+            if table.dim != items.dim:
+                raise ValueError(f"table '{table.name}': expected rows of {items.dim}, as items have, got {table.dim}")
+        of_items = None if plan is None else replace(plan, tables=plan.tables[:1])
+        self.items = built_items or build_sequence_tables([items], seed=seed, plan=of_items, exchange=exchange)
+        self.sides: Tables | None = None
+        if sides:
+            of_sides = None if plan is None else replace(plan, tables=plan.tables[1:])
+            self.sides = build_tables(sides, seed=seed, plan=of_sides, exchange=exchange)
+        self.encoder, self.augmenters = encoder, augmenters
+        self.dim, self.num_rows = items.dim, items.num_rows
+
+    def rows(self, batch: SequenceBatch) -> Tensor:
+        """Look up what a batch needs, once: the vectors [n, dim] of its items."""
+        rows: Tensor = self.items(batch.sparse)[ITEM].values()
+        if self.sides is not None and batch.sides is not None:
+            pooled = self.sides(batch.sides).values()
+            rows = rows + pooled.unflatten(1, (-1, self.dim)).sum(1)
+        return rows
+
+    def encode(self, rows: Tensor, *histories: Histories) -> tuple[Tensor, ...]:
+        """Encode sets of histories side by side, [B, dim] each.
+
+        PAD in a history gets no gradient, as nobody has acted on it; as a class of the softmax its row does learn.
+        """
+        places = torch.cat([each.places for each in histories])
+        lengths = torch.cat([each.lengths for each in histories])
+        vectors = nn.functional.embedding(places, rows, padding_idx=PAD)
+        if not len(lengths):  # a rank's share of a small batch
+            return tuple(vectors.reshape(0, self.dim) for _ in histories)
+        encoded: Tensor = self.encoder(vectors, lengths, places == PAD)
+        parts: tuple[Tensor, ...] = encoded.split([len(each.lengths) for each in histories])
+        return parts
+
+    def forward(self, batch: SequenceBatch) -> Tensor:
+        """Return the vectors [B, dim] of a batch's histories."""
+        return self.encode(self.rows(batch), batch.history)[0]

@@ -1,0 +1,165 @@
+"""The problem of the next item: histories against a whole catalogue, judged by where the right item ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from contrastive.augment.operators import Augmentation, Crop, Mask, Reorder
+from contrastive.config import SequenceRunConfig
+from contrastive.data.negatives import NegativesConfig
+from contrastive.data.sequence_dataset import SequenceDataset
+from contrastive.data.sequence_reader import SequenceReader
+from contrastive.model import SequenceModel
+from contrastive.next_item_task import NextItemTask
+from contrastive.ranking.ranking_metrics import RankingMetrics, RankingValues
+from contrastive.ranking.ranks import Seen
+from contrastive.sequence_batch import SequenceBatch
+from dlrm.config import TrainingConfig
+from dlrm.distributed.ranks import Ranks
+from dlrm.training.problem import Place, Problem, SampleReader
+from dlrm.training.task import Task
+
+METRICS = ("recall", "ndcg", "mrr", "precision")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation whose numbers are attributes, as `mrr_10`, by which the best checkpoint is chosen.
+
+    Attributes:
+        ranking: all of them, by cutoff.
+    """
+
+    ranking: RankingValues
+    undefined: str | None = None
+
+    @property
+    def samples(self) -> int:
+        """How many users were measured."""
+        return self.ranking.users
+
+    def __getattr__(self, name: str) -> float:
+        metric, _, cutoff = name.rpartition("_")
+        if metric not in METRICS or not cutoff.isdigit():
+            raise AttributeError(name)
+        value: float = getattr(self.ranking, metric)[int(cutoff)]
+        return value
+
+
+class NextItem(Problem):
+    """The next item of prepared sequences; models are `SequenceModel`s.
+
+    Args:
+        dataset: the sequences.
+        config: of the run.
+    """
+
+    def __init__(self, dataset: SequenceDataset, config: SequenceRunConfig) -> None:
+        self.dataset: SequenceDataset = dataset
+        self.config = config
+
+    @override
+    def check(self, model: nn.Module, config: TrainingConfig) -> None:
+        rows = self._model(model).num_rows
+        if rows != self.dataset.num_items + 1:
+            raise ValueError(
+                f"table 'item': expected {self.dataset.num_items + 1} rows, one for each item of "
+                f"{self.dataset.folder} and one for none, got {rows}"
+            )
+
+    @override
+    def reader(self, split: str, config: TrainingConfig) -> SequenceReader:
+        sequence, is_train = self.config.sequence, split == "train"
+        return SequenceReader(
+            self.dataset,
+            split,
+            shuffle=config.shuffle and is_train,
+            seed=config.seed,
+            max_length=sequence.max_length,
+            augment=self._operators() if is_train and self.config.mclrec.needs_views else None,
+            same_target=is_train and self.config.mclrec.needs_views and sequence.second_view == "same_target",
+            negatives=self._negatives() if is_train else None,
+        )
+
+    @override
+    def task(self, model: nn.Module, config: TrainingConfig, ranks: Ranks) -> Task:
+        return NextItemTask(self._model(model), self.config.mclrec, ranks)
+
+    @override
+    def measure(self, model: nn.Module, reader: SampleReader, config: TrainingConfig, place: Place) -> Measured:
+        return self._rank(model, reader, place, filtered=self.config.evaluation.filter_seen)
+
+    @override
+    def describe(self, values: Measured, config: TrainingConfig) -> dict[str, Any]:
+        ranking = values.ranking
+        groups = {name: getattr(ranking, name) or {} for name in (*METRICS, "coverage", "popularity_bias")}
+        numbers = {f"{name}_{k}": value for name, group in groups.items() for k, value in group.items()}
+        return {**numbers, "ties": ranking.ties, "filter_seen": ranking.filtered, "split_samples": ranking.users}
+
+    @override
+    def tell(self, values: Measured) -> str:
+        ranking = values.ranking
+        seen = "seen items left out" if ranking.filtered else "seen items ranked too"
+        return (
+            f"recall@10 {ranking.recall[10]:.4f}, ndcg@10 {ranking.ndcg[10]:.4f}, mrr@10 {ranking.mrr[10]:.4f}, {seen},"
+        )
+
+    @override
+    def finish(self, model: nn.Module, reader: SampleReader, values: Measured, place: Place) -> dict[str, Any]:
+        other = self._rank(model, reader, place, filtered=not values.ranking.filtered)
+        return {"ranked": values.ranking.named() | other.ranking.named()}
+
+    @torch.no_grad()
+    def _rank(self, model: nn.Module, reader: SampleReader, place: Place, *, filtered: bool) -> Measured:
+        """Rank all items for a split's samples, of which each rank takes its share (a collective call)."""
+        sequences, ranks, stopwatch = self._model(model), place.ranks, place.stopwatch
+        counts = torch.from_numpy(self.dataset.item_counts.copy())
+        metrics = RankingMetrics(self.dataset.num_items, filtered=filtered, item_counts=counts)
+        share = ranks.share_of if ranks.count > 1 else None
+        batches = reader.batches(self.config.evaluation.batch_size, stop=reader.num_rows, share=share)
+        was_training = model.training
+        model.eval()
+        try:
+            rows: Tensor | None = None
+            while True:
+                with stopwatch.stage("evaluation"):  # one per batch, so that who watches sees it go on
+                    batch = next(batches, None)
+                    if batch is None:
+                        break
+                    rows = sequences.rows(batch) if rows is None else rows  # all items, the same for every batch
+                    if len(batch):
+                        seen = self._seen(reader.split, batch) if filtered else None
+                        metrics.update(sequences.encode(rows, batch.history)[0], rows, batch.targets, seen)
+            with stopwatch.stage("evaluation"):
+                if ranks.count > 1:
+                    metrics.sum_over(ranks)
+                return Measured(metrics.compute())
+        finally:
+            model.train(was_training)
+
+    def _seen(self, split: str, batch: SequenceBatch) -> Seen:
+        """Return all that the users of a batch have acted on before, also what is too long ago for their histories."""
+        items, lengths = self.dataset.samples(split, batch.rows.numpy()).histories
+        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+        return Seen(torch.from_numpy(offsets), torch.from_numpy(items))
+
+    def _negatives(self) -> NegativesConfig | None:
+        sequence = self.config.sequence
+        if sequence.negatives is None:
+            return None
+        return NegativesConfig(count=sequence.negatives, power=sequence.negatives_power)
+
+    def _operators(self) -> tuple[Augmentation, ...]:
+        sequence = self.config.sequence
+        return Crop(sequence.crop), Mask(sequence.mask), Reorder(sequence.reorder)
+
+    def _model(self, model: nn.Module) -> SequenceModel:
+        if not isinstance(model, SequenceModel):
+            raise ValueError(f"model: expected a SequenceModel for sequences, got {type(model).__name__}")
+        return model
