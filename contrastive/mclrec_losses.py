@@ -87,7 +87,7 @@ def stage_loss(
         targets: Place of the next item among `rows`, [B] int64.
         augmenters: From two views to two more, as `contrastive.augmenters.Augmenters`; None where nothing needs them.
         config: Weights and variants.
-        log_q: Log of how often each row was expected to be drawn, [n]; None takes the full softmax.
+        log_q: Log of how likely each row was to be drawn, [n]; None takes the full softmax.
         gather: Brings together all ranks' hidden states before augmenters and contrast see them.
         contrast_views: Takes the place of InfoNCE between augmented histories: a cross-batch memory.
 

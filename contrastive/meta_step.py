@@ -51,7 +51,7 @@ def second_order_loss(
         targets: Place of the next item among `rows`, [B] int64.
         augmenters: From two views to two more.
         config: Weights and variants; `virtual_rate` is the virtual step's.
-        log_q: Log of how often each row was expected to be drawn, [n]; None takes the full softmax.
+        log_q: Log of how likely each row was to be drawn, [n]; None takes the full softmax.
     """
     theta = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
     items = rows.detach().requires_grad_()

@@ -30,7 +30,7 @@ def contrast(first: Tensor, second: Tensor, temperature: float = 1.0) -> Contras
     """Multiply all vectors of two views, [B, dim] each, by all others.
 
     Raises:
-        ValueError: If the views' shapes differ, or if a sample has nobody to be told from.
+        ValueError: If the views' shapes differ, or if they are empty.
     """
     check_views(first, second)
     size = len(first)
@@ -46,9 +46,9 @@ def check_views(first: Tensor, second: Tensor) -> None:
     """Complain of views that cannot be contrasted.
 
     Raises:
-        ValueError: If their shapes differ, or if there are fewer than two samples.
+        ValueError: If their shapes differ, or if they are empty.
     """
     if first.dim() != 2 or first.shape != second.shape:
         raise ValueError(f"contrast: expected two views [B, dim], got {[*first.shape]} and {[*second.shape]}")
-    if len(first) < 2:
-        raise ValueError(f"contrast: expected at least two samples in a batch, got {len(first)}")
+    if len(first) == 0:
+        raise ValueError("contrast: expected at least one sample in a batch, got none")

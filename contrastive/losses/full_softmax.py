@@ -31,7 +31,7 @@ def full_softmax(hidden: Tensor, rows: Tensor, targets: Tensor, correction: Tens
             the row out. It gets no gradient.
 
     Returns:
-        A scalar.
+        A scalar; 0 of no histories, as a rank may have of a small batch.
 
     Raises:
         ValueError: If shapes do not fit one another.
@@ -53,14 +53,14 @@ class _SoftmaxLoss(torch.autograd.Function):
         # d loss / d score * B; in place, as nobody needs the probabilities themselves
         scores.scatter_add_(1, targets.unsqueeze(1), torch.full_like(right, -1.0))
         ctx.save_for_backward(hidden, rows, targets, correction, scores)
-        return (log_total - right.squeeze(1)).mean()
+        return (log_total - right.squeeze(1)).sum() / max(1, len(hidden))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, rows, targets, correction, score_gradients = ctx.saved_tensors
         if torch.is_grad_enabled():  # these gradients are to be differentiated themselves
             score_gradients = _score_gradients(hidden, rows, targets, correction)
-        scale = gradient / len(hidden)
+        scale = gradient / max(1, len(hidden))
         hidden_gradient = (score_gradients @ rows) * scale if ctx.needs_input_grad[0] else None
         row_gradients = score_gradients.T @ (hidden * scale) if ctx.needs_input_grad[1] else None
         return hidden_gradient, row_gradients, None, None
@@ -89,7 +89,7 @@ def _score_gradients(hidden: Tensor, rows: Tensor, targets: Tensor, correction: 
 def _check_shapes(hidden: Tensor, rows: Tensor, targets: Tensor, correction: Tensor | None) -> None:
     if hidden.dim() != 2 or rows.dim() != 2 or hidden.shape[1] != rows.shape[1]:
         raise ValueError(f"full_softmax: expected [B, dim] and [n, dim], got {[*hidden.shape]} and {[*rows.shape]}")
-    if targets.shape != hidden.shape[:1] or len(targets) == 0:
+    if targets.shape != hidden.shape[:1]:
         raise ValueError(f"full_softmax: expected one target for each of {len(hidden)} histories, got {len(targets)}")
     if correction is not None and correction.shape != rows.shape[:1]:
         raise ValueError(f"full_softmax: expected a correction for each of {len(rows)} rows, got {len(correction)}")

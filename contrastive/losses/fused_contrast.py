@@ -31,12 +31,16 @@ def fused_contrast(first: Tensor, second: Tensor, temperature: float = 1.0, weig
     """``info_nce + weight * row_regulariser`` of two views [B, dim] each.
 
     The gradient is computed beside the value, as the products are at hand then. Where it is to be differentiated itself
-    it is computed again, from the formulas' own files.
+    it is computed again, from the formulas' own files. A sample by itself, the last batch of an epoch maybe, has no
+    negatives and costs nothing.
 
     Raises:
-        ValueError: If the views' shapes differ, or if a sample has nobody to be told from.
+        ValueError: If the views' shapes differ, or if they are empty.
     """
     check_views(first, second)
+    if len(first) == 1:
+        nothing = 0.0 * (first * second).sum()
+        return ContrastLoss(nothing, nothing.detach(), nothing.detach() if weight else None)
     loss, terms = _FusedContrast.apply(torch.cat([first, second]), temperature, weight)  # type: ignore[no-untyped-call]
     return ContrastLoss(loss, terms[0], terms[1] if weight else None)
 

@@ -18,12 +18,15 @@ def row_regulariser(pairs: Contrast) -> Tensor:
 
         mean_i relu(p_i - m_i) + mean_ij (max(p_i, m_i) - n_ij)
 
-    The second term is never clipped, and gradients flow through the margins.
+    The second term is never clipped, and gradients flow through the margins. A sample by itself has no negatives, and
+    costs nothing.
 
     Returns:
         A scalar.
     """
     vectors = len(pairs.positives)
+    if vectors == 2:
+        return 0.0 * pairs.positives.sum()
     hardest = pairs.negatives().amax(1)
     above = (pairs.positives - hardest).relu()
     others = pairs.similarities.masked_fill(pairs.similarities.isneginf(), 0.0).sum() - pairs.positives.sum()
@@ -38,10 +41,14 @@ def batch_regulariser(pairs: Contrast) -> Tensor:
 
         mean_i relu(p_i - o_min) + mean_ij relu(o_max - n_ij)
 
+    A sample by itself has no negatives, and costs nothing.
+
     Returns:
         A scalar.
     """
     vectors = len(pairs.positives)
+    if vectors == 2:
+        return 0.0 * pairs.positives.sum()
     negatives = pairs.negatives()
     lowest, highest = pairs.positives.min(), negatives.max()
     lower, upper = lowest.minimum(highest), lowest.maximum(highest)

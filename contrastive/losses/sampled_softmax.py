@@ -11,20 +11,20 @@ from contrastive.losses.full_softmax import full_softmax
 def sampled_softmax(hidden: Tensor, rows: Tensor, targets: Tensor, log_q: Tensor) -> Tensor:
     """Mean cross entropy of the next item against the rows that were drawn as negatives.
 
-    With ``q_j`` how often the batch expects to draw item ``j``, sample ``i`` with the target ``t``::
+    With ``q_j`` how likely item ``j`` was to be drawn, for sample ``i`` with the target ``t``::
 
         loss_i = log(exp(s_it) + sum over drawn j != t of exp(s_ij - log q_j)) - s_it
 
     The sum's expectation is that of all items but the target, so that the whole estimates the full softmax (Bengio and
     Senecal 2008, without their correction of the target, which is there by no chance). An item drawn that happens to be
-    a sample's target is none of its negatives. An item drawn k times stands here once: exact is
-    ``log q_j - log k``, or with q the probability of being drawn at all; both are tested.
+    a sample's target is none of its negatives. An item drawn several times stands here once, so that q is the
+    probability of being drawn at all, or how often it is expected divided by how often it was drawn: both are unbiased.
 
     Args:
         hidden: What stands for each history, [B, dim].
         rows: The rows looked up, each item once, [n, dim].
         targets: Place of the right item among `rows`, [B] int64.
-        log_q: [n] log of how often a row was expected to be drawn; -inf for those that were not drawn.
+        log_q: [n] log of how likely a row was to be drawn; -inf for those that were not drawn.
 
     Returns:
         A scalar.
@@ -37,7 +37,7 @@ def sampled_softmax(hidden: Tensor, rows: Tensor, targets: Tensor, log_q: Tensor
     is_drawn = log_q > -torch.inf
     if not is_drawn.any():
         raise ValueError(
-            f"sampled_softmax: expected negatives among {len(rows)} rows, got none; raise --data.negatives"
+            f"sampled_softmax: expected negatives among {len(rows)} rows, got none; raise --sequence.negatives"
         )
     is_needed = is_drawn.scatter(0, targets, True)  # rows of histories alone are no classes
     places = is_needed.nonzero().squeeze(1)

@@ -113,5 +113,21 @@ def test_gradients_can_be_differentiated(loss: Callable[[Tensor, Tensor], Tensor
 def test_what_cannot_be_contrasted_is_told() -> None:
     with pytest.raises(ValueError, match=r"expected two views \[B, dim\], got \[3, 2\] and \[4, 2\]"):
         contrast(torch.zeros(3, 2), torch.zeros(4, 2))
-    with pytest.raises(ValueError, match="expected at least two samples in a batch, got 1"):
-        fused_contrast(torch.zeros(1, 2), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="expected at least one sample in a batch, got none"):
+        fused_contrast(torch.zeros(0, 2), torch.zeros(0, 2))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda first, second: fused_contrast(first, second, 0.5, 0.1).loss,
+        lambda first, second: info_nce(contrast(first, second)),
+        lambda first, second: row_regulariser(contrast(first, second)),
+        lambda first, second: batch_regulariser(contrast(first, second)),
+    ],
+)
+def test_a_sample_by_itself_costs_nothing(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    views = draw_views(1, 3, alike=0.0)
+    value, *gradients = value_and_gradients(loss(*views), *views)
+    assert value == 0
+    assert all((gradient == 0).all() for gradient in gradients)

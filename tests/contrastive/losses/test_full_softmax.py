@@ -130,6 +130,15 @@ def test_gradients_can_be_asked_for_twice_and_for_one_side() -> None:
     assert torch.equal(alone, first[0])
 
 
+def test_no_histories_cost_nothing() -> None:
+    hidden, rows, targets = draw(0, 6, 3)
+    loss = full_softmax(hidden, rows, targets)
+    loss.backward()
+    assert loss == 0
+    assert rows.grad is not None
+    assert (rows.grad == 0).all()
+
+
 def test_hidden_states_of_autocast_are_taken_in_the_rows_precision() -> None:
     hidden, rows, targets = draw(5, 6, 3, torch.float32)
     full_softmax(hidden.to(torch.bfloat16), rows, targets).backward()
