@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from contrastive.model import SequenceModel
 from contrastive.sequence_batch import SequenceBatch
 from dlrm.distributed.ranks import ALONE, Ranks
 from dlrm.training.task import Task
+from embeddings.interface import Tables
 
 
 class NextItemTask(Task):
@@ -39,6 +41,12 @@ class NextItemTask(Task):
     @override
     def enter(self, name: str) -> None:
         self._stage = cast(Stage, name)
+
+    @override
+    def prefetch(self, following: SequenceBatch, tables: Sequence[Tables]) -> None:
+        self.model.items.prefetch(following.sparse)
+        if self.model.sides is not None and following.sides is not None:
+            self.model.sides.prefetch(following.sides)
 
     @override
     def forward(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+
+from embeddings.interface import Tables
 
 
 class Task(nn.Module):
@@ -34,6 +36,11 @@ class Task(nn.Module):
 
     def prepare(self, following: Any) -> None:
         """Do what the next batch needs of the present weights; all ranks call it alike."""
+
+    def prefetch(self, following: Any, tables: Sequence[Tables]) -> None:
+        """Let the ids of the next batch travel; all ranks call it alike."""
+        for each in tables:
+            each.prefetch(following.sparse)
 
     def prepared(self) -> Mapping[str, Tensor]:
         """Return what was done so for this rank's share of the next batch, which a resumed run needs."""

@@ -184,8 +184,7 @@ class TrainStep:
             ranks = ALONE if self.reducer is None else self.reducer.ranks
             with naming_rows(following, self.split, ranks), autocast(self.precision, following.rows.device.type):
                 self.task.prepare(following)
-        for tables in self.tables:
-            tables.prefetch(following.sparse)
+            self.task.prefetch(following, self.tables)
 
     def _run_backward(self, reducer: DenseReducer, loss: Tensor, control: Control, failure: ValueError | None) -> float:
         """Run backward and sum gradients over ranks; a rank that has failed takes part, with zeros, up to the end."""
