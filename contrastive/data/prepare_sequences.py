@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from dlrm.data.dataset import FeatureInfo, IntArray, checksum
 from dlrm.data.formats import PATTERNS, find_source
 from dlrm.data.source import find_files
 from dlrm.data.splits import SPLITS
-from dlrm.data.work import named_full_disk, whole_folder
+from dlrm.data.work import SCRATCH_SUFFIX, named_full_disk, whole_folder
 
 ENDINGS: dict[str, SequenceFormat] = {
     ".csv": "csv",
@@ -44,6 +46,7 @@ ENDINGS: dict[str, SequenceFormat] = {
     ".pq": "parquet",
     ".inter": "movielens",
 }
+ORIGIN = "prepared_from.json"
 PACKED = (".gz", ".zst")
 
 
@@ -66,7 +69,7 @@ def prepare_sequences(
     out = Path(out)
     schema = _complete(schema, sources, items)
     origin = _describe_origin(schema, sources, items)
-    if _is_finished(out, origin):
+    if is_prepared(out, origin):
         return SequenceDataset(out)
     is_lines = schema.format == "lines"
     data = read_lines(sources, schema.num_items) if is_lines else read_actions(schema, sources)
@@ -97,19 +100,30 @@ def write_sequences(
 ) -> SequenceDataset:
     """Divide sequences and write them.
 
+    Args:
+        data: what users did.
+        schema: what is held out.
+        out: the folder.
+        origin: what the result depends on, for `is_prepared`.
+        features: side features of items.
+
     Raises:
         ValueError: a split would be empty.
     """
     cuts = cut_sequences(data, schema)
     counts = _count_trained(data, cuts)
-    with named_full_disk(out), whole_folder(out) as scratch:
+    with named_full_disk(out), _new_folder(out) as scratch:
         write_batches(scratch / USERS, [_describe_users(data, cuts)])
         write_batches(scratch / ACTIONS, [_describe_actions(data)])
         write_batches(scratch / ITEMS, [_describe_items(data, counts, features)])
         info = _describe(data, cuts, counts, features, schema.min_actions)
         files = {name: checksum(scratch / name) for name in (USERS, ACTIONS, ITEMS)}
         times = {} if cuts.times is None else dict(zip(("valid_from", "test_from"), map(str, cuts.times), strict=True))
-        replace(info, files=files, origin={**origin, **times}).write(scratch)
+        # Times of change are no property of the sequences: copies of a file give equal fingerprints.
+        known = {name: value for name, value in origin.items() if name != "files"}
+        known["sources"] = [{"file": name, "bytes": size} for name, size, _ in origin.get("files", ())]
+        (scratch / ORIGIN).write_text(json.dumps(dict(origin), indent=1) + "\n", encoding="utf-8")
+        replace(info, files=files, origin=known | times).write(scratch)
     if info.users_left_out:
         first = int(np.argmax(data.lengths < schema.min_actions))
         _warn(
@@ -173,14 +187,17 @@ def _list_files(kind: SequenceFormat | str, sources: Sequence[Path | str]) -> tu
     return find_files(sources, LINE_PATTERNS if kind == "lines" else PATTERNS[kind])
 
 
-def _is_finished(out: Path, origin: Mapping[str, Any]) -> bool:
-    """Return whether `out` holds the finished result.
+def is_prepared(out: Path, origin: Mapping[str, Any]) -> bool:
+    """Return whether `out` holds what was prepared from `origin`.
 
     Raises:
         ValueError: it holds the result of other input, or files that are not ours.
     """
     if (out / SEQUENCES).is_file():
-        former = SequenceDataset(out).info.origin
+        try:
+            former = json.loads((out / ORIGIN).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            former = {}
         changed = [name for name in origin if former.get(name) != origin[name]]
         if changed:
             raise ValueError(
@@ -191,6 +208,19 @@ def _is_finished(out: Path, origin: Mapping[str, Any]) -> bool:
     if out.is_dir() and os.listdir(out):
         raise ValueError(f"expected an empty or new folder for the sequences, {out} holds other files; choose another")
     return False
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """Give a scratch folder that becomes `out`; nothing is left of it where that fails."""
+    scratch = out.with_name(f"{out.name}.{os.getpid()}{SCRATCH_SUFFIX}")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a process of this number that was killed
+    try:
+        with whole_folder(out) as folder:
+            yield folder
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
 
 
 def _count_trained(data: SequenceData, cuts: SequenceCuts) -> IntArray:

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from contrastive.data.item_features import ItemFeature
-from contrastive.data.prepare_sequences import write_sequences
-from contrastive.data.sequence_dataset import SEQUENCES, SequenceDataset
+from contrastive.data.prepare_sequences import is_prepared, write_sequences
+from contrastive.data.sequence_dataset import SequenceDataset
 from contrastive.data.sequence_schema import LEAST_ACTIONS, SequenceSchema
 from contrastive.data.sequences import SequenceData
 from dlrm.data.dataset import Array, Bags, IntArray
@@ -83,11 +83,8 @@ def generate_sequences(
     """
     out, schema = Path(out), schema or SequenceSchema()
     origin = json.loads(json.dumps({"synthetic": asdict(config), "schema": asdict(schema)}))
-    if (out / SEQUENCES).is_file():
-        present = SequenceDataset(out)
-        if all(present.info.origin.get(name) == value for name, value in origin.items()):
-            return present
-        raise ValueError(f"expected no sequences or the same ones in {out}, found others; name another folder")
+    if is_prepared(out, origin):
+        return SequenceDataset(out)
     world = SyntheticWorld(config)
     return write_sequences(world.draw(), schema, out, origin, (world.describe_items(),))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from contrastive.data.prepare_sequences import prepare_sequences, sequences_identity
-from contrastive.data.sequence_dataset import SEQUENCES, SequenceDataset
+from contrastive.data.sequence_dataset import SEQUENCES, SequenceDataset, SequenceInfo
 from contrastive.data.sequence_schema import ItemColumns, SequenceSchema, SequenceSplit
 from dlrm.data.schema import CategoricalColumn
 
@@ -95,6 +96,11 @@ def test_prepared_once_and_never_over_something_else(tmp_path: Path) -> None:
     assert (out / "actions.arrow").stat().st_mtime_ns == written
     with pytest.raises(ValueError, match=r"prepared from other input \(differs in schema\); delete it"):
         prepare_sequences(SequenceSchema(min_actions=4), [file], out)
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "log.txt").write_text(file.read_text())
+    os.utime(tmp_path / "copy" / "log.txt", ns=(5, 5))
+    copied = prepare_sequences(SequenceSchema(), [tmp_path / "copy" / "log.txt"], tmp_path / "copied")
+    assert copied.fingerprint == first.fingerprint
     before = sequences_identity(SequenceSchema(), [file])
     os.utime(file, ns=(1, 1))
     assert sequences_identity(SequenceSchema(), [file]) != before
@@ -229,3 +235,22 @@ def test_cut_in_time_from_a_file(shared_data: Path, tmp_path: Path) -> None:
         ends[split] = (times.min(), times.max())
     assert ends["train"][1] < ends["valid"][0] <= ends["valid"][1] < ends["test"][0]
     assert dataset.rows("test") > 9000  # a tenth of the actions, but for new users' first ones
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, out = tmp_path / "log.txt", tmp_path / "out"
+    file.write_text("a 1 2 3 4\nb 2 3 4 5\n")
+
+    def fill_the_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SequenceInfo, "write", fill_the_disk)
+        with pytest.raises(ValueError, match=r"the disk of .*out is full"):
+            prepare_sequences(SequenceSchema(), [file], out)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
+    left = tmp_path / f"out.{os.getpid()}.tmp"  # as of a process that was killed
+    left.mkdir()
+    (left / "users.arrow").write_text("half")
+    prepare_sequences(SequenceSchema(), [file], out).verify()
+    assert not left.exists()
