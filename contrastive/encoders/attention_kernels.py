@@ -18,14 +18,15 @@ from embeddings.kernels.vectors import LANES, load, multiply_add, splat, store, 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+Chances = NDArray[np.uint16]
 
 _HIDDEN_SCORE = np.float32(-1e4)
 
 
 @compiled
 def _dot(a: Floats, at_a: int, b: Floats, at_b: int, width: int) -> Any:
-    products = splat(np.float32(0))
-    for c in range(0, width, LANES):
+    products = multiply_add(load(a, at_a), load(b, at_b), splat(np.float32(0)))
+    for c in range(LANES, width, LANES):
         products = multiply_add(load(a, at_a + c), load(b, at_b + c), products)
     return total(products)
 
@@ -42,22 +43,39 @@ def _take_softmax(scores: Floats) -> None:
 
 
 @compiled
-def _drop(weights: Floats, chances: NDArray[np.uint16], kept: int, scale: np.float32, out: Floats) -> None:
+def _drop(weights: Floats, chances: Chances, kept: np.uint16, scale: np.float32, out: Floats) -> None:
     if chances.size:
         for j in range(weights.size):
             out[j] = weights[j] * scale if chances[j] < kept else np.float32(0)
     else:
-        out[: weights.size] = weights
+        for j in range(weights.size):
+            out[j] = weights[j]
 
 
 @compiled
-def _sum_rows(weights: Floats, rows: Floats, at: int, stride: int, width: int, out: Floats, at_out: int) -> None:
-    """Writes the weighted sum of the rows that begin at `at`, `at + stride`, ..."""
-    for c in range(0, width, LANES):
-        sums = splat(np.float32(0))
-        for j in range(weights.size):
-            sums = multiply_add(splat(weights[j]), load(rows, at + j * stride + c), sums)
-        store(out, at_out + c, sums)
+def _sum_rows(
+    weights: Floats,
+    at_weight: int,
+    weight_stride: int,
+    count: int,
+    rows: Floats,
+    at_row: int,
+    row_stride: int,
+    width: int,
+    out: Floats,
+    at_out: int,
+) -> None:
+    """Writes the weighted sum of `count` rows, which lie `row_stride` apart as their weights do `weight_stride`."""
+    for c in range(0, width, 2 * LANES):
+        # The last register of an odd number of them is computed twice rather than in a loop of its own.
+        p, q = at_row + c, at_row + min(c + LANES, width - LANES)
+        first, second = splat(np.float32(0)), splat(np.float32(0))
+        for j in range(count):
+            weight = splat(weights[at_weight + j * weight_stride])
+            first = multiply_add(weight, load(rows, p + j * row_stride), first)
+            second = multiply_add(weight, load(rows, q + j * row_stride), second)
+        store(out, at_out + c, first)
+        store(out, at_out + min(c + LANES, width - LANES), second)
 
 
 @compiled
@@ -69,8 +87,8 @@ def attend(
     hidden: Flags,
     heads: int,
     dim: int,
-    chances: NDArray[np.uint16],
-    kept: int,
+    chances: Chances,
+    kept: np.uint16,
     scale: np.float32,
     weights: Floats,
     out: Floats,
@@ -113,7 +131,7 @@ def attend(
                 _take_softmax(row)
                 _drop(row, chances[pair : pair + seen], kept, scale, dropped)
                 target = (start + i) * dim + head * width
-                _sum_rows(dropped[:seen], projected, at + 2 * dim, stride, width, out, target)
+                _sum_rows(dropped, 0, 1, seen, projected, at + 2 * dim, stride, width, out, target)
 
 
 @compiled
@@ -124,8 +142,8 @@ def attend_gradient(
     unmasked: Flags,
     heads: int,
     dim: int,
-    chances: NDArray[np.uint16],
-    kept: int,
+    chances: Chances,
+    kept: np.uint16,
     scale: np.float32,
     weights: Floats,
     gradient: Floats,
@@ -137,9 +155,8 @@ def attend_gradient(
     width, stride = dim // heads, 3 * dim
     shrink = np.float32(1 / np.sqrt(width))
     longest = np.max(starts[first + 1 : last + 1] - starts[first:last])
-    # Of each key, what each query's score and output get from it: [key, query].
+    # What each query gives to the gradients of the keys and values it sees: [query, key].
     scores, shares = np.empty(longest * longest, np.float32), np.empty(longest * longest, np.float32)
-    row, dropped = np.empty(longest, np.float32), np.empty(longest, np.float32)
     for history in range(first, last):
         start, length = starts[history], starts[history + 1] - starts[history]
         for head in range(heads):
@@ -147,22 +164,27 @@ def attend_gradient(
             for i in range(length):
                 seen = length if unmasked[history] else i + 1
                 pair = pairs[history] + (head * length + i) * length
-                attention = weights[pair : pair + seen]
+                attention, chance = weights[pair : pair + seen], chances[pair : pair + seen]
+                row = scores[i * length : i * length + seen]
                 for j in range(seen):
                     row[j] = _dot(gradient, at_gradient + i * dim, projected, at + 2 * dim + j * stride, width)
-                _drop(row[:seen], chances[pair : pair + seen], kept, scale, row)
-                _drop(attention, chances[pair : pair + seen], kept, scale, dropped)
-                mean = np.float32(0)
-                for j in range(seen):
-                    mean += attention[j] * row[j]
-                for j in range(seen):
-                    row[j] = attention[j] * (row[j] - mean) * shrink
-                    scores[j * length + i] = row[j]
-                    shares[j * length + i] = dropped[j]
-                _sum_rows(row[:seen], projected, at + dim, stride, width, out, at + i * stride)
+                _drop(row, chance, kept, scale, row)
+                _drop(attention, chance, kept, scale, shares[i * length : i * length + seen])
+                _take_softmax_gradient(attention, row, shrink)
+                _sum_rows(scores, i * length, 1, seen, projected, at + dim, stride, width, out, at + i * stride)
             for j in range(length):
                 i = 0 if unmasked[history] else j
-                seers = slice(j * length + i, (j + 1) * length)
-                target = at + j * stride
-                _sum_rows(scores[seers], projected, at + i * stride, stride, width, out, target + dim)
-                _sum_rows(shares[seers], gradient, at_gradient + i * dim, dim, width, out, target + 2 * dim)
+                pair, seers, target = i * length + j, length - i, at + j * stride
+                _sum_rows(scores, pair, length, seers, projected, at + i * stride, stride, width, out, target + dim)
+                _sum_rows(
+                    shares, pair, length, seers, gradient, at_gradient + i * dim, dim, width, out, target + 2 * dim
+                )
+
+
+@compiled
+def _take_softmax_gradient(attention: Floats, row: Floats, shrink: np.float32) -> None:
+    mean = np.float32(0)
+    for j in range(row.size):
+        mean += attention[j] * row[j]
+    for j in range(row.size):
+        row[j] = attention[j] * (row[j] - mean) * shrink

@@ -19,29 +19,27 @@ from contrastive.encoders.dropout_kernels import LEVELS, drop, fill_words
 
 
 class Chances(NamedTuple):
-    """What decides on each of `size` numbers: kept if below `kept`, and then scaled up.
+    """What decides which numbers are kept: those whose chance, of 65,536, is below `kept`.
 
-    The share that is dropped is rounded to 1 / 65,536, and the scale is that of the rounded share.
+    The share that is dropped is rounded to 1 / 65,536, and `scale` is that of the rounded share.
     """
 
     key: int
-    kept: int
+    kept: np.uint16
+    scale: np.float32
 
     @classmethod
     def draw(cls, share: float) -> Chances:
         """Draw a key from torch's generator; without a share to drop, from nowhere."""
         if not share:
-            return cls(0, LEVELS)
-        return cls(int(torch.empty((), dtype=torch.int64).random_()), max(1, round((1 - share) * LEVELS)))
-
-    @property
-    def scale(self) -> np.float32:
-        """Factor of what is kept."""
-        return np.float32(LEVELS / self.kept)
+            return cls(0, np.uint16(0), np.float32(1))
+        kept = min(max(1, round((1 - share) * LEVELS)), LEVELS - 1)
+        key = int(torch.empty((), dtype=torch.int64).random_())
+        return cls(key, np.uint16(kept), np.float32(LEVELS / kept))
 
     def numbers(self, size: int) -> NDArray[np.uint16]:
         """Give at least `size` numbers below LEVELS; none where all is kept."""
-        words = np.empty(-(-size // 4) if self.kept < LEVELS else 0, np.uint64)
+        words = np.empty(-(-size // 4) if self.kept else 0, np.uint64)
         fill_words(np.uint64(self.key), words)
         return words.view(np.uint16)
 

@@ -31,7 +31,7 @@ def fill_words(key: np.uint64, words: NDArray[np.uint64]) -> None:
 def drop(
     x: NDArray[np.float32],
     chances: NDArray[np.uint16],
-    kept: int,
+    kept: np.uint16,
     scale: np.float32,
     out: NDArray[np.float32],
 ) -> None:
@@ -40,7 +40,7 @@ def drop(
     Args:
         x: [n].
         chances: [n] or more.
-        kept: Of LEVELS.
+        kept: Of LEVELS; of the chances' own type, for the loop to become vectors.
         scale: The kept ones' factor.
         out: [n], written.
     """

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from contrastive.encoders import attention_kernels, last_attention_kernels
 from contrastive.encoders.dropout import Chances
@@ -51,8 +50,8 @@ class _Attend(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
         (projected,) = ctx.saved_tensors
         out = torch.empty_like(projected, memory_format=torch.contiguous_format)
         arguments = _flat(projected), *ctx.where, *ctx.how, _flat(gradient), _flat(out)
@@ -76,14 +75,23 @@ class _AttendFromLast(torch.autograd.Function):
         return sums, mass
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, mass_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
         dim = ctx.how[1]
         queries, vectors = torch.empty(gradient.shape), torch.empty(len(ctx.arrays[1]) // dim, dim)
         given = _flat(gradient), _flat(mass_gradient)
         arguments = *ctx.arrays, ctx.layout.starts, *ctx.how, *given, _flat(queries), _flat(vectors)
         run_on_histories(partial(last_attention_kernels.attend_from_last_gradient, *arguments), ctx.layout)
         return queries, vectors, None, None
+
+
+def _refuse_second_derivative() -> None:
+    # torch's own `once_differentiable` is silent, and the derivative wrong, where `torch.autograd.grad` is asked for
+    # some tensors: the node that would raise is on the way to none of them.
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "encoder: expected kernels with second derivatives, got compiled ones; set --encoder.kernels torch"
+        )
 
 
 def _hidden(layout: Layout) -> Any:

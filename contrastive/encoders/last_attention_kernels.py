@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from contrastive.encoders.attention_kernels import Flags, Floats, Integers
+from contrastive.encoders.attention_kernels import Chances, Flags, Floats, Integers
 from embeddings.kernels.compiled import compiled
 from embeddings.kernels.vectors import LANES, load, multiply_add, splat, store, total
 
@@ -21,8 +20,8 @@ def attend_from_last(
     hidden: Flags,
     heads: int,
     dim: int,
-    chances: NDArray[np.uint16],
-    kept: int,
+    chances: Chances,
+    kept: np.uint16,
     scale: np.float32,
     weights: Floats,
     out: Floats,
@@ -88,8 +87,8 @@ def attend_from_last_gradient(
     starts: Integers,
     heads: int,
     dim: int,
-    chances: NDArray[np.uint16],
-    kept: int,
+    chances: Chances,
+    kept: np.uint16,
     scale: np.float32,
     weights: Floats,
     gradient: Floats,
