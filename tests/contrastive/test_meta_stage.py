@@ -1,0 +1,77 @@
+"""A whole model takes the second-order meta step: through real encoders, its tables and weights as they were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from contrastive.augmenters import Augmenters
+from contrastive.encoders.build import build_encoder
+from contrastive.encoders.encoder_config import EncoderConfig
+from contrastive.mclrec_config import MclrecConfig
+from contrastive.mclrec_losses import HiddenStates, stage_loss
+from contrastive.meta_stage import second_order_stage
+from contrastive.model import ITEM, SequenceModel
+from contrastive.sequence_batch import Histories, SequenceBatch
+from embeddings import RowAdam, TableConfig
+
+NUM_ITEMS, DIM = 11, 32
+
+
+def build(kind: str, kernels: str = "torch") -> SequenceModel:
+    torch.manual_seed(3)
+    config = EncoderConfig(kind=kind, inner=16, gru_width=8, dropout=0.0, attention_dropout=0.0, kernels=kernels)
+    table = TableConfig(name=ITEM, num_rows=NUM_ITEMS + 1, dim=DIM, optimizer=RowAdam(learning_rate=0.1))
+    return SequenceModel([table], build_encoder(config, DIM, 6), Augmenters(DIM, (6, 4)))
+
+
+def draw_batch() -> SequenceBatch:
+    generator = torch.Generator().manual_seed(4)
+
+    def draw_histories() -> Histories:
+        lengths = torch.tensor([3, 1, 5, 2])
+        return Histories(torch.randint(0, NUM_ITEMS + 1, (int(lengths.sum()),), generator=generator), lengths)
+
+    history, *views = (draw_histories() for _ in range(3))
+    ids = torch.arange(NUM_ITEMS + 1)
+    return SequenceBatch(
+        sparse=KeyedJaggedTensor([ITEM], ids, lengths=torch.tensor([len(ids)])),
+        history=history,
+        views=tuple(views),
+        targets=torch.tensor([4, 9, 1, 2]),
+        users=torch.arange(4),
+        rows=torch.arange(4),
+    )
+
+
+def gradients(model: SequenceModel, batch: SequenceBatch, rate: float) -> torch.Tensor:
+    config = MclrecConfig(beta=0.5, lambda_=0.1, second_order=True, virtual_rate=rate)
+    second_order_stage(model, batch, config).loss.backward()
+    return torch.cat([weight.grad.flatten() for weight in model.augmenters.parameters()])
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "bsarec", "gru4rec"])
+def test_encoders_can_be_stepped_through(kind: str) -> None:
+    model, batch = build(kind), draw_batch()
+    before = {name: part.clone() for name, part in model.state_dict().items()}
+    through_step = gradients(model, batch, 0.5)
+    assert all(torch.equal(part, before[name]) for name, part in model.state_dict().items())
+    assert all(weight.grad is None for weight in model.encoder.parameters())
+
+    model.zero_grad()
+    unmoved = gradients(model, batch, 1e-9)
+    model.zero_grad()
+    with torch.no_grad():
+        rows = model.rows(batch)
+        hidden = HiddenStates(None, model.encode(rows, *batch.views))
+    config = MclrecConfig(beta=0.5, lambda_=0.1)
+    stage_loss("augmenters", hidden, rows, batch.targets, model.augmenters, config).loss.backward()
+    first_order = torch.cat([weight.grad.flatten() for weight in model.augmenters.parameters()])
+    torch.testing.assert_close(unmoved, first_order, rtol=1e-4, atol=1e-6)
+    assert (through_step - first_order).norm() > 1e-3 * first_order.norm()
+
+
+def test_kernels_without_second_derivatives_are_told() -> None:
+    with pytest.raises(RuntimeError, match=r"--encoder.kernels torch"):
+        gradients(build("sasrec", "auto"), draw_batch(), 0.5)
