@@ -48,6 +48,9 @@ class Crop:
 
     ratio: float = 0.5
 
+    def __post_init__(self) -> None:
+        _check_ratio(self, self.ratio, 0.0 <= self.ratio < 1.0, "in [0, 1)")
+
     def __call__(self, histories: Ragged, draws: Draws) -> Ragged:
         """See `Augmentation`."""
         counts = np.maximum(_share(histories.lengths, 1 - self.ratio), 1)
@@ -64,6 +67,9 @@ class Mask:
     """
 
     ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_ratio(self, self.ratio, 0.0 <= self.ratio < 1.0, "in [0, 1)")
 
     def __call__(self, histories: Ragged, draws: Draws) -> Ragged:
         """See `Augmentation`."""
@@ -85,6 +91,9 @@ class Reorder:
 
     ratio: float = 0.8
 
+    def __post_init__(self) -> None:
+        _check_ratio(self, self.ratio, 0.0 <= self.ratio <= 1.0, "in [0, 1]")
+
     def __call__(self, histories: Ragged, draws: Draws) -> Ragged:
         """See `Augmentation`."""
         counts = _share(histories.lengths, self.ratio)
@@ -93,6 +102,11 @@ class Reorder:
         items = histories.items.copy()
         items[window] = items[_shuffle(window, counts, draws.fork(0))]
         return Ragged(items, histories.lengths)
+
+
+def _check_ratio(operator: object, ratio: float, is_fine: bool, expected: str) -> None:
+    if not is_fine:
+        raise ValueError(f"{type(operator).__name__}: expected a ratio {expected}, got {ratio}")
 
 
 def _share(lengths: IntArray, ratio: float) -> IntArray:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +14,6 @@ from dlrm.data.cells import BadCell, to_ids
 from dlrm.data.dataset import Array, Bags, IntArray
 from dlrm.data.schema import FIRST_ID_ROW, MISSING_ROW, OUT_OF_VOCABULARY_ROW, CategoricalColumn
 from dlrm.data.tabular import ID_TYPE
-from dlrm.data.vocabulary import find_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +24,7 @@ class ItemFeature:
         name: of the feature.
         num_rows: of its table.
         bags: rows of the table for each id of an item, 0 ... num_items; that of PAD is empty.
-        values: texts of rows 2, 3, ...; empty where they are found by hashing.
+        values: texts of rows 2, 3, ...
     """
 
     name: str
@@ -36,16 +33,13 @@ class ItemFeature:
     values: tuple[str, ...]
 
 
-def read_item_features(
-    columns: ItemColumns, sources: Sequence[Path | str], items: pa.LargeStringArray
-) -> tuple[tuple[ItemFeature, ...], int]:
+def read_item_features(columns: ItemColumns, items: pa.LargeStringArray) -> tuple[tuple[ItemFeature, ...], int]:
     """Read the features of the catalogue's items; also return how many of them the files do not have.
 
     Items of the files that nobody acted upon are passed over.
 
     Args:
-        columns: what the files hold.
-        sources: files, folders or globs.
+        columns: the files, and what they hold.
         items: names of the catalogue, in the order of ids from 1.
 
     Raises:
@@ -65,7 +59,7 @@ def read_item_features(
         return [_Cells.of(ids[ids > 0], here.column(column.name), column) for column in columns.features]
 
     assert columns.format is not None
-    tables = list(each_table(columns.format, sources, types, take))
+    tables = list(each_table(columns.format, columns.files, types, take))
     features = tuple(
         _encode(column, [cells[index] for cells in tables], len(items)) for index, column in enumerate(columns.features)
     )
@@ -87,11 +81,12 @@ def _place(name: str | None, row: int, column: str, seen: set[str], number: dict
 
 
 class _Cells(NamedTuple):
-    """Values of one column: item items[i] has the value of key keys[i], or none where absent[i]."""
+    """Values of one column: item items[i] has the value of key keys[i], or none where absent[i]; `given` has a row."""
 
     items: IntArray
     keys: IntArray
     absent: Array
+    given: IntArray
     texts: dict[int, str]
 
     @staticmethod
@@ -101,24 +96,19 @@ class _Cells(NamedTuple):
         items = np.repeat(ids, np.diff(bags.offsets))
         keys = np.append(part.keys, np.uint64(0))[bags.values]  # the last one for code -1
         texts = dict(zip(part.keys.tolist(), part.values.to_pylist(), strict=True))
-        return _Cells(items, keys, bags.values < 0, texts)
+        return _Cells(items, keys, bags.values < 0, ids, texts)
 
 
 def _encode(column: CategoricalColumn, parts: list[_Cells], num_items: int) -> ItemFeature:
     """Give values rows of a table, the most frequent first, and each item its bag; items without a row have row 1."""
-    items, keys, absent = (np.concatenate([part[place] for part in parts]) for place in range(3))
-    values: tuple[str, ...] = ()
-    if column.ids == "hash":
-        rows = find_rows(column, Path(), keys)
-    else:
-        rows, values = _number(column, keys, absent, {key: text for part in parts for key, text in part.texts.items()})
+    items, keys, absent, given = (np.concatenate([part[place] for part in parts]) for place in range(4))
+    rows, values = _number(column, keys, absent, {key: text for part in parts for key, text in part.texts.items()})
     rows[absent] = MISSING_ROW
-    others = np.setdiff1d(np.arange(1, num_items + 1), items)
+    others = np.setdiff1d(np.arange(1, num_items + 1), given)
     items, rows = np.concatenate([items, others]), np.concatenate([rows, np.full(len(others), MISSING_ROW)])
     offsets = np.concatenate([[0], np.cumsum(np.bincount(items, minlength=num_items + 1))])
     bags = Bags(offsets=offsets, values=rows[np.argsort(items, kind="stable")])
-    num_rows = column.num_rows if column.ids == "hash" else None
-    return ItemFeature(name=column.name, num_rows=num_rows or FIRST_ID_ROW + len(values), bags=bags, values=values)
+    return ItemFeature(name=column.name, num_rows=FIRST_ID_ROW + len(values), bags=bags, values=values)
 
 
 def _number(
@@ -128,7 +118,6 @@ def _number(
     known, counts = np.unique(keys[~absent], return_counts=True)
     named = [(-int(count), texts[int(key)], key) for key, count in zip(known, counts, strict=True)]
     kept = sorted(value for value in named if -value[0] >= column.min_count)
-    kept = kept[: None if column.num_rows is None else column.num_rows - FIRST_ID_ROW]
     row_of = {int(key): row for row, (_, _, key) in enumerate(kept, start=FIRST_ID_ROW)}
     rows = np.array([row_of.get(int(key), OUT_OF_VOCABULARY_ROW) for key in keys], dtype=np.int64)
     return rows, tuple(text for _, text, _ in kept)

@@ -32,9 +32,9 @@ class NegativesConfig:
 
     def __post_init__(self) -> None:
         if self.count < (least := 0 if self.in_batch else 1):
-            raise ValueError(f"--negatives.count: expected at least {least}, got {self.count}")
+            raise ValueError(f"--sequence.negatives: expected at least {least}, got {self.count}")
         if not 0 <= self.power <= 2:
-            raise ValueError(f"--negatives.power: expected 0 to 2, got {self.power}")
+            raise ValueError(f"--sequence.negatives-power: expected 0 to 2, got {self.power}")
 
 
 class NegativeSampler:

@@ -50,9 +50,7 @@ ORIGIN = "prepared_from.json"
 PACKED = (".gz", ".zst")
 
 
-def prepare_sequences(
-    schema: SequenceSchema, sources: Sequence[Path | str], out: Path | str, items: Sequence[Path | str] = ()
-) -> SequenceDataset:
+def prepare_sequences(schema: SequenceSchema, sources: Sequence[Path | str], out: Path | str) -> SequenceDataset:
     """Read sequences, divide them, and write the folder that runs open; or open it if that has been done already.
 
     What is left out of training is told on stderr.
@@ -61,34 +59,31 @@ def prepare_sequences(
         schema: how the files are written, and what is held out.
         sources: files, folders or globs.
         out: the folder to write.
-        items: files of items, where the schema has `items`.
 
     Raises:
         ValueError: the files do not fit the schema (file and line are named), or `out` holds something else.
     """
     out = Path(out)
-    schema = _complete(schema, sources, items)
-    origin = _describe_origin(schema, sources, items)
+    schema = _complete(schema, sources)
+    origin = _describe_origin(schema, sources)
     if is_prepared(out, origin):
         return SequenceDataset(out)
     is_lines = schema.format == "lines"
     data = read_lines(sources, schema.num_items) if is_lines else read_actions(schema, sources)
-    features, unknown = read_item_features(schema.items, items, data.items) if schema.items else ((), 0)
+    features, unknown = read_item_features(schema.items, data.items) if schema.items.files else ((), 0)
     dataset = write_sequences(data, schema, out, origin, features)
     if unknown:
-        _warn(f"{unknown:,} of {data.num_items:,} items are not in the file of items; their features are absent")
+        _warn(f"{unknown:,} of {data.num_items:,} items are not in the files of items; their features are absent")
     return dataset
 
 
-def sequences_identity(
-    schema: SequenceSchema, sources: Sequence[Path | str], items: Sequence[Path | str] = ()
-) -> Mapping[str, Any]:
+def sequences_identity(schema: SequenceSchema, sources: Sequence[Path | str]) -> Mapping[str, Any]:
     """Return all that `prepare_sequences` takes for its input, for the name of a folder: it follows every change.
 
     Raises:
         ValueError: a file is absent.
     """
-    return _describe_origin(_complete(schema, sources, items), sources, items)
+    return _describe_origin(_complete(schema, sources), sources)
 
 
 def write_sequences(
@@ -138,17 +133,15 @@ def write_sequences(
     return SequenceDataset(out)
 
 
-def _complete(schema: SequenceSchema, sources: Sequence[Path | str], items: Sequence[Path | str]) -> SequenceSchema:
-    if (schema.items is None) != (not items):
-        wanted, got = ("a file of items", "none") if schema.items else ("no file of items", "one")
-        raise ValueError(f"expected {wanted}, as the schema has {'' if schema.items else 'no '}`items`, got {got}")
+def _complete(schema: SequenceSchema, sources: Sequence[Path | str]) -> SequenceSchema:
     if schema.format is None:
         schema = replace(schema, format=_guess_format(sources))
-    if schema.items is not None and schema.items.format is None:
-        guessed = _guess_format(items)
+    items = schema.items
+    if items.files and items.format is None:
+        guessed = _guess_format(items.files)
         if guessed == "lines" or guessed == "movielens":
-            raise ValueError(f"expected a .csv, .tsv or .parquet file of items, got {items[0]}; set items.format")
-        schema = replace(schema, items=replace(schema.items, format=guessed))
+            raise ValueError(f"expected .csv, .tsv or .parquet files of items, got {items.files[0]}; convert them")
+        schema = replace(schema, items=replace(items, format=guessed))
     return schema
 
 
@@ -164,17 +157,17 @@ def _guess_format(sources: Sequence[Path | str]) -> SequenceFormat:
     return "lines"
 
 
-def _describe_origin(
-    schema: SequenceSchema, sources: Sequence[Path | str], items: Sequence[Path | str]
-) -> dict[str, Any]:
+def _describe_origin(schema: SequenceSchema, sources: Sequence[Path | str]) -> dict[str, Any]:
     """Return what the result depends on; files are known by name, size and time of change, so that folders may move."""
     files = [*_list_files(schema.format or "lines", sources)]
-    if schema.items is not None:
-        files += _list_files(schema.items.format or "csv", items)
+    if schema.items.files:
+        files += _list_files(schema.items.format or "csv", schema.items.files)
     states = [(file, file.stat()) for file in files]
+    described = asdict(schema)
+    del described["items"]["files"]
     origin = {
         "format_version": FORMAT_VERSION,
-        "schema": asdict(schema),
+        "schema": described,
         "files": [[file.name, state.st_size, state.st_mtime_ns] for file, state in states],
     }
     as_read: dict[str, Any] = json.loads(json.dumps(origin))

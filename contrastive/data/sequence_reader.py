@@ -65,7 +65,7 @@ class SequenceReader:
         if not dataset.rows(split):
             raise ValueError(f"expected samples in the split '{split}' of {dataset.folder}, got none; check the source")
         if max_length < 1:
-            raise ValueError(f"--model.max-length: expected at least 1, got {max_length}")
+            raise ValueError(f"--sequence.max-length: expected at least 1, got {max_length}")
         self.dataset, self.split, self.shuffle, self.seed, self.max_length = dataset, split, shuffle, seed, max_length
         self.num_rows = dataset.rows(split)
         self.augment, self.skip_unseen = augment, skip_unseen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dlrm.data.schema import CategoricalColumn, SourceFormat
+from dlrm.data.schema import CategoricalColumn
 
 SequenceFormat = Literal["lines", "csv", "tsv", "parquet", "movielens"]
 LEAST_ACTIONS = 3
@@ -34,40 +34,63 @@ class SequenceSplit:
 
     def __post_init__(self) -> None:
         if (self.valid_from is None) != (self.test_from is None):
-            raise ValueError("split: expected both valid_from and test_from, or neither, got one; give the other, too")
+            raise ValueError(
+                "--schema.split: expected both valid_from and test_from, or neither, got one; give the other, too"
+            )
         if self.valid_from is not None and self.test_from is not None and self.valid_from > self.test_from:
             raise ValueError(
-                f"split: expected valid_from <= test_from, got {self.valid_from} and {self.test_from}; swap them"
+                f"--schema.split: expected valid_from <= test_from, got {self.valid_from} and {self.test_from}; swap them"
             )
         if min(self.valid, self.test) < 0 or self.valid + self.test >= 1:
             raise ValueError(
-                f"split: expected valid >= 0, test >= 0 and valid + test < 1, got {self.valid} and {self.test}"
+                f"--schema.split: expected valid >= 0, test >= 0 and valid + test < 1, got {self.valid} and {self.test}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemColumns:
-    """A file of items, one row each, whose columns become features beside the item's own row.
+    """Files of items, a row each, whose columns become features beside the item's own row.
 
     Attributes:
-        features: its columns; rows 0 and 1 of their tables are for values out of vocabulary and absent ones.
-        item: the column of the item's name.
-        format: how the file is written; None goes by its ending.
+        files: files, folders or globs; none, and there are no features.
+        item: column of the item's name.
+        columns: features with one value per item; rows 0 and 1 of their tables are for rare and for absent values.
+        lists: features with any number of values per item: list columns, or text split at `separator`.
+        separator: between the values of a text.
+        min_count: values of fewer items share row 0.
+        format: how the files are written; None goes by their ending.
     """
 
-    features: tuple[CategoricalColumn, ...]
+    files: tuple[str, ...] = ()
     item: str = "item"
-    format: SourceFormat | None = None
+    columns: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+    separator: str = "|"
+    min_count: int = 2
+    format: Literal["csv", "tsv", "parquet"] | None = None
 
     def __post_init__(self) -> None:
-        names = [column.name for column in self.features]
-        if not names:
-            raise ValueError("items: expected at least one column of features, got none")
-        if len(set(names)) < len(names) or {"item", self.item, "train_count"} & set(names):
+        names = (*self.columns, *self.lists)
+        if bool(self.files) != bool(names):
+            got = "files alone" if self.files else f"{', '.join(names)} alone"
+            raise ValueError(f"--schema.items: expected files, and columns or lists of them, got {got}; name both")
+        if len(set(names)) < len(names) or {"item", "train_count", self.item} & set(names):
             raise ValueError(
-                f"items: expected each column once, and none of 'item', 'train_count' and '{self.item}' among the "
-                f"features, got {', '.join(names)}; rename one"
+                f"--schema.items.columns: expected each once, and none of 'item', 'train_count' and '{self.item}', "
+                f"got {', '.join(names)}; rename one"
             )
+        if not self.separator:
+            raise ValueError("--schema.items.separator: expected some text, got nothing")
+
+    @property
+    def features(self) -> tuple[CategoricalColumn, ...]:
+        """The columns as features."""
+        single = (CategoricalColumn(name=name, min_count=self.min_count) for name in self.columns)
+        listed = (
+            CategoricalColumn(name=name, min_count=self.min_count, is_list=True, separator=self.separator)
+            for name in self.lists
+        )
+        return (*single, *listed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +107,7 @@ class SequenceSchema:
         label_threshold: of the label.
         min_actions: users with fewer are neither learned nor tested; they keep their place, and can be recommended to.
         num_items: of the catalogue, with `lines`; None takes the largest number that occurs.
-        items: what the file of items holds, if there is one.
+        items: what else is known of items.
         split: what is held out.
     """
 
@@ -96,17 +119,17 @@ class SequenceSchema:
     label_threshold: float | None = None
     min_actions: int = LEAST_ACTIONS
     num_items: int | None = None
-    items: ItemColumns | None = None
+    items: ItemColumns = ItemColumns()
     split: SequenceSplit = SequenceSplit()
 
     def __post_init__(self) -> None:
         if self.min_actions < LEAST_ACTIONS:
             raise ValueError(
-                f"min_actions: expected at least {LEAST_ACTIONS} (one each to learn, to validate and to test), got "
+                f"--schema.min-actions: expected at least {LEAST_ACTIONS} (one each to learn, to validate and to test), got "
                 f"{self.min_actions}"
             )
         if self.num_items is not None and self.num_items < 1:
-            raise ValueError(f"num_items: expected at least 1, got {self.num_items}")
+            raise ValueError(f"--schema.num-items: expected at least 1, got {self.num_items}")
         names = [name for name in (self.user, self.item, self.time, self.label) if name is not None]
         if len(set(names)) < len(names):
-            raise ValueError(f"schema: expected different columns as user, item, time, label, got {', '.join(names)}")
+            raise ValueError(f"--schema: expected different columns as user, item, time, label, got {', '.join(names)}")

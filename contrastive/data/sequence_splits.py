@@ -40,7 +40,9 @@ def cut_sequences(data: SequenceData, schema: SequenceSchema) -> SequenceCuts:
     if schema.split.by == "leave-one-out":
         cuts = _leave_one_out(data.lengths, enough)
     elif data.times is None:
-        raise ValueError("split.by = 'time' expects a column of times, got none; set `time`, or leave one out")
+        raise ValueError(
+            "--schema.split.by time: expected times of the actions, got none; name their column by --schema.time"
+        )
     else:
         cuts = _cut_by_time(data, data.times, schema.split, enough)
     _check_parts(data, cuts, schema)
@@ -110,6 +112,6 @@ def _check_parts(data: SequenceData, cuts: SequenceCuts, schema: SequenceSchema)
     enough = int((data.lengths >= schema.min_actions).sum())
     cure = "change valid_from and test_from, or the shares" if by_time else "users of four actions and more train"
     raise ValueError(
-        f"split: expected samples in every part, got train {counts[TRAIN]}, valid {counts[VALID]}, test {counts[TEST]} "
+        f"--schema.split: expected samples in every part, got train {counts[TRAIN]}, valid {counts[VALID]}, test {counts[TEST]} "
         f"from {len(data.users)} users, {enough} of whom have {schema.min_actions} actions or more; {cure}"
     )

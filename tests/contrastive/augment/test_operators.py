@@ -108,3 +108,18 @@ def test_rounding_is_that_of_the_published_code() -> None:
     assert len(as_lists(Crop()(two, Draws.of(0, np.arange(1))))[0]) == 1
     assert as_lists(Mask()(two, Draws.of(0, np.arange(1))))[0].count(PAD) == 1
     assert as_lists(Reorder()(two, Draws.of(0, np.arange(1))))[0] == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("operator", "ratio", "expected"),
+    [(Crop, 1.0, r"in \[0, 1\), got 1\.0"), (Mask, -0.1, r"in \[0, 1\)"), (Reorder, 1.1, r"in \[0, 1\], got 1\.1")],
+)
+def test_shares_that_cannot_be(operator: type[Crop | Mask | Reorder], ratio: float, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"{operator.__name__}: expected a ratio {expected}"):
+        operator(ratio)
+
+
+@pytest.mark.parametrize("operator", [Crop(0.0), Mask(0.0), Reorder(0.0)])
+def test_a_share_of_nothing_changes_nothing(operator: Augmentation) -> None:
+    lists = [[3, 1], [5, 5, 2, 9]]
+    assert as_lists(operator(ragged(lists), Draws.of(1, np.arange(2)))) == lists

@@ -74,9 +74,9 @@ def test_one_stream_for_each_seed_and_position(dataset: SequenceDataset) -> None
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"count": 0, "in_batch": False}, r"--negatives\.count: expected at least 1, got 0"),
-        ({"count": -1}, r"--negatives\.count: expected at least 0, got -1"),
-        ({"power": -1.0}, r"--negatives\.power: expected 0 to 2, got -1"),
+        ({"count": 0, "in_batch": False}, r"--sequence\.negatives: expected at least 1, got 0"),
+        ({"count": -1}, r"--sequence\.negatives: expected at least 0, got -1"),
+        ({"power": -1.0}, r"--sequence\.negatives-power: expected 0 to 2, got -1"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, float], message: str) -> None:

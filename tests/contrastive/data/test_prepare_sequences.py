@@ -16,7 +16,6 @@ import pytest
 from contrastive.data.prepare_sequences import prepare_sequences, sequences_identity
 from contrastive.data.sequence_dataset import SEQUENCES, SequenceDataset, SequenceInfo
 from contrastive.data.sequence_schema import ItemColumns, SequenceSchema, SequenceSplit
-from dlrm.data.schema import CategoricalColumn
 
 SEQUENCE = [[4, 2, 5, 1, 3], [1, 2, 3], [5, 5], [2, 9, 2, 9, 7, 8]]
 
@@ -164,30 +163,26 @@ def test_rows_of_actions_with_features_of_items(tmp_path: Path, kind: str, capsy
     else:
         pq.write_table(table, file)
     (tmp_path / "items.csv").write_text("item,brand,tags\ny,B,red|blue\nx,A,red\nother,B,green\nz,A,\n")
-    features = (
-        CategoricalColumn(name="brand", min_count=1),
-        CategoricalColumn(name="tags", min_count=2, is_list=True, separator="|"),
-    )
-    schema = SequenceSchema(time="time", items=ItemColumns(features=features))
-    source = file.parent if kind == "folder" else file
+    items = tmp_path / "items.csv"
     if kind == "folder":
-        (tmp_path / "items.csv").rename(tmp_path.parent / f"{tmp_path.name}-items.csv")
-    items = tmp_path / "items.csv" if kind != "folder" else tmp_path.parent / f"{tmp_path.name}-items.csv"
-    dataset = prepare_sequences(schema, [source], tmp_path / "out", items=[items])
+        items = items.rename(tmp_path.parent / f"{tmp_path.name}-items.csv")
+    columns = ItemColumns(files=(str(items),), columns=("brand",), lists=("tags",))
+    source = file.parent if kind == "folder" else file
+    dataset = prepare_sequences(SequenceSchema(time="time", items=columns), [source], tmp_path / "out")
     assert [dataset.item_name(item) for item in range(1, 5)] == ["x", "y", "z", "w"]
     assert dataset.times is not None
     assert dataset.times.tolist() == [1, 2, 3, 4, 1, 2, 3, 4, 5]
-    assert [(side.name, side.num_rows) for side in dataset.info.sides] == [("brand", 4), ("tags", 3)]
-    assert [feature.num_rows for feature in dataset.info.features] == [5, 4, 3]
+    assert [(side.name, side.num_rows) for side in dataset.info.sides] == [("brand", 3), ("tags", 3)]
+    assert [feature.num_rows for feature in dataset.info.features] == [5, 3, 3]
 
     def rows(name: str) -> list[list[int]]:
         bags = dataset.sides[name]
         return [part.tolist() for part in np.split(bags.values, bags.offsets[1:-1])]
 
-    # A is of two items, B of one: rows 2 and 3; of the tags only 'red' is of two items; w is not in the file
-    assert rows("brand") == [[], [2], [3], [2], [1]]
+    # of the catalogue, two items have brand A and tag 'red'; others are of one; w is not in the file
+    assert rows("brand") == [[], [2], [0], [2], [1]]
     assert rows("tags") == [[], [2], [2, 0], [1], [1]]
-    assert "1 of 4 items are not in the file of items; their features are absent" in capsys.readouterr().err
+    assert "1 of 4 items are not in the files of items; their features are absent" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -201,26 +196,52 @@ def test_rows_of_actions_with_features_of_items(tmp_path: Path, kind: str, capsy
 def test_what_is_wrong_with_items_is_told_with_its_place(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "log.csv").write_text("user,item\n" + "".join(f"a,{item}\n" for item in "xyzw"))
     (tmp_path / "items.csv").write_text(text)
-    schema = SequenceSchema(items=ItemColumns(features=(CategoricalColumn(name="brand", min_count=1),)))
+    schema = SequenceSchema(items=ItemColumns(files=(str(tmp_path / "items.csv"),), columns=("brand",)))
     with pytest.raises(ValueError, match=message):
-        prepare_sequences(schema, [tmp_path / "log.csv"], tmp_path / "out", items=[tmp_path / "items.csv"])
+        prepare_sequences(schema, [tmp_path / "log.csv"], tmp_path / "out")
 
 
-def test_hashed_features_and_items_of_no_known_form(tmp_path: Path) -> None:
+def test_rows_of_features_go_by_frequency(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("a 1 2 3 4 5 6\n")
+    table = pa.table({"item": [1, 2, 3, 4, 6], "tags": [["b", "a"], ["c"], ["c", "b", "c"], [], None]})
+    pq.write_table(table, tmp_path / "items.parquet")
+    columns = ItemColumns(files=(str(tmp_path / "items.parquet"),), lists=("tags",), min_count=1)
+    bags = prepare_sequences(SequenceSchema(items=columns), [tmp_path / "log.txt"], tmp_path / "out").sides["tags"]
+    found = [part.tolist() for part in np.split(bags.values, bags.offsets[1:-1])]
+    assert found == [
+        [],
+        [3, 4],
+        [2],
+        [2, 3, 2],
+        [],
+        [1],
+        [1],
+    ]  # PAD and item 4 have none; of items 5 and 6 none is known
+
+
+def test_files_of_items_of_no_known_form(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("user,item\n" + "".join(f"a,{item}\n" for item in "xyzw"))
-    (tmp_path / "items.tsv").write_text("item\tbrand\n" + "".join(f"{item}\tB{item}\n" for item in "xyz"))
-    schema = SequenceSchema(items=ItemColumns(features=(CategoricalColumn(name="brand", ids="hash", num_rows=10),)))
-    sides = prepare_sequences(schema, [tmp_path / "log.csv"], tmp_path / "out", items=[tmp_path / "items.tsv"]).sides
-    assert np.diff(sides["brand"].offsets).tolist() == [0, 1, 1, 1, 1]
-    assert ((sides["brand"].values[:3] >= 2) & (sides["brand"].values[:3] < 10)).all()
-    assert sides["brand"].values[3] == 1
-    with pytest.raises(ValueError, match=r"expected a file of items, as the schema has `items`, got none"):
-        prepare_sequences(schema, [tmp_path / "log.csv"], tmp_path / "other")
-    with pytest.raises(ValueError, match=r"expected no file of items, as the schema has no `items`, got one"):
-        prepare_sequences(SequenceSchema(), [tmp_path / "log.csv"], tmp_path / "other", items=[tmp_path / "items.tsv"])
     (tmp_path / "items.txt").write_text("item brand\n")
-    with pytest.raises(ValueError, match=r"expected a \.csv, \.tsv or \.parquet file of items"):
-        prepare_sequences(schema, [tmp_path / "log.csv"], tmp_path / "other", items=[tmp_path / "items.txt"])
+    schema = SequenceSchema(items=ItemColumns(files=(str(tmp_path / "items.txt"),), columns=("brand",)))
+    with pytest.raises(ValueError, match=r"expected \.csv, \.tsv or \.parquet files of items, got .*items\.txt"):
+        prepare_sequences(schema, [tmp_path / "log.csv"], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"files": ("a.csv",)}, r"--schema\.items: expected files, and columns or lists of them, got files alone"),
+        ({"columns": ("b",)}, r"--schema\.items: expected files, and columns or lists of them, got b alone"),
+        ({"files": ("a.csv",), "columns": ("b",), "lists": ("b",)}, r"--schema\.items\.columns: expected each once"),
+        (
+            {"files": ("a.csv",), "columns": ("item",)},
+            r"none of 'item', 'train_count' and 'item', got item; rename one",
+        ),
+    ],
+)
+def test_columns_of_items_that_cannot_be(settings: dict[str, tuple[str, ...]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ItemColumns(**settings)
 
 
 def test_cut_in_time_from_a_file(shared_data: Path, tmp_path: Path) -> None:

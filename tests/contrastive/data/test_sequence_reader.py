@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from contrastive.augment.config import AugmentConfig
+from contrastive.augment.operators import Crop, Mask, Reorder
 from contrastive.data.negatives import NegativeSampler, NegativesConfig
 from contrastive.data.sequence_dataset import SequenceDataset
 from contrastive.data.sequence_reader import SequenceReader
 from contrastive.sequence_batch import Histories, SequenceBatch
 from dlrm.distributed.ranks import Ranks
 
-OPERATORS = AugmentConfig().build()
+OPERATORS = (Crop(), Mask(), Reorder())
 Sample = tuple[int, int, int, list[list[int]]]
 
 
@@ -209,5 +209,5 @@ def test_batches_move_whole(dataset: SequenceDataset) -> None:
 def test_what_cannot_be_read(dataset: SequenceDataset) -> None:
     with pytest.raises(ValueError, match=r"expected samples in the split 'other' of .*, got none"):
         SequenceReader(dataset, "other")
-    with pytest.raises(ValueError, match=r"--model\.max-length: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"--sequence\.max-length: expected at least 1, got 0"):
         SequenceReader(dataset, "train", max_length=0)

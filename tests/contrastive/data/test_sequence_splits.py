@@ -66,7 +66,7 @@ def test_cuts_in_time(sequences: list[list[int]], held_out: str, cuts_at: tuple[
     schema = SequenceSchema(split=split)
     if not all(any(expected[name]) for name in SPLITS):
         with pytest.raises(
-            ValueError, match=r"split: expected samples in every part, got train \d+, valid \d+, test \d+"
+            ValueError, match=r"--schema\.split: expected samples in every part, got train \d+, valid \d+, test \d+"
         ):
             cut_sequences(make_data(sequences), schema)
         return
@@ -107,7 +107,7 @@ def test_what_cannot_be_split() -> None:
     ):
         cut_sequences(data, SequenceSchema())
     without = SequenceData(users=data.users, items=data.items, offsets=data.offsets, actions=data.actions)
-    with pytest.raises(ValueError, match=r"split\.by = 'time' expects a column of times, got none; set `time`"):
+    with pytest.raises(ValueError, match=r"--schema\.split\.by time: expected times of the actions, got none"):
         cut_sequences(without, SequenceSchema(split=SequenceSplit(by="time")))
 
 
