@@ -10,6 +10,7 @@ from typing import Any
 from dlrm.training.run_log import METRICS, read_records
 
 CONFIG, SUMMARY, TABLES = "config.json", "summary.json", "tables.json"
+EMBEDDING_SPACE = "embedding_space.json"
 
 Record = dict[str, Any]
 
@@ -86,23 +87,28 @@ def read_run(folder: Path) -> Run:
         raise ValueError(
             f"{folder / METRICS}: expected a JSON object per line, got {error}; remove that line"
         ) from error
-    summary = _read_object(folder / SUMMARY)
+    summary = read_object(folder / SUMMARY)
     if summary and any(record["samples"] > summary["samples"] for record in records):
         summary = None  # of a run that has since been continued
     # The measurement at the very end bears its split's name too, and neither a loss nor seconds.
     return Run(
         folder=folder,
-        config=_read_object(folder / CONFIG) or {},
+        config=read_object(folder / CONFIG) or {},
         training=[record for record in records if record["kind"] == "train" and "loss" in record],
         validation=[record for record in records if record["kind"] == "valid" and "seconds" in record],
         summary=summary,
         stopped=records[-1]["why"] if records and records[-1]["kind"] == "stopped" else None,
-        tables=(_read_object(folder / TABLES) or {}).get("tables", []) if summary else [],
+        tables=(read_object(folder / TABLES) or {}).get("tables", []) if summary else [],
         written_at=max(path.stat().st_mtime for path in files),
     )
 
 
-def _read_object(path: Path) -> dict[str, Any] | None:
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file, None where there is no file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     if not path.is_file():
         return None
     try:
