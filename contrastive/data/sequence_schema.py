@@ -39,7 +39,7 @@ class SequenceSplit:
             )
         if self.valid_from is not None and self.test_from is not None and self.valid_from > self.test_from:
             raise ValueError(
-                f"--schema.split: expected valid_from <= test_from, got {self.valid_from} and {self.test_from}; swap them"
+                f"--schema.split: expected valid_from <= test_from, got {self.valid_from} and {self.test_from}"
             )
         if min(self.valid, self.test) < 0 or self.valid + self.test >= 1:
             raise ValueError(
@@ -125,8 +125,8 @@ class SequenceSchema:
     def __post_init__(self) -> None:
         if self.min_actions < LEAST_ACTIONS:
             raise ValueError(
-                f"--schema.min-actions: expected at least {LEAST_ACTIONS} (one each to learn, to validate and to test), got "
-                f"{self.min_actions}"
+                f"--schema.min-actions: expected at least {LEAST_ACTIONS}, one each to learn, to validate and to "
+                f"test, got {self.min_actions}"
             )
         if self.num_items is not None and self.num_items < 1:
             raise ValueError(f"--schema.num-items: expected at least 1, got {self.num_items}")

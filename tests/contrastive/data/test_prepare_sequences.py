@@ -208,15 +208,8 @@ def test_rows_of_features_go_by_frequency(tmp_path: Path) -> None:
     columns = ItemColumns(files=(str(tmp_path / "items.parquet"),), lists=("tags",), min_count=1)
     bags = prepare_sequences(SequenceSchema(items=columns), [tmp_path / "log.txt"], tmp_path / "out").sides["tags"]
     found = [part.tolist() for part in np.split(bags.values, bags.offsets[1:-1])]
-    assert found == [
-        [],
-        [3, 4],
-        [2],
-        [2, 3, 2],
-        [],
-        [1],
-        [1],
-    ]  # PAD and item 4 have none; of items 5 and 6 none is known
+    # PAD and item 4 have none; of items 5 and 6 none is known
+    assert found == [[], [3, 4], [2], [2, 3, 2], [], [1], [1]]
 
 
 def test_files_of_items_of_no_known_form(tmp_path: Path) -> None:
