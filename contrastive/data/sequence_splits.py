@@ -113,5 +113,6 @@ def _check_parts(data: SequenceData, cuts: SequenceCuts, schema: SequenceSchema)
     cure = "change valid_from and test_from, or the shares" if by_time else "users of four actions and more train"
     raise ValueError(
         f"--schema.split: expected samples in every part, got train {counts[TRAIN]}, valid {counts[VALID]}, test "
-        f"{counts[TEST]} from {len(data.users)} users, {enough} of whom have {schema.min_actions} actions or more; {cure}"
+        f"{counts[TEST]} from {len(data.users)} users, {enough} of whom have {schema.min_actions} actions or more; "
+        f"{cure}"
     )
