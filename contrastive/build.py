@@ -10,6 +10,7 @@ from contrastive.augmenters import Augmenters
 from contrastive.config import SequenceRunConfig
 from contrastive.data.sequence_dataset import SequenceDataset
 from contrastive.encoders.build import build_encoder
+from contrastive.losses.cross_batch_memory import CrossBatchMemory
 from contrastive.model import SequenceModel
 from dlrm.checkpoints.run_state import seed_generators
 from dlrm.descriptions import describe_tables
@@ -60,11 +61,15 @@ def build_model(
     augmenters = None
     if config.mclrec.contrast == "augmenters":
         augmenters = Augmenters(config.dim, config.mclrec.augmenter_widths, shared=config.mclrec.shared)
+    memory = None
+    if config.mclrec.contrast == "memory":
+        memory = CrossBatchMemory(config.dim, config.mclrec.memory_size, config.mclrec.temperature)
     set_matmul_precision(config.step.precision)
     return SequenceModel(
         tables or describe_sequence_tables(config, dataset),
         encoder,
         augmenters,
+        memory=memory,
         seed=config.seed,
         plan=plan,
         exchange=config.parallel.exchange,

@@ -27,6 +27,7 @@ class SequenceModel(nn.Module):
         tables: the first one is of items; further ones are of side features, whose pooled rows are added to an item's.
         encoder: `encoder(vectors [T, dim], lengths [B], hidden [T])` gives [B, dim]; see `contrastive.encoders`.
         augmenters: of training; None without.
+        memory: of training: contrasts views with those of earlier batches; None without.
         seed: of the tables' rows; everything else draws from torch's generator, as any module.
         plan: which rank holds which rows of all tables; None holds all of them here.
         exchange: type in which rows travel between ranks.
@@ -42,6 +43,7 @@ class SequenceModel(nn.Module):
         encoder: nn.Module,
         augmenters: Augmenters | None = None,
         *,
+        memory: nn.Module | None = None,
         seed: int = 0,
         plan: ShardingPlan | None = None,
         exchange: Exchange = "fp32",
@@ -58,7 +60,7 @@ class SequenceModel(nn.Module):
         if sides:
             of_sides = None if plan is None else replace(plan, tables=plan.tables[1:])
             self.sides = build_tables(sides, seed=seed, plan=of_sides, exchange=exchange)
-        self.encoder, self.augmenters = encoder, augmenters
+        self.encoder, self.augmenters, self.memory = encoder, augmenters, memory
         self.dim, self.num_rows = items.dim, items.num_rows
 
     def rows(self, batch: SequenceBatch) -> Tensor:

@@ -13,6 +13,7 @@ from typing_extensions import override
 from contrastive.gather import gather_ranks
 from contrastive.mclrec_config import MclrecConfig, Stage
 from contrastive.mclrec_losses import HiddenStates, StageLoss, Views, keep, stage_loss
+from contrastive.meta_stage import second_order_stage
 from contrastive.model import SequenceModel
 from contrastive.sequence_batch import SequenceBatch
 from dlrm.distributed.ranks import ALONE, Ranks
@@ -31,6 +32,8 @@ class NextItemTask(Task):
 
     def __init__(self, model: SequenceModel, config: MclrecConfig, ranks: Ranks = ALONE) -> None:
         super().__init__()
+        if config.second_order and ranks.count > 1:
+            raise ValueError(f"--mclrec.second-order: expected one process, got {ranks.count} ranks")
         self.model, self.config = model, config
         self.passes = config.stages
         self._stage: Stage = config.stages[0]
@@ -50,15 +53,21 @@ class NextItemTask(Task):
 
     @override
     def forward(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:
+        if self._stage == "augmenters" and self.config.second_order:
+            return self._note(second_order_stage(self.model, batch, self.config)), None
         hidden, rows = self._encode(batch)
         if len(batch) or self._stage == "augmenters":
             found = self._loss(hidden, rows, batch)
         else:  # others gather from all ranks, also from one without samples
             found = StageLoss(self._gather_nothing(hidden) + 0.0 * rows.sum(), {})
+        return self._note(found), hidden.history
+
+    def _note(self, found: StageLoss) -> Tensor:
+        """Keep a stage's terms for the log; returns its loss."""
         for name, term in found.terms.items():
             self._sums[name] = self._sums[name] + term if name in self._sums else term
             self._counts[name] += 1
-        return found.loss, hidden.history
+        return found.loss
 
     @override
     def values(self) -> dict[str, float]:
@@ -89,6 +98,7 @@ class NextItemTask(Task):
             self.config,
             log_q=batch.log_q,
             gather=self._gather,
+            contrast_views=self.model.memory,
         )
 
     def _gather_nothing(self, hidden: HiddenStates) -> Any:
