@@ -65,24 +65,24 @@ class _AttendFromLast(torch.autograd.Function):
         _, heads, dim = queries.shape
         weights = np.empty(heads * len(vectors), np.float32)
         sums, mass = torch.empty(queries.shape), torch.empty(queries.shape[:2])
-        arrays, numbers = (_flat(queries), _flat(vectors)), chances.numbers(len(weights))
+        numbers = chances.numbers(len(weights))
         how = heads, dim, numbers, chances.kept, chances.scale, weights
         where = layout.starts, layout.unmasked, _hidden(layout)
-        run_on_histories(
-            partial(last_attention_kernels.attend_from_last, *arrays, *where, *how, _flat(sums), _flat(mass)), layout
-        )
-        ctx.arrays, ctx.how, ctx.layout = arrays, how, layout
+        arguments = _flat(queries), _flat(vectors), *where, *how, _flat(sums), _flat(mass)
+        run_on_histories(partial(last_attention_kernels.attend_from_last, *arguments), layout)
+        ctx.save_for_backward(queries, vectors)
+        ctx.how, ctx.layout = how, layout
         return sums, mass
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, mass_gradient: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
-        dim = ctx.how[1]
-        queries, vectors = torch.empty(gradient.shape), torch.empty(len(ctx.arrays[1]) // dim, dim)
-        given = _flat(gradient), _flat(mass_gradient)
-        arguments = *ctx.arrays, ctx.layout.starts, *ctx.how, *given, _flat(queries), _flat(vectors)
-        run_on_histories(partial(last_attention_kernels.attend_from_last_gradient, *arguments), ctx.layout)
-        return queries, vectors, None, None
+        queries, vectors = ctx.saved_tensors
+        out = torch.empty(queries.shape), torch.empty(vectors.shape)
+        given = _flat(queries), _flat(vectors), ctx.layout.starts, *ctx.how, _flat(gradient), _flat(mass_gradient)
+        kernel = partial(last_attention_kernels.attend_from_last_gradient, *given, _flat(out[0]), _flat(out[1]))
+        run_on_histories(kernel, ctx.layout)
+        return *out, None, None
 
 
 def _refuse_second_derivative() -> None:
