@@ -162,6 +162,7 @@ def train_with(
     from dlrm.asynchronous.branching import brings_weights
     from dlrm.asynchronous.joining import join_run
     from dlrm.asynchronous.servers import Shards
+    from dlrm.asynchronous.shared_batch import SharedBatch
     from dlrm.asynchronous.trainer import AsynchronousTrainer
     from dlrm.this_machine import count_cores
 
@@ -176,8 +177,9 @@ def train_with(
         brings = config.branch_from is not None and brings_weights(membership)
         leased = lease_batches(config, dataset, membership, shards)
 
-        def attach_dense(run: RunParts) -> list[Attachment]:
-            return [stack.enter_context(closing(average_dense(run, config, membership, shards, leased)))]
+        def attach(run: RunParts) -> list[Attachment]:
+            average = stack.enter_context(closing(average_dense(run, config, membership, shards, leased)))
+            return [SharedBatch(run.model, config), average]
 
         trainer = AsynchronousTrainer(
             model,
@@ -188,7 +190,7 @@ def train_with(
             membership=membership,
             leased=leased,
             servers=shards,
-            others=attach_dense,
+            others=attach,
             brings_weights=brings,
         )
         return trainer.fit()

@@ -58,7 +58,7 @@ def scale_config(config: C) -> tuple[C, tuple[Change, ...]]:
         return config, ()
     ratio = config.step.global_batch_size / config.scale_from
     lengths = ratio if config.match == "updates" else 1.0
-    groups = _groups(config)
+    groups = list_groups(config)
     multipliers = {group.name: rule_of(config, group.name).multipliers(ratio, group) for group in groups}
     changed: dict[str, Any] = {}
     for group in groups:
@@ -90,7 +90,7 @@ def follow_batch_size(config: TrainingConfig) -> Callable[[int, str], float]:
     """
     is_final = config.growth.instead_of_decay or bool(config.staged_batches)
     rules = {group: ScalingRule() if is_final else rule_of(config, group) for group in GROUPS}
-    groups, base = {group.name: group for group in _groups(config)}, config.step.global_batch_size
+    groups, base = {group.name: group for group in list_groups(config)}, config.step.global_batch_size
 
     def factor(batch_size: int, group: str) -> float:
         return rules[group].multipliers(batch_size / base, groups.get(group, ScaledGroup(name=group))).learning_rate
@@ -98,7 +98,8 @@ def follow_batch_size(config: TrainingConfig) -> Callable[[int, str], float]:
     return factor
 
 
-def _groups(config: TrainingConfig) -> list[ScaledGroup]:
+def list_groups(config: TrainingConfig) -> list[ScaledGroup]:
+    """Return the groups of parameters whose hyperparameters are scaled."""
     head = config.head.name or config.dense.name
     groups = [ScaledGroup(name="dense", optimizer=config.dense.name), ScaledGroup(name="head", optimizer=head)]
     if isinstance(config, RunConfig):
@@ -185,7 +186,7 @@ def _scale_lengths(config: TrainingConfig, lengths: float) -> dict[str, Any]:
 def _list_changes(
     before: TrainingConfig, after: TrainingConfig, multipliers: dict[str, Multipliers]
 ) -> Iterator[Change]:
-    for group in _groups(before):
+    for group in list_groups(before):
         reason, schedule = multipliers[group.name].reason, f"{group.name}_schedule"
         own = {"eps": OWN_TABLE_EPS.get(group.optimizer), "betas": OWN_BETAS.get(group.optimizer)}
         if group.name == "small_tables" and isinstance(before, RunConfig):
