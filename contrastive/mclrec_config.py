@@ -95,4 +95,5 @@ class MclrecConfig:
 
 def _check(is_right: bool, name: str, expected: str, got: object) -> None:
     if not is_right:
-        raise ValueError(f"--mclrec.{name.strip('_').replace('_', '-')}: expected {expected}, got {got}")
+        flag = name if name == "lambda_" else name.replace("_", "-")
+        raise ValueError(f"--mclrec.{flag}: expected {expected}, got {got}")

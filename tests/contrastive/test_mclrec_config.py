@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import pytest
+import tyro
 
 from contrastive.mclrec_config import MclrecConfig
 
@@ -32,11 +33,11 @@ def test_stages_follow_from_form_and_contrast(settings: dict[str, Any], stages: 
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"lambda_": -1.0}, "--mclrec.lambda: expected a number >= 0, got -1.0"),
+        ({"lambda_": -1.0}, "--mclrec.lambda_: expected a number >= 0, got -1.0"),
         ({"beta": float("nan")}, "--mclrec.beta: expected a number >= 0, got nan"),
         ({"temperature": 0.0}, "--mclrec.temperature: expected a number above 0, got 0.0"),
         ({"augmenter_widths": (3, 0)}, "--mclrec.augmenter-widths: expected at least 1, got 0"),
-        ({"contrast": "views"}, "--mclrec.lambda: expected a number above 0 beside --mclrec.contrast views, got 0.0"),
+        ({"contrast": "views"}, "--mclrec.lambda_: expected a number above 0 beside --mclrec.contrast views, got 0.0"),
         ({"contrast": "memory", "lambda_": 0.1, "memory_size": 2}, "--mclrec.memory-size: expected at least 4, got 2"),
         (
             {"second_order": True, "form": "joint"},
@@ -49,6 +50,11 @@ def test_what_makes_no_sense_is_told_with_its_flag(settings: dict[str, Any], com
     with pytest.raises(ValueError, match=r"^--mclrec") as caught:
         MclrecConfig(**settings)
     assert complaint in str(caught.value)
+
+
+def test_complaints_name_flags_that_there_are() -> None:
+    parsed = tyro.cli(MclrecConfig, args=["--lambda_", "0.5", "--augmenter-widths", "4", "--no-shared"])
+    assert parsed == MclrecConfig(lambda_=0.5, augmenter_widths=(4,))
 
 
 def test_help_waits_for_no_torch() -> None:

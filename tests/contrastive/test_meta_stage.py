@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -9,11 +11,14 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from contrastive.augmenters import Augmenters
 from contrastive.encoders.build import build_encoder
 from contrastive.encoders.encoder_config import EncoderConfig
+from contrastive.losses.cross_batch_memory import CrossBatchMemory
 from contrastive.mclrec_config import MclrecConfig
 from contrastive.mclrec_losses import HiddenStates, stage_loss
 from contrastive.meta_stage import second_order_stage
 from contrastive.model import ITEM, SequenceModel
+from contrastive.next_item_task import NextItemTask
 from contrastive.sequence_batch import Histories, SequenceBatch
+from dlrm.distributed.ranks import ALONE
 from embeddings import RowAdam, TableConfig
 
 NUM_ITEMS, DIM = 11, 32
@@ -75,3 +80,28 @@ def test_encoders_can_be_stepped_through(kind: str) -> None:
 def test_kernels_without_second_derivatives_are_told() -> None:
     with pytest.raises(RuntimeError, match=r"--encoder.kernels torch"):
         gradients(build("sasrec", "auto"), draw_batch(), 0.5)
+
+
+def test_the_loops_task_takes_the_step_and_refuses_ranks() -> None:
+    batch, config = draw_batch(), MclrecConfig(beta=0.5, second_order=True, virtual_rate=0.5)
+    model = build("sasrec")
+    task = NextItemTask(model, config)
+    task.enter("augmenters")
+    loss, _ = task(batch)
+    assert loss.item() == second_order_stage(model, batch, config).loss.item()
+    assert task.values()["augmenters_loss"] == loss.item()
+    with pytest.raises(ValueError, match=r"--mclrec.second-order: expected one process, got 2 ranks"):
+        NextItemTask(model, config, replace(ALONE, count=2))
+
+
+def test_the_loops_task_contrasts_with_a_models_memory() -> None:
+    model, batch = build("sasrec"), draw_batch()
+    model.memory = CrossBatchMemory(DIM, 16)
+    task = NextItemTask(model, MclrecConfig(contrast="memory", lambda_=0.5))
+    terms = []
+    for _ in range(2):
+        loss, _ = task(batch)
+        loss.backward()
+        terms.append(task.values()["views_contrast"])
+    assert terms[1] > terms[0], "more negatives, with the first batch in memory"
+    assert "memory._memory.embedding_memory" in model.state_dict()
