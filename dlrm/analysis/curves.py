@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import plotly.graph_objects as go
 
+from dlrm.analysis import ranking
 from dlrm.analysis.charts import BLUE, GREEN, GREY, ORANGE, Chart, as_figure, dashed_line, lay_out
 from dlrm.analysis.quantities import format_count, format_number
 from dlrm.analysis.run_folder import Record, Run
@@ -56,7 +57,8 @@ def list_curves(run: Run) -> list[Chart]:
     ]
     calibration = _points(run.validation, "calibration")
     candidates = [
-        _curve_chart(run, "loss", "Log loss", loss),
+        _curve_chart(run, "loss", "Loss" if ranking.is_ranked(run.last_measured) else "Log loss", loss),
+        *(_draw_ranking(run, name) for name in ranking.NAMES),
         _curve_chart(run, "auc", "AUC on the valid split", _auc_curves(run)),
         _curve_chart(
             run,
@@ -74,6 +76,15 @@ def list_curves(run: Run) -> list[Chart]:
         _curve_chart(run, "tables-learning-rate", _tables_rate_title(run), [_tables_rate(run)], from_zero=True),
     ]
     return [chart for chart in candidates if chart is not None]
+
+
+def _draw_ranking(run: Run, name: str) -> Chart | None:
+    curves = [
+        Curve(label=f"at {k}", points=_points(run.validation, f"{name}_{k}"), color=color, markers=True)
+        for k, color in ((5, BLUE), (10, ORANGE), (20, GREEN))
+    ]
+    title = f"{ranking.NAMES[name]} on the valid split, {ranking.describe_kind(run)}"
+    return _curve_chart(run, name, title, curves, from_zero=True)
 
 
 def draw_throughput(run: Run) -> Chart | None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from dlrm.analysis import bottleneck, curves, diagrams, embedding_space, noise, verdict
+from dlrm.analysis import bottleneck, curves, diagrams, embedding_space, noise, ranking, verdict
 from dlrm.analysis.html_page import TEMPLATES, render_page, write_page
 from dlrm.analysis.quantities import format_bytes, format_count, format_number, format_setting, format_share
 from dlrm.analysis.run_folder import Record, Run, read_run
@@ -89,6 +89,7 @@ def render(run: Run) -> str:
         complaints=verdict.list_complaints(run),
         figures=verdict.list_figures(run),
         curves=curves.list_curves(run),
+        ranked=ranking.is_ranked(record),
         noise=noise.describe_noise(run),
         space=embedding_space.describe_space(run),
         calibration=diagrams.draw_calibration(record),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from dlrm.analysis import ranking
 from dlrm.analysis.quantities import format_bytes, format_count, format_duration, format_number, format_share
 from dlrm.analysis.run_folder import Record, Run
 from dlrm.metrics.metrics import is_at_chance
@@ -17,6 +18,8 @@ def describe_quality(run: Run) -> str:
     record = run.last_measured
     if record is None:
         return "Nothing has been measured on held-out rows yet."
+    if ranking.is_ranked(record):
+        return ranking.describe_quality(record, run.measured_split)
     if record.get("auc") is None:
         return f"The AUC on the {run.measured_split} split is not defined: {record.get('undefined') or 'no number'}."
     where = f"{format_count(record['split_samples'])} rows of the {run.measured_split} split"
@@ -68,6 +71,8 @@ def list_complaints(run: Run) -> list[str]:
     record = run.last_measured
     if record is None:
         return complaints
+    if ranking.is_ranked(record):
+        return complaints + ranking.list_complaints(record)
     if record.get("undefined"):
         complaints.append(f"Some metrics of the {run.measured_split} split are not defined: {record['undefined']}.")
     if record.get("prediction_std") == 0:
@@ -106,6 +111,21 @@ def list_figures(run: Run) -> list[dict[str, Any]]:
     record = run.last_measured or {}
     summary = run.summary or {}
     speed = run.samples / run.seconds if run.seconds else None
+    quality = ranking.list_figures(record) if ranking.is_ranked(record) else _list_click_figures(record)
+    return [
+        *quality,
+        {"label": "Samples", "value": format_count(run.samples), "note": "seen in training"},
+        {"label": "Training time", "value": format_duration(run.seconds), "note": "without evaluation"},
+        {"label": "Speed", "value": format_count(speed), "note": "samples per second"},
+        {
+            "label": "Peak memory",
+            "value": format_bytes(summary.get("peak_rss_bytes")),
+            "note": "of the process" if run.summary else "known at the end",
+        },
+    ]
+
+
+def _list_click_figures(record: Record) -> list[dict[str, Any]]:
     best = record.get("bayes_auc")
     return [
         {
@@ -120,12 +140,4 @@ def list_figures(run: Run) -> list[dict[str, Any]]:
             "note": "1 is predicting the average",
         },
         {"label": "Calibration", "value": format_number(record.get("calibration"), 3), "note": "predicted / observed"},
-        {"label": "Samples", "value": format_count(run.samples), "note": "seen in training"},
-        {"label": "Training time", "value": format_duration(run.seconds), "note": "without evaluation"},
-        {"label": "Speed", "value": format_count(speed), "note": "samples per second"},
-        {
-            "label": "Peak memory",
-            "value": format_bytes(summary.get("peak_rss_bytes")),
-            "note": "of the process" if run.summary else "known at the end",
-        },
     ]
