@@ -55,7 +55,8 @@ class NegativeSampler:
         rng = np.random.Generator(np.random.Philox(key=[np.uint64(self._seed), np.uint64(position)]))
         if not self.config.power:
             return rng.integers(1, self._dataset.num_items + 1, self.config.count)
-        drawn: IntArray = np.searchsorted(self._bounds, rng.random(self.config.count), side="right") + 1
+        numbers = np.sort(rng.random(self.config.count))  # neighbours are found in the same cache lines
+        drawn: IntArray = np.searchsorted(self._bounds, numbers, side="right") + 1
         return drawn
 
     def log_expected(self, ids: IntArray, batch_size: int) -> Array:

@@ -97,7 +97,7 @@ class SequenceReader:
             if self.negatives.config.in_batch:
                 drawn = np.concatenate([drawn, targets if count == size else self.dataset.targets(self.split, whole)])
             ids, place_of = self._number([drawn, targets, *(items for items, _ in lists)])
-            log_q = _log_q(self.negatives, ids, np.unique(place_of[drawn]), size)
+            log_q = _log_q(self.negatives, ids, place_of[drawn], size)
             lists = [Ragged(place_of[items], lengths) for items, lengths in lists]
             targets = place_of[targets]
         parts = [Histories(torch.from_numpy(items), torch.from_numpy(lengths)) for items, lengths in lists]
