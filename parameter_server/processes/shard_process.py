@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
-from embeddings.allocation import hand_back_memory, keep_freed_memory
+from embeddings.allocation import hand_back_memory, keep_freed_memory, share_free_memory
 from parameter_server.description import RunDescription
 from parameter_server.folder_lock import lock_folder
 from parameter_server.processes.config import ShardConfig
@@ -48,6 +48,7 @@ def serve(config: ShardConfig, events: EventFormatter) -> None:
     from parameter_server.processes.warm_up import warm_up
     from parameter_server.transports import SERVICE
 
+    share_free_memory()
     keep_freed_memory()  # a pull's or push's arrays are as large as those of the one before
     with StopSignal(at_once=True) as stop, ExitStack() as stack:
         if config.folder is not None:

@@ -58,3 +58,39 @@ def test_freed_memory_is_handed_back_from_between_what_is_kept():
     environment = {"PYTHONPATH": ":".join(sys.path)}
     shown = subprocess.run([sys.executable, "-c", HOLES], check=True, capture_output=True, text=True, env=environment)
     assert int(shown.stdout) > 100_000_000
+
+
+ARENAS = """
+import threading
+import psutil
+from embeddings.allocation import share_free_memory
+assert share_free_memory()
+together = threading.Barrier(8)
+def work():
+    together.wait()
+    kept.append([bytes(1000) for _ in range(100)])
+    together.wait()
+kept = []
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+arena = 64 << 20  # bytes of address space that each takes, and at whose multiples each begins
+maps = psutil.Process().memory_maps(grouped=False)
+print(sum(int(each.addr.split("-")[0], 16) % arena == 0 for each in maps if each.path == "[anon]"))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
+def test_threads_share_free_memory():
+    def count_arenas(code):
+        environment = {"PYTHONPATH": ":".join(sys.path), "PYTHONMALLOC": "malloc"}
+        return int(
+            subprocess.run(
+                [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
+            ).stdout
+        )
+
+    shared = count_arenas(ARENAS)
+    assert count_arenas(ARENAS.replace("assert share_free_memory()", "")) > shared
