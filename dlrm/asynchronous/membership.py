@@ -27,6 +27,9 @@ class Membership:
         name: of the trainer.
         description: of the run as this trainer has it; that of the first one to register is the run's.
 
+    Attributes:
+        lease_seconds: within which a trainer has to be heard of; one that was killed counts as living so much longer.
+
     Raises:
         RefusedError: the coordinator has another run, and the message names what differs.
         ConnectionError: it cannot be reached.
@@ -41,7 +44,7 @@ class Membership:
         self.client, self.name = client, name
         self.facts: Callable[[], dict[str, float]] = dict  # what each heartbeat tells
         registered = client.register("trainer", name, "", description.to_json())
-        self.member, self._lease_seconds = registered.member, registered.lease_seconds
+        self.member, self.lease_seconds = registered.member, registered.lease_seconds
         self.description = RunDescription.from_json(registered.description_json or client.describe())
         self.last_clocks: dict[int, Callable[[], int]] = {}  # of lanes of its own, so that others may have them next
         self._lost: Exception | None = None
@@ -119,12 +122,12 @@ class Membership:
 
     def _given_up(self) -> LeaseLostError:
         return LeaseLostError(
-            f"{self.name}: expected to be heard of every {self._lease_seconds:g} seconds, was not, and others have "
+            f"{self.name}: expected to be heard of every {self.lease_seconds:g} seconds, was not, and others have "
             "taken over its data; nothing is lost: start it again"
         )
 
     def _beat(self) -> None:
-        while not self._left.wait(self._lease_seconds / BEATS_PER_LEASE):
+        while not self._left.wait(self.lease_seconds / BEATS_PER_LEASE):
             try:
                 known = self.client.heartbeat(self.member, self.facts()).known
             except ConnectionError:

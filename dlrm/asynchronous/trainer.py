@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from dlrm.training.run_log import METRICS, RunLog, read_records, write_json
 from dlrm.training.summary import SUMMARY, TABLES
 from dlrm.training.trainer import Trainer
 from parameter_server.errors import LaneLostError
+
+LOOK_SECONDS = 0.2  # between looks at who lives
 
 
 class Servers(Protocol):
@@ -127,15 +130,31 @@ class AsynchronousTrainer(Trainer):
         self.attachments.before_measuring()  # which brings the last steps to the master
         staleness = self.membership.mean_staleness()
         own = {"trainer": self.membership.name, "seconds": self.progress.seconds, "stopped": why}
-        if not self.membership.is_oldest():
-            return own
-        self.progress.samples = self.membership.count_samples()
-        if self._is_published():  # by an older one, which has left since
+        if not self._sums_up():
             return own
         with only_run_in(self.output):
             summary = super().finish(log, why)
             known = {} if staleness is None else {"mean_staleness": staleness}
             return self._publish(summary | known) | own
+
+    def _sums_up(self) -> bool:
+        """Say whether this trainer measures and writes what the run leaves: the oldest that lives does, if none has.
+
+        A trainer that was killed counts as living until its lease ends. Others that left within that time would leave
+        a run without a summary, and nobody would say so: hence they wait for the length of a lease. An older one that
+        is still there then has renewed its lease: it lives, and does this itself.
+        """
+        self.leased.stage = Stage.SAVING  # which a display tells only if nobody trains or evaluates
+        end = time.monotonic() + self.membership.lease_seconds
+        while True:
+            is_over = time.monotonic() > end  # before looking, so that who is silent has been given up
+            is_oldest = self.membership.is_oldest()
+            self.progress.samples = self.membership.count_samples()
+            if self._is_published():  # by an older one, which may have left since
+                return False
+            if is_oldest or is_over:
+                return is_oldest
+            time.sleep(LOOK_SECONDS)
 
     def _publish(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Write what a run leaves into the folder of the whole run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,7 +17,7 @@ from dlrm.analysis.report import run_report
 from dlrm.asynchronous import train as train_module
 from dlrm.asynchronous.config import AsynchronousConfig, ServersConfig
 from dlrm.asynchronous.dense_average_config import DenseAverageConfig
-from dlrm.asynchronous.membership import LeaseLostError
+from dlrm.asynchronous.membership import LeaseLostError, Membership
 from dlrm.asynchronous.train import build_model, describe_asynchronous, train, train_with
 from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.checkpoints.pieces import as_parts
@@ -31,6 +32,7 @@ from dlrm.training.command import build_trainer, rate_by_frequency, scale_to_bat
 from dlrm.training.course import Course
 from dlrm.training.restore import CHECKPOINTS
 from dlrm.training.run_log import read_records
+from dlrm.training.summary import SUMMARY
 from dlrm.training.trainer import Trainer
 from parameter_server.coordinator.coordinator import Coordinator
 from parameter_server.errors import Refusal, RefusedError
@@ -129,6 +131,30 @@ def test_trainers_share_the_samples_and_leave_a_run_like_any_other(
     page = tmp_path / "page.html"
     assert run_report([str(tmp_path / "servers"), "--output", str(page)]) == 0
     assert "AUC" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_killed_trainer_takes_no_summary_with_it_and_a_living_one_is_left_to_write_it(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_killed: bool
+) -> None:
+    config = configure(tmp_path / "servers")
+    tables = describe_tables(dataset.info, config.model.dim, config.tables, config.small_tables)
+    with LocalRun(describe_asynchronous(config, dataset, tables), shards=2) as run:
+        register, look, looks = run.client.register, Membership.is_oldest, []
+        older = register("trainer", "older", "", run.description.to_json()).member
+        monkeypatch.setattr(run.client, "register", lambda *of: register(*of)._replace(lease_seconds=0.5))
+
+        def look_and_end_a_lease(membership: Membership) -> bool:
+            looks.append(look(membership))
+            if is_killed and len(looks) == 1:  # the first look still finds it living
+                run.coordinator.members.require(older).heard = -inf
+            return looks[-1]
+
+        monkeypatch.setattr(Membership, "is_oldest", look_and_end_a_lease)
+        own = train_with(run.client, run.connect, "test", config, dataset, tables)
+    assert looks[0] is False
+    assert ("auc" in own) is is_killed
+    assert (tmp_path / "servers" / SUMMARY).is_file() is is_killed
 
 
 def alone(config: AsynchronousConfig, output: Path, dataset: Dataset, **changed: Any) -> Trainer:
