@@ -17,6 +17,7 @@ from contrastive.data.sequence_dataset import SequenceDataset
 from contrastive.data.sequence_reader import SequenceReader
 from contrastive.model import SequenceModel
 from contrastive.next_item_task import NextItemTask
+from contrastive.ranking.embedding_space import describe_space, write_space
 from contrastive.ranking.ranking_metrics import RankingMetrics, RankingValues
 from contrastive.ranking.ranks import Seen
 from contrastive.sequence_batch import SequenceBatch
@@ -26,6 +27,7 @@ from dlrm.training.problem import Place, Problem, SampleReader
 from dlrm.training.task import Task
 
 METRICS = ("recall", "ndcg", "mrr", "precision")
+SPACE_SAMPLES = 512  # whose views are compared at the end of a run
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,26 @@ class NextItem(Problem):
     @override
     def finish(self, model: nn.Module, reader: SampleReader, values: Measured, place: Place) -> dict[str, Any]:
         other = self._rank(model, reader, place, filtered=not values.ranking.filtered)
+        self._draw_space(model, place)
         return {"ranked": values.ranking.named() | other.ranking.named()}
+
+    @torch.no_grad()
+    def _draw_space(self, model: nn.Module, place: Place) -> None:
+        """Write what the report draws of the items' space, and how far apart views of a history are."""
+        sequences = self._model(model)
+        was_training = model.training
+        model.eval()
+        try:
+            batch = self.reader("train", self.config).read(0, SPACE_SAMPLES)
+            if self.config.sequence.negatives is not None:  # all items are wanted
+                batch = self.reader("test", self.config).read(0, SPACE_SAMPLES)
+            rows = sequences.rows(batch)
+            views = sequences.encode(rows, *batch.views) if len(batch.views) == 2 else None
+            if place.ranks.is_first:
+                pair = None if views is None else (views[0], views[1])
+                write_space(describe_space(rows, torch.from_numpy(self.dataset.item_counts.copy()), pair), place.folder)
+        finally:
+            model.train(was_training)
 
     @torch.no_grad()
     def _rank(self, model: nn.Module, reader: SampleReader, place: Place, *, filtered: bool) -> Measured:

@@ -1,0 +1,92 @@
+"""Recommenders of sequences in the loop: they learn, go on where they stopped, and are trained by name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from contrastive.build import build_model
+from contrastive.config import RankingEvaluationConfig, SequenceConfig, SequenceRunConfig
+from contrastive.data.sequence_dataset import SequenceDataset
+from contrastive.data.synthetic_sequences import SyntheticSequencesConfig, generate_sequences
+from contrastive.encoders.encoder_config import EncoderConfig
+from contrastive.mclrec_config import MclrecConfig
+from contrastive.next_item import NextItem
+from deploy.cli import main
+from dlrm.config import CheckpointConfig, StepConfig
+from dlrm.training.trainer import Trainer
+
+SMALL = SequenceRunConfig(
+    epochs=2,
+    dim=16,
+    encoder=EncoderConfig(inner=32, dropout=0.1, attention_dropout=0.1),
+    mclrec=MclrecConfig(augmenter_widths=(8,)),
+    step=StepConfig(global_batch_size=128, threads=1),
+    evaluation=RankingEvaluationConfig(batch_size=64),
+    checkpoint=CheckpointConfig(every_samples=500),
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> SequenceDataset:
+    config = SyntheticSequencesConfig(num_users=300, num_items=60, num_tastes=4, mean_actions=8.0, most_actions=20)
+    return generate_sequences(config, tmp_path_factory.mktemp("sequences") / "data")
+
+
+def train(world: SequenceDataset, config: SequenceRunConfig, output: Path) -> dict[str, object]:
+    return Trainer(build_model(config, world), NextItem(world, config), config, output, recipe="test").fit()
+
+
+def test_mclrec_beats_popularity_and_writes_what_a_report_needs(world: SequenceDataset, tmp_path: Path) -> None:
+    config = replace(SMALL, epochs=6, tables=replace(SMALL.tables, learning_rate=5e-3))
+    summary = train(world, config, tmp_path / "run")
+    targets = world.targets("test", torch.arange(world.rows("test")).numpy())
+    most_popular = torch.from_numpy(world.item_counts.copy()).topk(10).indices
+    by_popularity = torch.isin(torch.from_numpy(targets), most_popular).double().mean().item()
+    assert summary["recall_10"] > by_popularity + 0.1
+    assert summary["filter_seen"] is False
+    ranked = summary["ranked"]
+    assert ranked["filtered/recall@10"] >= ranked["unfiltered/recall@10"] == summary["recall_10"]
+    assert json.loads((tmp_path / "run" / "embedding_space.json").read_text())["alignment"] >= 0
+    assert main(["report", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize("form", ["three_step", "two_step", "joint"])
+def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not(world: SequenceDataset, tmp_path: Path, form: str) -> None:
+    config = replace(SMALL, mclrec=replace(SMALL.mclrec, form=form, lambda_=0.1))
+    whole = train(world, config, tmp_path / "whole")
+    cut = replace(config, epochs=1024 / world.rows("train"))  # between two batches
+    train(world, cut, tmp_path / "cut")
+    again = train(world, config, tmp_path / "cut")
+    same = {name: value for name, value in whole.items() if name.startswith(("recall", "ndcg", "mrr"))}
+    assert same == {name: again[name] for name in same}
+
+
+def test_a_sampled_softmax_and_second_views_of_the_same_target_learn(world: SequenceDataset, tmp_path: Path) -> None:
+    config = replace(
+        SMALL,
+        sequence=SequenceConfig(negatives=20, second_view="same_target", max_length=10),
+        mclrec=MclrecConfig(contrast="views", lambda_=0.1),
+    )
+    assert train(world, config, tmp_path / "run")["recall_10"] > 0.17  # a guess has 10 of 60
+
+
+def test_a_recipe_is_trained_by_name(
+    world: SequenceDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--data", str(world.folder), "--output", str(tmp_path / "run"), "--epochs", "1", "--dim", "16"]
+    assert main(["train", "sasrec", *flags, "--step.threads", "1"]) == 0
+    assert "all items ranked, seen items ranked too" in capsys.readouterr().out
+
+
+def test_a_model_of_another_catalogue_is_refused(world: SequenceDataset, tmp_path: Path) -> None:
+    other = generate_sequences(
+        SyntheticSequencesConfig(num_users=50, num_items=40, num_tastes=4, mean_actions=8.0, most_actions=20),
+        tmp_path / "other",
+    )
+    with pytest.raises(ValueError, match="table 'item': expected 61 rows"):
+        Trainer(build_model(SMALL, other), NextItem(world, SMALL), SMALL, tmp_path / "run")
