@@ -35,8 +35,8 @@ class MclrecConfig:
     form: Form = "three_step"
     """Of augmenters: encoder, augmenters, encoder on each batch (the published code); encoder, augmenters (the paper);
     joint is one step of both."""
-    lambda_: float = 0.0
-    """Weight of the contrast between augmented histories."""
+    views_weight: float = 0.0
+    """Weight of the contrast between augmented histories; lambda of the paper."""
     beta: float = 0.05
     """Weight of the contrast with what augmenters make of them."""
     temperature: float = 1.0
@@ -60,7 +60,7 @@ class MclrecConfig:
     """Vectors of earlier batches that a cross-batch memory holds."""
 
     def __post_init__(self) -> None:
-        for name in ("lambda_", "beta", "regulariser_weight"):
+        for name in ("views_weight", "beta", "regulariser_weight"):
             _check(0 <= getattr(self, name) < math.inf, name, "a number >= 0", getattr(self, name))
         for name in ("temperature", "virtual_rate"):
             _check(0 < getattr(self, name) < math.inf, name, "a number above 0", getattr(self, name))
@@ -68,7 +68,7 @@ class MclrecConfig:
             _check(width >= 1, "augmenter_widths", "at least 1", width)
         if self.contrast in ("views", "memory"):
             expected = f"a number above 0 beside --mclrec.contrast {self.contrast}"
-            _check(self.lambda_ > 0, "lambda_", expected, self.lambda_)
+            _check(self.views_weight > 0, "views_weight", expected, self.views_weight)
         if self.contrast == "memory":
             _check(self.memory_size >= 4, "memory_size", "at least 4", self.memory_size)
         if self.second_order:
@@ -90,10 +90,10 @@ class MclrecConfig:
     @property
     def needs_own_contrast(self) -> bool:
         """Whether augmented histories are contrasted by themselves."""
-        return self.needs_views and self.lambda_ > 0
+        return self.needs_views and self.views_weight > 0
 
 
 def _check(is_right: bool, name: str, expected: str, got: object) -> None:
     if not is_right:
-        flag = name if name == "lambda_" else name.replace("_", "-")
+        flag = name.replace("_", "-")
         raise ValueError(f"--mclrec.{flag}: expected {expected}, got {got}")

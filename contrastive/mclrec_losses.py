@@ -103,7 +103,7 @@ def stage_loss(
         if config.needs_own_contrast:
             own = own_contrast(views, config, contrast_views)
             terms["views_contrast"] = own.detach()
-            total = total + config.lambda_ * own
+            total = total + config.views_weight * own
         if config.contrast == "augmenters":
             augmented = augmented_views(views, augmenters, is_frozen=stage == "encoder")
             learned, learned_terms = augmented_contrast(views, augmented, config, config.regulariser_weight)

@@ -73,7 +73,7 @@ def _losses(
     views = views_of(hidden, "augmenters")
     fixed, _ = next_item_loss(hidden, rows, targets, log_q)
     if config.needs_own_contrast:
-        fixed = fixed + config.lambda_ * own_contrast(views, config)
+        fixed = fixed + config.views_weight * own_contrast(views, config)
     augmented = augmented_views(views, augmenters, is_frozen=False)
     learned, _ = augmented_contrast(views, augmented, config, config.regulariser_weight)
     return fixed, config.beta * learned

@@ -24,11 +24,11 @@ class SequenceRecipe:
     is_synthetic: bool = False
 
 
-def _mclrec(lambda_: float, beta: float, dropout: float = 0.5) -> SequenceRunConfig:
+def _mclrec(views_weight: float, beta: float, dropout: float = 0.5) -> SequenceRunConfig:
     """Return the settings of MCLRec's published code: weights of both contrasts, and dropout."""
     return SequenceRunConfig(
         encoder=EncoderConfig(dropout=dropout, attention_dropout=dropout),
-        mclrec=MclrecConfig(lambda_=lambda_, beta=beta),
+        mclrec=MclrecConfig(views_weight=views_weight, beta=beta),
     )
 
 
@@ -54,7 +54,7 @@ RECIPES: dict[str, SequenceRecipe] = {
     ),
     "cl4srec": SequenceRecipe(
         help="CL4SRec: SASRec, and a contrast between augmented histories",
-        config=SequenceRunConfig(mclrec=MclrecConfig(contrast="views", lambda_=0.1)),
+        config=SequenceRunConfig(mclrec=MclrecConfig(contrast="views", views_weight=0.1)),
     ),
 }
 

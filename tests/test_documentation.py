@@ -47,6 +47,7 @@ def test_links_lead_somewhere() -> None:
 def test_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
     for command in (
         "train synthetic",
+        "train mclrec",
         "plan synthetic",
         "study batch-size synthetic",
         "study learning-rate synthetic",

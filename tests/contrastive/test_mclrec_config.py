@@ -18,8 +18,8 @@ from contrastive.mclrec_config import MclrecConfig
         ({}, ("encoder", "augmenters", "encoder")),
         ({"form": "two_step"}, ("encoder", "augmenters")),
         ({"form": "joint"}, ("joint",)),
-        ({"contrast": "views", "lambda_": 0.1}, ("encoder",)),
-        ({"contrast": "memory", "lambda_": 0.1}, ("encoder",)),
+        ({"contrast": "views", "views_weight": 0.1}, ("encoder",)),
+        ({"contrast": "memory", "views_weight": 0.1}, ("encoder",)),
         ({"contrast": "none"}, ("encoder",)),
     ],
 )
@@ -33,12 +33,18 @@ def test_stages_follow_from_form_and_contrast(settings: dict[str, Any], stages: 
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"lambda_": -1.0}, "--mclrec.lambda_: expected a number >= 0, got -1.0"),
+        ({"views_weight": -1.0}, "--mclrec.views-weight: expected a number >= 0, got -1.0"),
         ({"beta": float("nan")}, "--mclrec.beta: expected a number >= 0, got nan"),
         ({"temperature": 0.0}, "--mclrec.temperature: expected a number above 0, got 0.0"),
         ({"augmenter_widths": (3, 0)}, "--mclrec.augmenter-widths: expected at least 1, got 0"),
-        ({"contrast": "views"}, "--mclrec.lambda_: expected a number above 0 beside --mclrec.contrast views, got 0.0"),
-        ({"contrast": "memory", "lambda_": 0.1, "memory_size": 2}, "--mclrec.memory-size: expected at least 4, got 2"),
+        (
+            {"contrast": "views"},
+            "--mclrec.views-weight: expected a number above 0 beside --mclrec.contrast views, got 0.0",
+        ),
+        (
+            {"contrast": "memory", "views_weight": 0.1, "memory_size": 2},
+            "--mclrec.memory-size: expected at least 4, got 2",
+        ),
         (
             {"second_order": True, "form": "joint"},
             "--mclrec.second-order: expected --mclrec.form three_step or two_step",
@@ -53,8 +59,8 @@ def test_what_makes_no_sense_is_told_with_its_flag(settings: dict[str, Any], com
 
 
 def test_complaints_name_flags_that_there_are() -> None:
-    parsed = tyro.cli(MclrecConfig, args=["--lambda_", "0.5", "--augmenter-widths", "4", "--no-shared"])
-    assert parsed == MclrecConfig(lambda_=0.5, augmenter_widths=(4,))
+    parsed = tyro.cli(MclrecConfig, args=["--views_weight", "0.5", "--augmenter-widths", "4", "--no-shared"])
+    assert parsed == MclrecConfig(views_weight=0.5, augmenter_widths=(4,))
 
 
 def test_help_waits_for_no_torch() -> None:

@@ -81,18 +81,18 @@ def naive_stage(
         return learned
     loss = formulas.next_item(hidden.history, world.rows, world.targets)
     if config.contrast != "none":
-        loss = loss + config.lambda_ * formulas.info_nce(h1, h2, config.temperature)
+        loss = loss + config.views_weight * formulas.info_nce(h1, h2, config.temperature)
     return loss + config.beta * learned if config.contrast == "augmenters" else loss
 
 
 CONFIGS = {
-    "code": MclrecConfig(lambda_=0.3, beta=0.5),
+    "code": MclrecConfig(views_weight=0.3, beta=0.5),
     "beauty": MclrecConfig(),
-    "paper": MclrecConfig(lambda_=0.3, beta=0.5, regulariser="paper", form="two_step", temperature=0.5),
-    "no_regulariser": MclrecConfig(lambda_=0.3, beta=0.5, regulariser="none"),
-    "joint": MclrecConfig(lambda_=0.3, beta=0.5, form="joint"),
-    "shared": MclrecConfig(lambda_=0.3, beta=0.5, shared=True),
-    "cl4srec": MclrecConfig(contrast="views", lambda_=0.3),
+    "paper": MclrecConfig(views_weight=0.3, beta=0.5, regulariser="paper", form="two_step", temperature=0.5),
+    "no_regulariser": MclrecConfig(views_weight=0.3, beta=0.5, regulariser="none"),
+    "joint": MclrecConfig(views_weight=0.3, beta=0.5, form="joint"),
+    "shared": MclrecConfig(views_weight=0.3, beta=0.5, shared=True),
+    "cl4srec": MclrecConfig(contrast="views", views_weight=0.3),
     "sasrec": MclrecConfig(contrast="none"),
 }
 
@@ -203,7 +203,7 @@ def test_terms_for_the_log_make_up_the_loss(make_world: Callable[..., World]) ->
     config = CONFIGS["code"]
     terms = run_stage(make_world(), "encoder", config).terms
     learned = terms["augmented_contrast"] + config.regulariser_weight * terms["regulariser"]
-    whole = terms["next_item"] + config.lambda_ * terms["views_contrast"] + config.beta * learned
+    whole = terms["next_item"] + config.views_weight * terms["views_contrast"] + config.beta * learned
     torch.testing.assert_close(terms["loss"], whole)
     assert set(run_stage(make_world(), "augmenters", config).terms) == {
         "augmenters_loss",
@@ -218,10 +218,10 @@ def test_cosine_views_and_a_contrast_of_ones_own(formulas: SimpleNamespace, make
     world = make_world()
     _, views = world.encode(world.weight, world.rows)
     unit = [torch.stack([vector / vector.square().sum().sqrt() for vector in view]) for view in views]
-    config = MclrecConfig(contrast="views", lambda_=0.3, similarity="cosine", temperature=0.2)
+    config = MclrecConfig(contrast="views", views_weight=0.3, similarity="cosine", temperature=0.2)
     terms = run_stage(world, "encoder", config).terms
     torch.testing.assert_close(terms["views_contrast"], formulas.info_nce(*unit, 0.2))
-    memory = MclrecConfig(contrast="memory", lambda_=0.3)
+    memory = MclrecConfig(contrast="memory", views_weight=0.3)
     terms = run_stage(world, "encoder", memory, contrast_views=lambda first, second: (first * second).sum()).terms
     torch.testing.assert_close(terms["views_contrast"], (views[0] * views[1]).sum())
 
@@ -245,4 +245,4 @@ def test_what_a_stage_lacks_is_told(make_world: Callable[..., World]) -> None:
     with pytest.raises(ValueError, match=r"expected augmenters beside --mclrec.contrast augmenters, got none"):
         stage_loss("encoder", hidden, world.rows, world.targets, None, config)
     with pytest.raises(ValueError, match=r"expected a cross-batch memory beside --mclrec.contrast memory, got none"):
-        run_stage(world, "encoder", MclrecConfig(contrast="memory", lambda_=0.3))
+        run_stage(world, "encoder", MclrecConfig(contrast="memory", views_weight=0.3))

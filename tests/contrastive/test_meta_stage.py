@@ -51,7 +51,7 @@ def draw_batch() -> SequenceBatch:
 
 
 def gradients(model: SequenceModel, batch: SequenceBatch, rate: float) -> torch.Tensor:
-    config = MclrecConfig(beta=0.5, lambda_=0.1, second_order=True, virtual_rate=rate)
+    config = MclrecConfig(beta=0.5, views_weight=0.1, second_order=True, virtual_rate=rate)
     second_order_stage(model, batch, config).loss.backward()
     return torch.cat([weight.grad.flatten() for weight in model.augmenters.parameters()])
 
@@ -70,7 +70,7 @@ def test_encoders_can_be_stepped_through(kind: str) -> None:
     with torch.no_grad():
         rows = model.rows(batch)
         hidden = HiddenStates(None, model.encode(rows, *batch.views))
-    config = MclrecConfig(beta=0.5, lambda_=0.1)
+    config = MclrecConfig(beta=0.5, views_weight=0.1)
     stage_loss("augmenters", hidden, rows, batch.targets, model.augmenters, config).loss.backward()
     first_order = torch.cat([weight.grad.flatten() for weight in model.augmenters.parameters()])
     torch.testing.assert_close(unmoved, first_order, rtol=1e-4, atol=1e-6)
@@ -97,7 +97,7 @@ def test_the_loops_task_takes_the_step_and_refuses_ranks() -> None:
 def test_the_loops_task_contrasts_with_a_models_memory() -> None:
     model, batch = build("sasrec"), draw_batch()
     model.memory = CrossBatchMemory(DIM, 16)
-    task = NextItemTask(model, MclrecConfig(contrast="memory", lambda_=0.5))
+    task = NextItemTask(model, MclrecConfig(contrast="memory", views_weight=0.5))
     terms = []
     for _ in range(2):
         loss, _ = task(batch)

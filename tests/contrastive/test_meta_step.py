@@ -83,7 +83,7 @@ def naive_loss_after_step(formulas: SimpleNamespace, world: World, config: Mclre
 
     hidden = world.encode(world.weights, world.rows, True)
     loss = formulas.next_item(hidden.history, world.rows, world.targets)
-    loss = loss + config.lambda_ * formulas.info_nce(*hidden.views)
+    loss = loss + config.views_weight * formulas.info_nce(*hidden.views)
     loss = loss + config.beta * contrast(hidden.views, config.regulariser_weight)
     theta = {**world.weights, "rows": world.rows}
     gradients = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
@@ -97,7 +97,7 @@ def naive_loss_after_step(formulas: SimpleNamespace, world: World, config: Mclre
 def test_gradient_is_the_difference_of_losses_after_the_step(
     formulas: SimpleNamespace, world: World, regulariser: str
 ) -> None:
-    config = MclrecConfig(lambda_=0.3, beta=0.8, regulariser=regulariser, second_order=True, virtual_rate=RATE)
+    config = MclrecConfig(views_weight=0.3, beta=0.8, regulariser=regulariser, second_order=True, virtual_rate=RATE)
     got = world.learn(config)
     loss = second_order_loss(world.encode, world.weights, world.rows, world.targets, world.augmenters, config).loss
     assert loss.item() == pytest.approx(naive_loss_after_step(formulas, world, config), rel=1e-12)
@@ -110,13 +110,13 @@ def test_gradient_is_the_difference_of_losses_after_the_step(
 
 
 def test_the_step_tells_something_that_the_first_order_does_not_know(world: World) -> None:
-    config = MclrecConfig(lambda_=0.3, beta=0.8, second_order=True, virtual_rate=RATE)
+    config = MclrecConfig(views_weight=0.3, beta=0.8, second_order=True, virtual_rate=RATE)
     through_step = torch.cat([part.flatten() for part in world.learn(config)])
     hidden = world.encode(world.weights, world.rows, False)
     first_order = stage_loss("augmenters", hidden, world.rows, world.targets, world.augmenters, config).loss
     plain = torch.cat([part.flatten() for part in torch.autograd.grad(first_order, [*world.augmenters.parameters()])])
     assert (through_step - plain).norm() > 0.05 * plain.norm()
-    still = MclrecConfig(lambda_=0.3, beta=0.8, second_order=True, virtual_rate=1e-12)
+    still = MclrecConfig(views_weight=0.3, beta=0.8, second_order=True, virtual_rate=1e-12)
     unmoved = torch.cat([part.flatten() for part in world.learn(still)])
     torch.testing.assert_close(unmoved, plain, rtol=1e-8, atol=1e-10)
 

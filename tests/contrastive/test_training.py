@@ -57,7 +57,7 @@ def test_mclrec_beats_popularity_and_writes_what_a_report_needs(world: SequenceD
 
 @pytest.mark.parametrize("form", ["three_step", "two_step", "joint"])
 def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not(world: SequenceDataset, tmp_path: Path, form: str) -> None:
-    config = replace(SMALL, mclrec=replace(SMALL.mclrec, form=form, lambda_=0.1))
+    config = replace(SMALL, mclrec=replace(SMALL.mclrec, form=form, views_weight=0.1))
     whole = train(world, config, tmp_path / "whole")
     cut = replace(config, epochs=1024 / world.rows("train"))  # between two batches
     train(world, cut, tmp_path / "cut")
@@ -70,7 +70,7 @@ def test_a_sampled_softmax_and_second_views_of_the_same_target_learn(world: Sequ
     config = replace(
         SMALL,
         sequence=SequenceConfig(negatives=20, second_view="same_target", max_length=10),
-        mclrec=MclrecConfig(contrast="views", lambda_=0.1),
+        mclrec=MclrecConfig(contrast="views", views_weight=0.1),
     )
     assert train(world, config, tmp_path / "run")["recall_10"] > 0.17  # a guess has 10 of 60
 
