@@ -1,9 +1,9 @@
 """What do asynchronous trainers cost in AUC against one synchronous run on the same samples, and how stale may rows be?
 
 Each run is a whole one of the command line on the built-in synthetic log: `recforge train` once for each seed, then
-`recforge ps up` with 2 and 4 trainers that go as fast as they can, then with 4 trainers and a bound on staleness, from
+`recforge ps up` with some trainers that go as fast as they can, then with 4 trainers and a bound on staleness, from
 lock-step to none. A gap is that to the synchronous run of the same seed; half a 95 % confidence interval stands beside
-each mean over seeds (`_ci`).
+each mean over seeds (`_ci`). `--figure` draws each run's gap over the staleness that was observed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind: seeds 0, 1, ...")
     parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--trainers", nargs="*", type=int, default=[1, 2, 4, 8], help="that go as fast as they can")
+    parser.add_argument("--figure", type=Path, help="an HTML page to write")
     parser.add_argument("--bounds", nargs="*", type=_bound, default=list(BOUNDS), help="bounds on staleness, or none")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="further flags of all runs")
     arguments = parser.parse_args()
@@ -37,14 +39,42 @@ def main() -> None:
     seeds = range(arguments.seeds)
     synchronous = [runs.synchronous(seed)["auc"] for seed in seeds]
     result: dict[str, Any] = {"seeds": arguments.seeds, "auc_synchronous": statistics.mean(synchronous)}
-    for trainers in (2, 4):
+    points: dict[str, list[tuple[float, float]]] = {}
+    for trainers in arguments.trainers:
         found = [runs.asynchronous(seed, trainers, None) for seed in seeds]
         result |= _compare(f"{trainers}_trainers", found, synchronous)
-    result["by_staleness"] = [
-        {"bound": bound} | _compare("4_trainers", [runs.asynchronous(seed, 4, bound) for seed in seeds], synchronous)
-        for bound in arguments.bounds
-    ]
+        points[f"{trainers} trainers, free"] = _place(found, synchronous)
+    result["by_staleness"] = []
+    for bound in arguments.bounds:
+        found = [runs.asynchronous(seed, 4, bound) for seed in seeds]
+        result["by_staleness"].append({"bound": bound} | _compare("4_trainers", found, synchronous))
+        if bound is not None:
+            points[f"4 trainers, at most {bound} ahead"] = _place(found, synchronous)
+    if arguments.figure is not None:
+        draw(points, arguments.figure)
     print(json.dumps(result))
+
+
+def draw(points: dict[str, list[tuple[float, float]]], page: Path) -> None:
+    """Draw (staleness, gap) of runs by their kind."""
+    from plotly import graph_objects
+
+    figure = graph_objects.Figure()
+    for name, placed in points.items():
+        staleness, gaps = zip(*placed, strict=True) if placed else ((), ())
+        figure.add_scatter(x=staleness, y=gaps, mode="markers", name=name, marker={"size": 10, "opacity": 0.8})
+    figure.add_hrect(y0=-0.003, y1=0.003, fillcolor="gray", opacity=0.12, line_width=0)
+    figure.add_hline(y=0, line_width=1)
+    figure.update_layout(
+        template="plotly_white",
+        xaxis={
+            "title": "other pushes that a table had seen between a gradient's pull and its push, mean",
+            "rangemode": "tozero",
+        },
+        yaxis={"title": "test AUC less that of the synchronous run of the same seed", "tickformat": ".3f"},
+        legend={"orientation": "h", "y": -0.2},
+    )
+    figure.write_html(page)
 
 
 def _bound(text: str) -> int | None:
@@ -62,6 +92,14 @@ def _compare(name: str, found: list[dict[str, Any]], synchronous: list[float]) -
     if all("mean_staleness" in run for run in found):
         compared[f"mean_staleness_{name}"] = statistics.mean(run["mean_staleness"] for run in found)
     return compared
+
+
+def _place(found: list[dict[str, Any]], synchronous: list[float]) -> list[tuple[float, float]]:
+    return [
+        (run["mean_staleness"], run["auc"] - auc)
+        for run, auc in zip(found, synchronous, strict=True)
+        if "mean_staleness" in run
+    ]
 
 
 class _Runs:

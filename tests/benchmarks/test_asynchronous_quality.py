@@ -18,9 +18,10 @@ def test_gaps_follow_from_summaries(run_benchmark, tmp_path, seeds, quantile) ->
         save(f"2-trainers-None-{seed}", auc=0.69 + seed / 100)
         save(f"4-trainers-None-{seed}", auc=0.7, mean_staleness=seed)
         save(f"4-trainers-16-{seed}", auc=0.71 + seed / 50, mean_staleness=2.0)
-    figures = run_benchmark(
-        "asynchronous_quality", "--folder", str(tmp_path), "--seeds", str(seeds), "--bounds", "16", "none"
-    )
+    page = tmp_path / "figure.html"
+    flags = ["--trainers", "2", "4", "--figure", str(page), "--bounds", "16", "none"]
+    figures = run_benchmark("asynchronous_quality", "--folder", str(tmp_path), "--seeds", str(seeds), *flags)
+    assert "4 trainers, at most 16 ahead" in page.read_text(encoding="utf-8")
     middle = (seeds - 1) / 2
     assert figures["seeds"] == seeds
     assert figures["auc_synchronous"] == pytest.approx(0.7 + middle / 100)
