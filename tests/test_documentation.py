@@ -56,6 +56,8 @@ def test_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
         "init",
         "report",
         "export",
+        "recommend",
+        "nearest",
         "doctor",
         "ps coordinator",
         "ps shard",
