@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import dlrm.training.trainer as training
+import dlrm.training.clicks as clicks
 from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.cli import main
 from dlrm.data.reader import Reader
@@ -62,7 +62,7 @@ def install(records: Path, fault: str) -> None:
         os.write(file, (json.dumps({**where, **what}) + "\n").encode())
 
     faults = Faults(fault, note)
-    step, save, evaluate, read = TrainStep.__call__, CheckpointStore.save, training.evaluate, Reader.batches
+    step, save, evaluate, read = TrainStep.__call__, CheckpointStore.save, clicks.evaluate, Reader.batches
 
     def noted_step(self: TrainStep, batch: Any, samples: int, *rest: Any, **settings: Any) -> float:
         faults.stages = self.stopwatch.open
@@ -86,7 +86,7 @@ def install(records: Path, fault: str) -> None:
             yield batch
 
     TrainStep.__call__, CheckpointStore.save = noted_step, noted_save  # type: ignore[method-assign]
-    training.evaluate, Reader.batches = noted_evaluate, noted_read  # type: ignore[assignment, method-assign]
+    clicks.evaluate, Reader.batches = noted_evaluate, noted_read  # type: ignore[assignment, method-assign]
     note(process=os.getpid())
 
 

@@ -65,8 +65,9 @@ def test_the_doctor_knows_the_versions_that_are_pinned() -> None:
     assert names.isdisjoint({"torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu"}), "the doctor installs these"
 
 
-# torchrec imports the first three, torch.utils.tensorboard the next one, `import_module` the last, which has no types
-IMPORTED_ELSEWHERE = {"tensordict", "torchmetrics", "pyre-extensions", "tensorboard", "rocksdict"}
+# torchrec imports the first three, torch.utils.tensorboard the next one, `import_module` rocksdict, which has no types,
+# and pytorch-metric-learning the last
+IMPORTED_ELSEWHERE = {"tensordict", "torchmetrics", "pyre-extensions", "tensorboard", "rocksdict", "scikit-learn"}
 # Packages that are imported by another name than they are installed by.
 INSTALLED_AS = {
     "google": "protobuf",
@@ -74,7 +75,7 @@ INSTALLED_AS = {
     "grpc_health": "grpcio-health-checking",
     "grpc_reflection": "grpcio-reflection",
 }
-EXTRAS = ("ps", "spill", "study")
+EXTRAS = ("ps", "spill", "contrastive", "study")
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:

@@ -63,6 +63,7 @@ def test_against_the_definitions(world: Any, rank_by_sorting: Any, filtered: boo
 
 
 @pytest.mark.filterwarnings("ignore:distutils Version classes are deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The distutils package is deprecated:DeprecationWarning")  # torchmetrics imports it
 def test_against_torchmetrics(world: Any) -> None:
     from torchmetrics.functional import retrieval
 
