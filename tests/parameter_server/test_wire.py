@@ -185,13 +185,11 @@ def fuzz(count: int) -> tuple[int, int]:
             refused += 1
             if number % 50 == 0:
                 assert state_of(shard) == before
-        else:
+        else:  # a changed lease or clock makes the shard refuse all unchanged ones, and with it the rest too soon
+            shard.close()
+            shard = make_shard()
+            shard.push(push_message(1))
             before = state_of(shard)
-            if any(version > 500 for version in shard.versions):
-                shard.close()
-                shard = make_shard()
-                shard.push(push_message(1))
-                before = state_of(shard)
         if number % 4 == 0:
             try:
                 shard.pull(mutate(pull, source, is_sealed=True))
@@ -209,4 +207,4 @@ def fuzz(count: int) -> tuple[int, int]:
 def test_mutated_frames_are_refused_and_change_nothing(count) -> None:
     refused, applied = fuzz(count)
     assert refused > count * 0.5
-    assert applied > count * 0.001  # some changes are to what may be anything, and must not be all that is tried
+    assert applied > count * 0.1  # some changes are to what may be anything, and must not be all that is tried
