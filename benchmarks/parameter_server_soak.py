@@ -319,6 +319,7 @@ def _train_as_member(client: GrpcCoordinatorClient, name: str, batches_per_secon
 
 def _read(coordinator: str) -> None:
     """Follows all shards, as a server of predictions does, until killed."""
+    from embeddings.allocation import share_free_memory
     from parameter_server.control.coordinator_client import GrpcCoordinatorClient
     from parameter_server.control.routes_source import CoordinatorRoutes
     from parameter_server.description import RunDescription
@@ -326,6 +327,7 @@ def _read(coordinator: str) -> None:
     from parameter_server.feed.reader import FeedReader
     from parameter_server.feed.tables import ServedTables
 
+    share_free_memory()
     client = GrpcCoordinatorClient(coordinator, deadline_seconds=60.0)
     description = RunDescription.from_json(client.describe())
     served = ServedTables(description)

@@ -20,11 +20,12 @@ Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 Chances = NDArray[np.uint16]
 
-_HIDDEN_SCORE = np.float32(-1e4)
+HIDDEN_SCORE = np.float32(-1e4)
 
 
 @compiled
-def _dot(a: Floats, at_a: int, b: Floats, at_b: int, width: int) -> Any:
+def dot(a: Floats, at_a: int, b: Floats, at_b: int, width: int) -> Any:
+    """Return the product of two rows, which begin at `at_a` and `at_b`."""
     products = multiply_add(load(a, at_a), load(b, at_b), splat(np.float32(0)))
     for c in range(LANES, width, LANES):
         products = multiply_add(load(a, at_a + c), load(b, at_b + c), products)
@@ -32,7 +33,8 @@ def _dot(a: Floats, at_a: int, b: Floats, at_b: int, width: int) -> Any:
 
 
 @compiled
-def _take_softmax(scores: Floats) -> None:
+def take_softmax(scores: Floats) -> None:
+    """Replace scores by their softmax."""
     top = scores.max()
     weight = np.float32(0)
     for j in range(scores.size):
@@ -125,10 +127,10 @@ def attend(
                 pair = pairs[history] + (head * length + i) * length
                 row = weights[pair : pair + seen]
                 for j in range(seen):
-                    row[j] = shrink * _dot(projected, at + i * stride, projected, at + dim + j * stride, width)
+                    row[j] = shrink * dot(projected, at + i * stride, projected, at + dim + j * stride, width)
                     if hidden.size and hidden[start + j] and not unmasked[history]:
-                        row[j] += _HIDDEN_SCORE
-                _take_softmax(row)
+                        row[j] += HIDDEN_SCORE
+                take_softmax(row)
                 _drop(row, chances[pair : pair + seen], kept, scale, dropped)
                 target = (start + i) * dim + head * width
                 _sum_rows(dropped, 0, 1, seen, projected, at + 2 * dim, stride, width, out, target)
@@ -167,7 +169,7 @@ def attend_gradient(
                 attention, chance = weights[pair : pair + seen], chances[pair : pair + seen]
                 row = scores[i * length : i * length + seen]
                 for j in range(seen):
-                    row[j] = _dot(gradient, at_gradient + i * dim, projected, at + 2 * dim + j * stride, width)
+                    row[j] = dot(gradient, at_gradient + i * dim, projected, at + 2 * dim + j * stride, width)
                 _drop(row, chance, kept, scale, row)
                 _drop(attention, chance, kept, scale, shares[i * length : i * length + seen])
                 _take_softmax_gradient(attention, row, shrink)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from contrastive.encoders.attention_kernels import Chances, Flags, Floats, Integers
+from contrastive.encoders.attention_kernels import HIDDEN_SCORE, Chances, Flags, Floats, Integers, dot, take_softmax
 from embeddings.kernels.compiled import compiled
-from embeddings.kernels.vectors import LANES, load, multiply_add, splat, store, total
-
-_HIDDEN_SCORE = np.float32(-1e4)
+from embeddings.kernels.vectors import LANES, load, multiply_add, splat, store
 
 
 @compiled
@@ -54,24 +52,15 @@ def attend_from_last(
             query = (history * heads + head) * dim
             pair = start * heads + head * length
             row = weights[pair : pair + length]
-            top = np.float32(-np.inf)
             for j in range(length):
-                products = splat(np.float32(0))
-                for c in range(0, dim, LANES):
-                    products = multiply_add(load(queries, query + c), load(vectors, (start + j) * dim + c), products)
-                row[j] = total(products)
+                row[j] = dot(queries, query, vectors, (start + j) * dim, dim)
                 if hidden.size and hidden[start + j] and not unmasked[history]:
-                    row[j] += _HIDDEN_SCORE
-                top = max(top, row[j])
-            weight = np.float32(0)
-            for j in range(length):
-                row[j] = np.exp(row[j] - top)
-                weight += row[j]
+                    row[j] += HIDDEN_SCORE
+            take_softmax(row)
             mass[history * heads + head] = 0
             for c in range(0, dim, LANES):
                 store(out, query + c, splat(np.float32(0)))
             for j in range(length):
-                row[j] /= weight
                 if not chances.size or chances[pair + j] < kept:
                     share = row[j] * scale
                     mass[history * heads + head] += share
@@ -115,11 +104,8 @@ def attend_from_last_gradient(
             for j in range(length):
                 row[j] = 0
                 if not chances.size or chances[pair + j] < kept:
-                    products = splat(np.float32(0))
-                    for c in range(0, dim, LANES):
-                        vector = load(vectors, (start + j) * dim + c)
-                        products = multiply_add(load(gradient, query + c), vector, products)
-                    row[j] = scale * (total(products) + mass_gradient[history * heads + head])
+                    product = dot(gradient, query, vectors, (start + j) * dim, dim)
+                    row[j] = scale * (product + mass_gradient[history * heads + head])
                 mean += attention[j] * row[j]
             for c in range(0, dim, LANES):
                 store(queries_gradient, query + c, splat(np.float32(0)))

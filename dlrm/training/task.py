@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from embeddings.interface import Tables
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """Maps a batch to (loss, output); the loss is a scalar in float32, the mean over the batch, and 0 for an empty one.
 
     Attributes:
@@ -23,9 +24,9 @@ class Task(nn.Module):
     def enter(self, name: str) -> None:
         """Say which of the passes the next `forward` is of."""
 
+    @abstractmethod
     def forward(self, batch: Any) -> tuple[Tensor, Any]:
         """Return the loss of a batch, and what the model made of it."""
-        raise NotImplementedError
 
     def check(self, batch: Any, split: str) -> None:
         """Check what must hold of a batch, once a device has been waited for.

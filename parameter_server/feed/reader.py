@@ -70,7 +70,8 @@ class FeedReader:
     """Follows all shards of a run, each in a thread, until closed.
 
     A shard that cannot be reached is asked again and again, and goes on where it was cut off; its rows meanwhile stay
-    as they are and ``delay_seconds`` grows. Rows of a bucket that moves are read whole from the shard it moves to.
+    as they are and ``delay_seconds`` grows. Rows of a bucket that moves are read whole from the shard it moves to. A
+    process that lasts calls ``embeddings.allocation.share_free_memory`` first: there are as many threads as shards.
 
     Args:
         description: Of the run.

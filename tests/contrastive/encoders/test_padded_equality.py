@@ -31,7 +31,7 @@ def outputs_and_gradients(encode, encoder, histories, vectors, weights):
     return [out.detach(), *gradients]
 
 
-def compare(references, encoder, histories, tolerance=1e-5, **form):
+def assert_equal_to_padded(references, encoder, histories, tolerance=1e-5, **form):
     twin = copy.deepcopy(encoder).double()
     weights = torch.randn(len(histories.lengths), 64, dtype=torch.float64)
     expected = outputs_and_gradients(
@@ -78,14 +78,14 @@ def test_an_encoder_equals_its_padded_original(references, form, kernels, hidden
     built, padded = FORMS[form]
     all_hidden = (0, 1, 2, 9) if "all" in hidden else ()
     histories = references.draw_histories(MIXED, hide=0.0 if hidden == "nothing" else 0.5, all_hidden=all_hidden)
-    compare(references, make(references, **built, kernels=kernels), histories, **padded)
+    assert_equal_to_padded(references, make(references, **built, kernels=kernels), histories, **padded)
 
 
 @pytest.mark.parametrize("form", ["sasrec", "bsarec"])
 def test_in_float64_they_are_equal_to_rounding(references, form):
     built, padded = FORMS[form]
     histories = references.draw_histories(MIXED, hide=0.3, all_hidden=(4, 5))
-    compare(references, make(references, **built).double(), histories, tolerance=1e-11, **padded)
+    assert_equal_to_padded(references, make(references, **built).double(), histories, tolerance=1e-11, **padded)
 
 
 @settings(max_examples=15, deadline=None)
@@ -100,7 +100,7 @@ def test_any_lengths_in_any_order(references, lengths, hide, seed, form, kernels
     built, padded = FORMS[form]
     blind = tuple(i for i in range(len(lengths)) if (seed >> i) & 1 and hide > 0.5)
     histories = references.draw_histories(lengths, hide=hide, seed=seed, all_hidden=blind)
-    compare(references, make(references, **built, kernels=kernels), histories, **padded)
+    assert_equal_to_padded(references, make(references, **built, kernels=kernels), histories, **padded)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

@@ -120,7 +120,7 @@ class TwoShards:
             np.testing.assert_array_equal(self.run.pull(shard, ids=ids[owner == n]), self.table[owner == n])
 
 
-def play(make, durability: str, events: list[tuple[str, int]]) -> None:
+def assert_table_after(make, durability: str, events: list[tuple[str, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = make(Path(folder))
         try:
@@ -139,10 +139,10 @@ def play(make, durability: str, events: list[tuple[str, int]]) -> None:
 def test_any_sequence_of_events_gives_the_table_that_it_should(run, durability):
     @settings(max_examples=12, deadline=None)
     @given(st.lists(EVENTS, max_size=30))
-    def play_all(events):
-        play(type(run), durability, events)
+    def check_all(events):
+        assert_table_after(type(run), durability, events)
 
-    play_all()
+    check_all()
 
 
 @pytest.mark.long
@@ -150,7 +150,7 @@ def test_any_sequence_of_events_gives_the_table_that_it_should(run, durability):
 def test_many_sequences_of_events(run, durability):
     @settings(max_examples=1000, deadline=None)
     @given(st.lists(EVENTS, max_size=80))
-    def play_all(events):
-        play(type(run), durability, events)
+    def check_all(events):
+        assert_table_after(type(run), durability, events)
 
-    play_all()
+    check_all()
