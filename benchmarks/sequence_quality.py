@@ -1,0 +1,82 @@
+"""Which recommender of sequences ranks best, each tuned alike on validation, and what do the contrasts add?
+
+Each method of `benchmarks.sequence_methods` is trained with each of its settings and seed 0; the one of the best
+validation MRR@10 is trained with the other seeds too. All get the same batches, epochs and schedule. What is printed is
+of the test split, where each run's best checkpoint by validation ranks all items, once with and once without those that
+the user has seen: means over seeds, and their standard deviations (`_std`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.sequence_methods import METHODS, Flags, Method, schedule
+from benchmarks.sequence_runs import Found, Run, SequenceRuns
+
+KINDS = ("unfiltered", "filtered")
+SHOWN = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20")
+
+
+def main() -> None:
+    """Train, and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="sequences, as `recforge train` takes them")
+    parser.add_argument("--folder", type=Path, default=Path("runs/sequence_quality"), help="what was trained is kept")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=3, help="runs of a method's best setting: seeds 0, 1, ...")
+    parser.add_argument("--settings", type=int, default=3, help="of each method, that are tried with seed 0")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, of one thread each")
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="further flags of all runs")
+    arguments = parser.parse_args()
+    shared = (
+        *("--epochs", str(arguments.epochs), "--evaluation.patience", "None"),
+        *schedule(arguments.epochs * count_samples(arguments.data), end=0.01),
+        *arguments.flags,
+    )
+    runs = SequenceRuns(arguments.folder, arguments.data, arguments.workers)
+    result: dict[str, Any] = {"epochs": arguments.epochs, "seeds": arguments.seeds}
+    for name in arguments.methods:
+        result[name] = _compare(runs, name, METHODS[name], shared, arguments.settings, arguments.seeds)
+    print(json.dumps(result))
+
+
+def count_samples(data: Path) -> int:
+    """Return how many training samples an epoch of a file has."""
+    from contrastive.data.provide_sequences import provide_sequences
+    from contrastive.data.sequence_schema import SequenceSchema
+
+    return provide_sequences(SequenceSchema(), data, is_synthetic=False).rows("train")
+
+
+def _compare(
+    runs: SequenceRuns, name: str, method: Method, shared: Flags, settings: int, seeds: int
+) -> dict[str, object]:
+    tried = [
+        Run(f"{name}-{number}-0", method.recipe, (*method.flags, *own, *shared, "--seed", "0"))
+        for number, own in enumerate(method.settings[:settings])
+    ]
+    found = runs.all(tried)
+    best = max(range(len(found)), key=lambda number: found[number].valid)
+    flags = (*method.flags, *method.settings[best], *shared)
+    others = [Run(f"{name}-{best}-{seed}", method.recipe, (*flags, "--seed", str(seed))) for seed in range(1, seeds)]
+    return {"setting": " ".join(method.settings[best]), **summarise([found[best], *runs.all(others)])}
+
+
+def summarise(found: list[Found]) -> dict[str, float]:
+    """Return means over runs, and standard deviations where there are several."""
+    values: dict[str, list[float]] = {"valid_mrr@10": [run.valid for run in found]}
+    values["best_at_samples"] = [run.best_at for run in found]
+    values |= {f"{kind}/{name}": [run.ranked[f"{kind}/{name}"] for run in found] for kind in KINDS for name in SHOWN}
+    means = {name: round(statistics.mean(each), 5) for name, each in values.items()}
+    if len(found) > 1:
+        means |= {f"{name}_std": round(statistics.stdev(each), 5) for name, each in values.items()}
+    return means | {"seconds": round(statistics.mean(run.seconds for run in found))}
+
+
+if __name__ == "__main__":
+    main()

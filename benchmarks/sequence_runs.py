@@ -1,0 +1,83 @@
+"""Trains recommenders of sequences by the command line; what was trained is read, and not trained again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.sequence_methods import Flags
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the command line.
+
+    Attributes:
+        name: of its folder.
+        recipe: of `recforge train`.
+        flags: all others.
+    """
+
+    name: str
+    recipe: str
+    flags: Flags
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is kept of a run.
+
+    Attributes:
+        valid: the best validation MRR@10, by which checkpoint and settings are chosen.
+        best_at: after how many samples it was reached.
+        ranked: values of the test split, as "filtered/recall@10".
+        seconds: of training.
+    """
+
+    valid: float
+    best_at: int
+    ranked: dict[str, float]
+    seconds: float
+
+
+class SequenceRuns:
+    """Runs on one file of sequences, each in a folder of its own and on one thread.
+
+    Args:
+        folder: of all runs.
+        data: what `recforge train --data` takes.
+        workers: runs at a time.
+    """
+
+    def __init__(self, folder: Path, data: Path, workers: int = 1) -> None:
+        self._folder, self._data, self._workers = folder, data, workers
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def all(self, runs: list[Run]) -> list[Found]:
+        """Train what is not trained yet, some at a time; a run that was interrupted goes on."""
+        with ThreadPoolExecutor(self._workers) as pool:
+            return list(pool.map(self._run, runs))
+
+    def _run(self, run: Run) -> Found:
+        output = self._folder / run.name
+        if not (output / "summary.json").is_file():
+            own = ["--data", str(self._data), "--output", str(output), "--step.threads", "1", *run.flags]
+            command = [sys.executable, "-m", "deploy.cli", "train", run.recipe, *own]
+            with (self._folder / f"{run.name}.log").open("ab") as log:
+                environment = os.environ | {"OMP_NUM_THREADS": "1"}
+                subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
+        return read(output)
+
+
+def read(output: Path) -> Found:
+    """Read what is kept of the run of a folder."""
+    summary: dict[str, Any] = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    lines = map(json.loads, (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    best = max((line for line in lines if line["kind"] == "valid"), key=lambda line: line["mrr_10"])
+    return Found(best["mrr_10"], best["samples"], summary["ranked"], summary["seconds"])

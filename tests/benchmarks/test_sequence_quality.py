@@ -1,0 +1,65 @@
+"""Settings are chosen on validation alone, tables hold the test split's means, and every method's flags are flags."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+from benchmarks.sequence_methods import METHODS, schedule
+from contrastive.command import SEQUENCES_RUNS
+from dlrm.cli import parse
+
+NAMES = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20)]
+
+
+def save(folder, valid, test) -> None:
+    """Leave what a finished run leaves, with all metrics of the test split equal."""
+    folder.mkdir()
+    lines = [{"kind": "train", "samples": 1}, *({"kind": "valid", "samples": n, "mrr_10": v} for n, v in valid)]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    ranked = {f"{kind}/{name}": test for kind in ("filtered", "unfiltered") for name in NAMES}
+    (folder / "summary.json").write_text(json.dumps({"ranked": ranked, "seconds": 1.0}))
+
+
+@pytest.fixture
+def data(tmp_path):
+    file = tmp_path / "actions.txt"
+    file.write_text("\n".join(f"{user} {user} {user + 1} {user + 2} {user + 3}" for user in range(1, 9)) + "\n")
+    return file
+
+
+def test_validation_chooses_the_setting(run_benchmark, tmp_path, data) -> None:
+    # The second setting ranks best on validation, at its first evaluation, and worst on the test split.
+    save(tmp_path / "sasrec-0-0", [(100, 0.2), (200, 0.3)], 0.9)
+    save(tmp_path / "sasrec-1-0", [(100, 0.4), (200, 0.1)], 0.5)
+    save(tmp_path / "sasrec-1-1", [(100, 0.0), (200, 0.6)], 0.7)
+    flags = ["--folder", str(tmp_path), "--methods", "sasrec", "--settings", "2", "--seeds", "2"]
+    found = run_benchmark("sequence_quality", "--data", str(data), *flags)["sasrec"]
+    assert found["setting"] == " ".join(METHODS["sasrec"].settings[1])
+    assert found["valid_mrr@10"] == pytest.approx(0.5)
+    assert found["best_at_samples"] == 150
+    assert found["filtered/recall@10"] == pytest.approx(0.6)
+    assert found["unfiltered/ndcg@20_std"] == pytest.approx(0.1 * 2**0.5, abs=1e-5)
+
+
+def test_quality_is_drawn_over_batch_sizes(run_benchmark, tmp_path, data) -> None:
+    for name, (place, size) in itertools.product(("mclrec", "sasrec"), enumerate((32, 64))):
+        save(tmp_path / f"{name}-{size}-0", [(100, 0.2)], 0.1 + 0.1 * place)
+    page = tmp_path / "figure.html"
+    flags = ["--folder", str(tmp_path), "--methods", "mclrec", "sasrec", "--batches", "32", "64", "--figure", str(page)]
+    figures = run_benchmark("sequence_batches", "--data", str(data), *flags)
+    assert [figures["mclrec"][size]["filtered/ndcg@20"] for size in ("32", "64")] == [0.1, 0.2]
+    assert "samples in a batch" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_flags_are_those_of_the_command_line(name) -> None:
+    method = METHODS[name]
+    config = SEQUENCES_RUNS.find(method.recipe).config
+    flags = [*method.flags, *itertools.chain(*method.settings), *schedule(1000, end=0.1)]
+    parsed = parse(SEQUENCES_RUNS.config, flags, program="recforge", default=config)
+    assert parsed.dense_schedule.shape == "cosine(1000, end=0.1)"
+    assert (parsed.mclrec.contrast == "augmenters") == name.startswith("mclrec")
+    assert (parsed.encoder.kind == "bsarec") == name.endswith("bsarec")
