@@ -11,6 +11,7 @@ from dlrm import cli
 COMMANDS: dict[str, cli.Command] = {
     **cli.COMMANDS,
     "train": cli.Command(cli.COMMANDS["train"].help, "contrastive.command:run_train"),
+    "ps": cli.Command(cli.COMMANDS["ps"].help, "contrastive.asynchronous:run_ps"),
     "recommend": cli.Command("say what comes next for a user", "contrastive.recommend_command:run_recommend"),
     "nearest": cli.Command("say which items are like an item", "contrastive.recommend_command:run_nearest"),
     "export": cli.Command("write a run's weights as plain safetensors files", "deploy.export:run_export"),

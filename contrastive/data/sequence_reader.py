@@ -18,7 +18,7 @@ from contrastive.data.same_target import SameTarget
 from contrastive.data.sequence_dataset import SequenceDataset
 from contrastive.data.sequences import PAD
 from contrastive.sequence_batch import Histories, SequenceBatch
-from dlrm.data.dataset import Array, IntArray
+from dlrm.data.dataset import IntArray
 from dlrm.data.read_ahead import BatchSize, Share, cut_batches, read_ahead
 
 MAX_LENGTH = 50
@@ -88,7 +88,7 @@ class SequenceReader:
         rows = whole[first : first + count].copy()
         histories, targets, users = self.dataset.samples(self.split, rows, self.max_length)
         if self.skip_unseen:
-            histories = _keep(histories, self.dataset.item_counts[histories.items] > 0)
+            histories = self.dataset.without_unseen(histories)
         lists = [histories, *self._draw_views(histories, targets, rows, position + first)]
         if self.negatives is None:
             ids, log_q = None, None
@@ -102,7 +102,8 @@ class SequenceReader:
             targets = place_of[targets]
         parts = [Histories(torch.from_numpy(items), torch.from_numpy(lengths)) for items, lengths in lists]
         return SequenceBatch(
-            sparse=self._all_items if ids is None else _one_bag(ids),
+            # An object of its own for each batch: by it, tables know which one has been prefetched.
+            sparse=_one_bag(self._all_items if ids is None else ids),
             history=parts[0],
             views=tuple(parts[1:]),
             targets=torch.from_numpy(targets),
@@ -157,12 +158,12 @@ class SequenceReader:
         return ids, place_of
 
     @cached_property
-    def _all_items(self) -> KeyedJaggedTensor:
-        return _one_bag(np.arange(self.dataset.num_items + 1))
+    def _all_items(self) -> IntArray:
+        return np.arange(self.dataset.num_items + 1)
 
     @cached_property
     def _all_sides(self) -> KeyedJaggedTensor | None:
-        return self._gather_sides(np.arange(self.dataset.num_items + 1))
+        return self._gather_sides(self._all_items)
 
     def _gather_sides(self, ids: IntArray) -> KeyedJaggedTensor | None:
         if not self.dataset.sides:
@@ -190,12 +191,3 @@ def _log_q(sampler: NegativeSampler, ids: IntArray, drawn: IntArray, batch_size:
     logs = np.full(len(ids), -np.inf, dtype=np.float32)
     logs[drawn] = sampler.log_expected(ids[drawn], batch_size)
     return torch.from_numpy(logs)
-
-
-def _keep(histories: Ragged, kept: Array) -> Ragged:
-    """Return histories without the items that are not kept; the latest one stays where none would."""
-    items, lengths = histories
-    lists = np.repeat(np.arange(len(lengths)), lengths)
-    none = np.bincount(lists[kept], minlength=len(lengths)) == 0
-    kept[(np.cumsum(lengths) - 1)[none]] = True
-    return Ragged(items[kept], np.bincount(lists[kept], minlength=len(lengths)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from dlrm.cli import Command, parse, status_of
@@ -28,21 +28,25 @@ PARTS: dict[str, Command] = {
 }
 
 
-def run_ps(argv: list[str]) -> int:
+def run_ps(argv: list[str], parts: Mapping[str, Command] = PARTS) -> int:
     """Run the part that `argv` names, then its flags.
+
+    Args:
+        argv: arguments.
+        parts: those that there are, by name.
 
     Raises:
         ValueError: there is no such part.
     """
     stop_with_launcher()
     if not argv or argv[0].startswith("-"):
-        print(_usage())
+        print(_usage(parts))
         return 0 if argv and argv[0] in ("-h", "--help") else 2
-    if argv[0] not in PARTS:
-        raise ValueError(f"recforge ps: expected one of {', '.join(PARTS)}, got '{argv[0]}'")
+    if argv[0] not in parts:
+        raise ValueError(f"recforge ps: expected one of {', '.join(parts)}, got '{argv[0]}'")
     # Its log would tell once more, in many lines, what ends as one.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    return PARTS[argv[0]].run(argv[1:])
+    return parts[argv[0]].run(argv[1:])
 
 
 def run_coordinator(argv: list[str]) -> int:
@@ -108,15 +112,15 @@ def _serve(serve: Callable[[Member, EventFormatter], None], config: Member, name
     return 0
 
 
-def _usage() -> str:
-    width = max(map(len, PARTS))
+def _usage(parts: Mapping[str, Command]) -> str:
+    width = max(map(len, parts))
     return "\n".join(
         [
             "usage: recforge ps PART ...",
             "",
             "Train against parameter servers: tables on shards, trainers that do not wait for one another.",
             "",
-            *(f"  {name:{width}}  {part.help}" for name, part in PARTS.items()),
+            *(f"  {name:{width}}  {part.help}" for name, part in parts.items()),
             "",
             "`recforge ps PART --help` lists every flag of a part.",
         ]

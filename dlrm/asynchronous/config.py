@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dlrm.asynchronous.dense_average_config import DenseAverageConfig
-from dlrm.config import RunConfig
+from dlrm.config import PlacedConfig, RunConfig
+from dlrm.tables_config import TablesConfig
 from parameter_server.description import Durability
 from parameter_server.processes.config import ClientConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +66,10 @@ class ServersConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AsynchronousConfig(RunConfig):
-    """A recipe, trained by several trainers around parameter servers."""
+class ServedConfig(PlacedConfig):
+    """A run whose tables lie on parameter servers, whatever the model; the second parent of such configurations."""
 
+    tables: TablesConfig = field(default_factory=TablesConfig)
     servers: ServersConfig = field(default_factory=ServersConfig)
     dense_average: DenseAverageConfig = field(default_factory=DenseAverageConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
@@ -78,13 +83,18 @@ class AsynchronousConfig(RunConfig):
         share = 1 if self.dense_average.is_on_servers else self.servers.trainers
         return max(1, self.step.global_batch_size // share)
 
-    @staticmethod
-    def of(config: RunConfig) -> AsynchronousConfig:
+    @classmethod
+    def of(cls, config: PlacedConfig) -> Self:
         """Return the configuration of a recipe, and defaults of what it does not know."""
-        return AsynchronousConfig(**{item.name: getattr(config, item.name) for item in fields(config)})
+        return cls(**{item.name: getattr(config, item.name) for item in fields(config)})
 
 
-def check_asynchronous(config: RunConfig) -> None:
+@dataclass(frozen=True, kw_only=True)
+class AsynchronousConfig(RunConfig, ServedConfig):
+    """A recipe, trained by several trainers around parameter servers."""
+
+
+def check_asynchronous(config: ServedConfig) -> None:
     """Check that a configuration asks for nothing that needs all trainers at one point, or another device.
 
     Raises:

@@ -14,8 +14,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrm.asynchronous.stages import STAGE, Stage
 from dlrm.batch import Batch
-from dlrm.data.reader import Reader
 from dlrm.training.attachments import Attachment, Moment
+from dlrm.training.problem import SampleReader
 from parameter_server.client.remote_rows import PushPlace
 from parameter_server.client.rows_client import LaneLease
 from parameter_server.coordinator.answers import Chunk, Finished, Wait
@@ -39,8 +39,8 @@ class Work(Protocol):
 class PlacedTables(Protocol):
     """Tables whose pushes have a place in the stream."""
 
-    def enter(self, features: KeyedJaggedTensor, place: PushPlace) -> None:
-        """Say where the pushes of these features belong."""
+    def enter(self, features: KeyedJaggedTensor, *places: PushPlace) -> None:
+        """Say where the pushes of these features belong, one after the other."""
 
     @property
     def last_push(self) -> Future[None]:
@@ -66,14 +66,15 @@ class _Read(NamedTuple):
 class LeasedBatches(Attachment):
     """Reads the chunks that a trainer is given, and gives one back when all shards have all of its pushes.
 
-    A batch and its clock are functions of the stream alone: whoever does a chunk again pushes the same rows under the
-    same clocks, and shards leave out what they have.
+    A batch and its clocks, one for each of its pushes, are functions of the stream alone: whoever does a chunk again
+    pushes the same rows under the same clocks, and shards leave out what they have.
 
     Args:
         reader: of the train split.
         work: the coordinator, asked for this member.
         tables: that are told where the pushes of each batch belong.
         is_gated: whether trainers wait for one another.
+        pushes: how often a batch updates its rows.
 
     Attributes:
         stage: what the trainer is at.
@@ -81,7 +82,10 @@ class LeasedBatches(Attachment):
 
     name = "leased_batches"
 
-    def __init__(self, reader: Reader, work: Work, tables: PlacedTables, *, is_gated: bool) -> None:
+    def __init__(
+        self, reader: SampleReader, work: Work, tables: PlacedTables, *, is_gated: bool, pushes: int = 1
+    ) -> None:
+        self._pushes = pushes
         self._reader, self._work, self._tables, self._is_gated = reader, work, tables, is_gated
         self._read_ahead: deque[_Read] = deque()
         self._pushed: deque[tuple[_Open, list[Future[Any]]]] = deque()
@@ -115,7 +119,7 @@ class LeasedBatches(Attachment):
 
     @property
     def place(self) -> PushPlace:
-        """Of the batch that is trained now."""
+        """Of the batch that is trained now: that of its first push."""
         return self._read_ahead[0].place
 
     @property
@@ -135,9 +139,11 @@ class LeasedBatches(Attachment):
         num_batches, stop = -(-chunk.num_samples // chunk.batch_size), chunk.first_sample + chunk.num_samples
         opened = _Open(chunk=chunk, missing=num_batches)
         for index, batch in enumerate(self._reader.batches(chunk.batch_size, start=chunk.first_sample, stop=stop)):
-            place = PushPlace(LaneLease(chunk.lane, chunk.lease), chunk.first_clock + index)
-            self._tables.enter(batch.sparse, place)
-            self._read_ahead.append(_Read(opened, place, index + 1 == num_batches))
+            first = (chunk.first_clock + index - 1) * self._pushes + 1
+            lease = LaneLease(chunk.lane, chunk.lease)
+            places = [PushPlace(lease, first + number) for number in range(self._pushes)]
+            self._tables.enter(batch.sparse, *places)
+            self._read_ahead.append(_Read(opened, places[0], index + 1 == num_batches))
             yield batch
 
     def before_step(self, moment: Moment) -> None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from dlrm.asynchronous.config import ServersConfig
 from parameter_server.client.dense_client import DenseClient
 from parameter_server.client.remote_storage import RemoteStorage
-from parameter_server.client.remote_tables import RemoteTables
+from parameter_server.client.remote_tables import AskingShards, RemoteSequenceTables, RemoteTables
 from parameter_server.client.rows_client import RowsClient
 from parameter_server.control.coordinator_client import CoordinatorClient
 from parameter_server.control.routes_source import CoordinatorRoutes
@@ -27,6 +27,7 @@ class Shards:
         connect: opens a connection to a shard's address.
         description: of the run.
         config: of this trainer.
+        pools: whether tables give a vector for each bag, or else one for each id.
     """
 
     def __init__(
@@ -35,6 +36,8 @@ class Shards:
         connect: Callable[[str], ShardConnection],
         description: RunDescription,
         config: ServersConfig,
+        *,
+        pools: bool = True,
     ) -> None:
         self._client, self._connect, self._description, self._config = client, connect, description, config
         self._routes = CoordinatorRoutes(client)
@@ -50,7 +53,8 @@ class Shards:
             opened.enter_context(closing(rows))
             storage = RemoteStorage(description, self._routes, connect, deadline_seconds=config.deadline_seconds)
             opened.enter_context(closing(storage))
-            self.tables = RemoteTables(description, rows, storage=storage)
+            kind: type[AskingShards] = RemoteTables if pools else RemoteSequenceTables
+            self.tables = kind(description, rows, storage=storage)
             self._opened = opened.pop_all()
         self._thread = ThreadPoolExecutor(1, "snapshot")
         self._saving: Future[None] | None = None

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import nn
 from typing_extensions import override
 
-from dlrm.asynchronous.config import AsynchronousConfig
+from dlrm.asynchronous.config import ServedConfig
 from dlrm.optim.scaling import list_groups, rule_of
 from dlrm.training.attachments import Attachment
 from dlrm.training.guards import find_tables
@@ -27,7 +27,7 @@ class SharedBatch(Attachment):
 
     name = "shared_batch"
 
-    def __init__(self, model: nn.Module, config: AsynchronousConfig) -> None:
+    def __init__(self, model: nn.Module, config: ServedConfig) -> None:
         ratio = config.trainer_batch_size / config.step.global_batch_size
         ruled = config if config.rule is not None or config.rules else replace(config, rule="auto", scale_from=1)
         groups = [group for group in list_groups(config) if group.is_table]

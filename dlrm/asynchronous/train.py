@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dlrm.asynchronous.config import AsynchronousConfig, check_asynchronous
+from dlrm.asynchronous.config import ServedConfig
+from dlrm.asynchronous.served_clicks import SERVED_CLICKS
+from dlrm.asynchronous.served_kind import ServedKind, choose_kind, list_recipes
 from dlrm.cli import parse
 from dlrm.distributed.place import Place
-from dlrm.recipes import Recipe, find_recipe, list_recipes
-from dlrm.training.command import rate_by_frequency, scale_to_batch, tell_doubts
-from dlrm.training.kind import SHORT
+from dlrm.training.kind import SHORT, NamedRecipe
 from parameter_server.address import Address
 from parameter_server.description import RunDescription
 
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from dlrm.asynchronous.leased_batches import LeasedBatches
     from dlrm.asynchronous.membership import Membership
     from dlrm.asynchronous.servers import Shards
-    from dlrm.data.dataset import Dataset
-    from dlrm.model import DLRM
     from dlrm.training.attach import RunParts
     from dlrm.training.attachments import Attachment
+    from dlrm.training.problem import Prepared, SampleReader
     from embeddings import TableConfig
     from parameter_server.control.coordinator_client import CoordinatorClient
     from parameter_server.transports import ShardConnection
@@ -45,26 +44,28 @@ OWN = (
 )
 
 
-def run_trainer(argv: list[str]) -> int:
+def run_trainer(argv: list[str], kinds: Sequence[ServedKind] = (SERVED_CLICKS,)) -> int:
     """Train as one of several what `argv` names: a recipe or a configuration file, then flags."""
     if not argv or argv[0].startswith("-"):
-        print(_usage())
+        print(_usage(kinds))
         return 0 if argv and argv[0] in ("-h", "--help") else 2
-    recipe = find_recipe(argv[0])
+    served = choose_kind(kinds, argv[0])
+    recipe = served.kind.find(argv[0])
     config = parse(
-        AsynchronousConfig,
+        served.config,
         argv[1:],
         program=f"recforge ps trainer {argv[0]}",
         description=recipe.help,
-        default=AsynchronousConfig.of(recipe.config),
+        default=served.default(recipe.config),
         short=SHORT,
     )
-    summary = train(argv[0], recipe, config)
-    print(f"{config.servers.name}: {summary['stopped']}" + (f", auc {summary['auc']:.4f}" if "auc" in summary else ""))
+    summary = train(argv[0], recipe, config, served)
+    measured = [served.kind.describe(summary).splitlines()[0]] if "split" in summary else []
+    print(f"{config.servers.name}: {', '.join([summary['stopped'], *measured])}")
     return 0
 
 
-def train(name: str, recipe: Recipe, config: AsynchronousConfig) -> dict[str, Any]:
+def train(name: str, recipe: NamedRecipe, config: Any, served: ServedKind = SERVED_CLICKS) -> dict[str, Any]:
     """Join the run, train until no data are left, and return the summary; of all but the last to leave a short one.
 
     Raises:
@@ -74,35 +75,34 @@ def train(name: str, recipe: Recipe, config: AsynchronousConfig) -> dict[str, An
     import torch
 
     from dlrm.asynchronous.branching import check_output
-    from dlrm.data.provide import provide_dataset
-    from dlrm.descriptions import describe_tables
     from dlrm.training.train_step import check_compile
     from parameter_server.control.coordinator_client import GrpcCoordinatorClient
     from parameter_server.transports import GrpcConnection
 
-    config = scale_to_batch(config, Place())
-    check_asynchronous(config)
+    config = served.kind.scale(config, Place())
+    served.check(config)
     if config.step.compile:
         check_compile(torch.device("cpu"), cuda_graphs=config.step.cuda_graphs)
     if config.output is None:
         raise ValueError("--output: expected the run's folder, the same for all trainers, got none")
     check_output(config.output)
     Address.parse(config.servers.coordinator, "--servers.coordinator")
-    dataset = provide_dataset(recipe.source, config.data)
-    tell_doubts(config, dataset)
-    config = rate_by_frequency(config, dataset, Place())
-    tables = describe_tables(dataset.info, config.model.dim, config.tables, config.small_tables)
+    dataset = served.provide(recipe, config)
+    config = served.settle(config, dataset)
+    tables = served.describe_tables(config, dataset)
     security = config.client.client_security
     client = GrpcCoordinatorClient(
         config.servers.coordinator, security, deadline_seconds=config.servers.deadline_seconds
     )
     try:
-        return train_with(client, lambda address: GrpcConnection(address, security), name, config, dataset, tables)
+        return train_with(
+            client, lambda address: GrpcConnection(address, security), name, config, dataset, tables, served
+        )
     finally:
         client.close()
 
 
-def describe_asynchronous(config: AsynchronousConfig, dataset: Dataset, tables: list[TableConfig]) -> RunDescription:
+def describe_asynchronous(config: ServedConfig, dataset: Prepared, tables: list[TableConfig]) -> RunDescription:
     """Describe a run to its coordinator, so that no trainer of other data or settings takes part.
 
     Args:
@@ -143,9 +143,10 @@ def train_with(
     client: CoordinatorClient,
     connect: Callable[[str], ShardConnection],
     name: str,
-    config: AsynchronousConfig,
-    dataset: Dataset,
+    config: Any,
+    dataset: Any,
     tables: list[TableConfig],
+    served: ServedKind = SERVED_CLICKS,
 ) -> dict[str, Any]:
     """Train as one of several.
 
@@ -156,6 +157,7 @@ def train_with(
         config: of this trainer, checked.
         dataset: prepared.
         tables: of the model.
+        served: what is trained.
     """
     import torch
 
@@ -172,10 +174,12 @@ def train_with(
     with ExitStack() as stack:
         described = describe_asynchronous(config, dataset, tables)
         membership = stack.enter_context(join_run(client, config.servers.name, described, config.servers.coordinator))
-        shards = stack.enter_context(closing(Shards(client, connect, membership.description, config.servers)))
-        model = build_model(config, dataset, shards)
+        opened = Shards(client, connect, membership.description, config.servers, pools=served.pools)
+        shards = stack.enter_context(closing(opened))
+        model, problem = served.build(config, dataset, shards.tables), served.problem(config, dataset)
         brings = config.branch_from is not None and brings_weights(membership)
-        leased = lease_batches(config, dataset, membership, shards)
+        reader = problem.reader("train", config)
+        leased = lease_batches(reader, membership, shards, pushes=served.count_pushes(config))
 
         def attach(run: RunParts) -> list[Attachment]:
             average = stack.enter_context(closing(average_dense(run, config, membership, shards, leased)))
@@ -183,7 +187,7 @@ def train_with(
 
         trainer = AsynchronousTrainer(
             model,
-            dataset,
+            problem,
             config,
             output,
             recipe=name,
@@ -196,57 +200,25 @@ def train_with(
         return trainer.fit()
 
 
-def build_model(config: AsynchronousConfig, dataset: Dataset, shards: Shards) -> DLRM:
-    """Build a trainer's model; trainers begin alike, with the master copy, and what they draw later differs.
-
-    Args:
-        config: of this trainer.
-        dataset: prepared.
-        shards: that hold the tables.
-    """
-    import torch
-
-    from dlrm.checkpoints.run_state import seed_generators
-    from dlrm.model import build_dlrm
-    from dlrm.training.train_step import compile_dense
-
-    seed_generators(config.seed)
-    model = build_dlrm(
-        dataset.info,
-        config.model,
-        config.tables,
-        config.small_tables,
-        seed=config.seed,
-        device="cpu",
-        built_tables=shards.tables,
-    )
-    if config.step.compile:
-        compile_dense(model, torch.device("cpu"))
-    return model
-
-
-def lease_batches(
-    config: AsynchronousConfig, dataset: Dataset, membership: Membership, shards: Shards
-) -> LeasedBatches:
+def lease_batches(reader: SampleReader, membership: Membership, shards: Shards, *, pushes: int) -> LeasedBatches:
     """Make a trainer's batches, and have others told how far they are.
 
     Args:
-        config: of this trainer.
-        dataset: prepared.
+        reader: of the train split.
         membership: of this trainer.
         shards: that hold the tables.
+        pushes: how often a batch updates its rows.
     """
     from dlrm.asynchronous.leased_batches import LeasedBatches
-    from dlrm.data.reader import Reader
 
-    reader = Reader(dataset, "train", shuffle=config.shuffle, seed=config.seed)
-    leased = LeasedBatches(reader, membership, shards.tables, is_gated=membership.description.staleness is not None)
+    is_gated = membership.description.staleness is not None
+    leased = LeasedBatches(reader, membership, shards.tables, is_gated=is_gated, pushes=pushes)
     membership.facts = leased.facts
     return leased
 
 
 def average_dense(
-    run: RunParts, config: AsynchronousConfig, membership: Membership, shards: Shards, leased: LeasedBatches
+    run: RunParts, config: ServedConfig, membership: Membership, shards: Shards, leased: LeasedBatches
 ) -> DenseAverage:
     """Make what keeps a trainer's dense part together with those of the others, in a lane of its own.
 
@@ -277,13 +249,12 @@ def average_dense(
     return average
 
 
-def _usage() -> str:
+def _usage(kinds: Sequence[ServedKind]) -> str:
     return "\n".join(
         [
             "usage: recforge ps trainer RECIPE|CONFIG.toml --servers.coordinator ADDRESS --output RUN [flags]",
             "",
-            "recipes:",
-            *list_recipes(),
+            *list_recipes(kinds),
             "",
             "`recforge ps trainer RECIPE --help` lists every flag of a recipe with its value there.",
         ]

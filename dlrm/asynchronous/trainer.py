@@ -20,15 +20,14 @@ from dlrm.asynchronous.stages import Stage
 from dlrm.batch import Batch
 from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.config import TrainingConfig
-from dlrm.data.dataset import Dataset
 from dlrm.training.attach import RunParts
 from dlrm.training.attachments import Attachment
 from dlrm.training.interrupt import only_run_in
-from dlrm.training.problem import SampleReader, Values
+from dlrm.training.problem import Problem, SampleReader, Values
 from dlrm.training.restore import CHECKPOINTS
-from dlrm.training.run_config import CONFIG, describe_run
+from dlrm.training.run_config import describe_run
 from dlrm.training.run_log import METRICS, RunLog, read_records, write_json
-from dlrm.training.summary import SUMMARY, TABLES
+from dlrm.training.summary import SUMMARY
 from dlrm.training.trainer import Trainer
 from parameter_server.errors import LaneLostError
 
@@ -54,7 +53,7 @@ class AsynchronousTrainer(Trainer):
 
     Args:
         model: with tables that lie on servers.
-        dataset: the same for all.
+        problem: with data that are the same for all.
         config: of the loop.
         output: the run's folder.
         recipe: a name for the run.
@@ -68,7 +67,7 @@ class AsynchronousTrainer(Trainer):
     def __init__(
         self,
         model: nn.Module,
-        dataset: Dataset,
+        problem: Problem,
         config: TrainingConfig,
         output: Path,
         *,
@@ -83,7 +82,7 @@ class AsynchronousTrainer(Trainer):
         done = replace(config, noise_scale=replace(config.noise_scale, every_steps=0))
         if not brings_weights:
             done = replace(done, branch_from=None, branch_at=None)
-        super().__init__(model, dataset, done, own, recipe=recipe, others=lambda run: (*others(run), leased))
+        super().__init__(model, problem, done, own, recipe=recipe, others=lambda run: (*others(run), leased))
         self.settings = describe_run(config, model, recipe)  # as asked for, with which a run goes on without servers
         self.output, self.membership, self.leased, self.servers = output, membership, leased, servers
         # The first batch waits for shards and compilers, and nothing is lost without it.
@@ -165,8 +164,8 @@ class AsynchronousTrainer(Trainer):
         records = [record for own in sorted(self.folder.parent.iterdir()) for record in read_records(own)]
         lines = [json.dumps(record) for record in sorted(records, key=lambda record: int(record["samples"]))]
         (self.output / METRICS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        for name in (CONFIG, TABLES):
-            shutil.copyfile(self.folder / name, self.output / name)
+        for path in self.folder.glob("*.json"):  # also what a problem has left for the report
+            shutil.copyfile(path, self.output / path.name)
         whole = summary | {"folder": str(self.output), "run_id": self.membership.description.run_id}
         write_json(self.output / SUMMARY, whole)
         return whole

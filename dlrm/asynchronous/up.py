@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from dlrm.asynchronous.config import AsynchronousConfig, check_asynchronous
 from dlrm.asynchronous.crew import Crew, Role
 from dlrm.asynchronous.crew_progress import CrewProgress
+from dlrm.asynchronous.served_clicks import SERVED_CLICKS
+from dlrm.asynchronous.served_kind import ServedKind, choose_kind, list_recipes
 from dlrm.cli import parse
-from dlrm.recipes import Recipe, find_recipe, list_recipes
 from dlrm.this_machine import count_cores
-from dlrm.training.command import describe_summary
 from dlrm.training.kind import SHORT, name_run
 from parameter_server.address import MAX_PATH_BYTES
 from parameter_server.processes.stop_signal import StopSignal
@@ -55,22 +54,23 @@ class UpConfig:
                 raise ValueError(f"{flag}: expected at least {least}, got {getattr(self, name)}")
 
 
-def run_up(argv: list[str]) -> int:
+def run_up(argv: list[str], kinds: Sequence[ServedKind] = (SERVED_CLICKS,)) -> int:
     """Start, watch and stop what `argv` asks for: a recipe or a configuration file, then flags."""
     if not argv or argv[0].startswith("-"):
-        print(_usage())
+        print(_usage(kinds))
         return 0 if argv and argv[0] in ("-h", "--help") else 2
-    recipe = find_recipe(argv[0])
+    served = choose_kind(kinds, argv[0])
+    recipe = served.kind.find(argv[0])
     config, rest = read_flags(argv[1:])
     if "-h" in rest or "--help" in rest:
-        print(_usage())
+        print(_usage(kinds))
         return 0
     trained = parse(
-        AsynchronousConfig,
+        served.config,
         rest,
         program=f"recforge ps up {argv[0]}",
         description=recipe.help,
-        default=AsynchronousConfig.of(recipe.config),
+        default=served.default(recipe.config),
         short=SHORT,
     )
     if given := [flag for flag in OWN_FLAGS if any(part.partition("=")[0] == flag for part in rest)]:
@@ -79,20 +79,30 @@ def run_up(argv: list[str]) -> int:
         )
     output = trained.output or Path(name_run(argv[0]))
     print(f"recforge: run {output}", file=sys.stderr)
-    check_asynchronous(trained)
+    served.check(trained)
+    for note in served.notes(trained):
+        print(f"recforge: {note}", file=sys.stderr)
     from dlrm.asynchronous.branching import check_output
 
     check_output(output)
-    prepare_data(recipe, trained)
+    served.provide(recipe, trained)  # with its usual progress bar, so that no trainer waits for another's
     shards = choose_shards(config, output, branches=trained.branch_from is not None)
     with tempfile.TemporaryDirectory(prefix="recforge-", dir=_short_folder()) as sockets:
         trainer = [argv[0], *rest]
         trainer += [] if trained.step.threads is not None else ["--step.threads", str(_threads(config.trainers))]
         trainer += [] if any(TRAINERS in part for part in rest) else [TRAINERS, str(config.trainers)]
-        roles = plan_roles(config, trainer, output, Path(sockets), durability=trained.servers.durability, shards=shards)
+        roles = plan_roles(
+            config,
+            trainer,
+            output,
+            Path(sockets),
+            durability=trained.servers.durability,
+            shards=shards,
+            module=served.kind.module,
+        )
         watch(roles, config, output, Path(sockets))
     if (output / SUMMARY).is_file():
-        print(describe_summary(json.loads((output / SUMMARY).read_text(encoding="utf-8"))))
+        print(served.kind.describe(json.loads((output / SUMMARY).read_text(encoding="utf-8"))))
     return 0
 
 
@@ -107,17 +117,6 @@ def read_flags(argv: Sequence[str]) -> tuple[UpConfig, list[str]]:
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     known, rest = parser.parse_known_args(argv)
     return UpConfig(**vars(known)), rest
-
-
-def prepare_data(recipe: Recipe, config: AsynchronousConfig) -> None:
-    """Make the dataset where it is not there yet, with its usual progress bar, so that no trainer waits for another's.
-
-    Raises:
-        ValueError: see `provide_dataset`.
-    """
-    from dlrm.data.provide import provide_dataset
-
-    provide_dataset(recipe.source, config.data)
 
 
 def choose_shards(config: UpConfig, output: Path, *, branches: bool = False) -> tuple[str, ...]:
@@ -164,6 +163,7 @@ def plan_roles(
     *,
     durability: str,
     shards: Sequence[str] | None = None,
+    module: str = "dlrm",
 ) -> list[Role]:
     """Say which processes there are.
 
@@ -174,6 +174,7 @@ def plan_roles(
         sockets: a folder of this user alone, for Unix sockets.
         durability: of the run.
         shards: names of those to start, by default as many as `config` says.
+        module: whose command trainers are.
     """
     coordinator = address_in(sockets)
 
@@ -192,7 +193,7 @@ def plan_roles(
     for number in range(config.trainers):
         name = f"trainer-{number}"
         program = [*trainer, "--output", str(output), "--servers.coordinator", coordinator, "--servers.name", name]
-        roles.append(Role(name=name, program=("-m", "dlrm", "ps", "trainer", *program), order=0, ends_by_itself=True))
+        roles.append(Role(name=name, program=("-m", module, "ps", "trainer", *program), order=0, ends_by_itself=True))
     return roles
 
 
@@ -252,7 +253,7 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"recforge ps up: {message}")
 
 
-def _usage() -> str:
+def _usage(kinds: Sequence[ServedKind]) -> str:
     config = UpConfig()
     return "\n".join(
         [
@@ -264,8 +265,7 @@ def _usage() -> str:
             f"  --snapshot-seconds S  between two snapshots ({config.snapshot_seconds:g})",
             "  --metrics-port PORT   Prometheus metrics of the coordinator; shards have the ports after it (none)",
             "",
-            "recipes:",
-            *list_recipes(),
+            *list_recipes(kinds),
             "",
             "`recforge ps trainer RECIPE --help` lists all other flags. What members print is in RUN/members.",
         ]

@@ -13,6 +13,7 @@ from dlrm.config import RunConfig, TrainingConfig
 from dlrm.optim.lr_schedules import Schedule
 from dlrm.optim.scaling_rules import GROUPS, Multipliers, ScaledGroup, ScalingRule, parse_rules
 from dlrm.optim.schedule_text import parse_formula
+from dlrm.tables_config import TablesConfig
 from dlrm.training.batch_growth_config import parse_stages
 
 C = TypeVar("C", bound=TrainingConfig)
@@ -102,11 +103,12 @@ def list_groups(config: TrainingConfig) -> list[ScaledGroup]:
     """Return the groups of parameters whose hyperparameters are scaled."""
     head = config.head.name or config.dense.name
     groups = [ScaledGroup(name="dense", optimizer=config.dense.name), ScaledGroup(name="head", optimizer=head)]
-    if isinstance(config, RunConfig):
-        groups.append(ScaledGroup(name="tables", optimizer=config.tables.optimizer))
-        if config.small_tables.below_rows:
-            small = config.small_tables.optimizer or config.tables.optimizer
-            groups.append(ScaledGroup(name="small_tables", optimizer=small))
+    tables: TablesConfig | None = getattr(config, "tables", None)  # of those who have some
+    if tables is not None:
+        groups.append(ScaledGroup(name="tables", optimizer=tables.optimizer))
+    if isinstance(config, RunConfig) and config.small_tables.below_rows:
+        small = config.small_tables.optimizer or config.tables.optimizer
+        groups.append(ScaledGroup(name="small_tables", optimizer=small))
     return groups
 
 

@@ -1,6 +1,6 @@
 """Tables on shards behind the interface of all tables, so that models, loop and metrics need not know where rows lie.
 
-A batch's pushes belong to a place in its lane, which whoever drives the loop says before the batch is trained::
+A batch's pushes belong to places in its lane, which whoever drives the loop says before the batch is trained::
 
     tables.enter(following.sparse, PushPlace(lease, clock + 1))
     tables.prefetch(following.sparse)                    # its rows begin to come
@@ -49,20 +49,24 @@ class AskingShards(AskingTables):
         self._remote = remote
         self.description, self._storage = description, storage
         self._places: list[tuple[KeyedJaggedTensor, PushPlace]] = []
+        self._trained: KeyedJaggedTensor | None = None  # the batch that was looked up in training last
 
-    def enter(self, features: KeyedJaggedTensor, place: PushPlace) -> None:
+    def enter(self, features: KeyedJaggedTensor, *places: PushPlace) -> None:
         """Says where the pushes of a batch belong, before it is prefetched or looked up in training.
 
+        A batch that is looked up again, for a further pass over it, sees what the pass before it has changed.
+
         Args:
-            features: The batch, the object itself; one look-up in training uses the place up.
-            place: No other batch's.
+            features: The batch, the object itself; each look-up in training uses up one of its places.
+            places: No other batch's, in the order of their clocks.
         """
         self._places = [known for known in self._places if known[0] is not features]
-        self._places.append((features, place))
+        self._places += [(features, place) for place in places]
 
     def forget(self) -> None:
         """Forgets batches that were entered, prefetched or looked up and are not to be trained: of a lost lease."""
         self._places.clear()
+        self._trained = None
         self._begun.clear()
         self._remote.forget()
 
@@ -99,7 +103,7 @@ class AskingShards(AskingTables):
         if not self.training:
             self._remote.start(request, may_lag=False)
         elif self.description.staleness != 0:
-            self._remote.start(request, may_lag=True)
+            self._remote.start(request, may_lag=features is not self._trained)
         return begun
 
     @override
@@ -108,6 +112,7 @@ class AskingShards(AskingTables):
         begun = super()._take(features)
         assert isinstance(begun.request, RemoteRequest)
         begun.request.place = place
+        self._trained = features if place is not None else self._trained
         return begun
 
     def _take_place(self, features: KeyedJaggedTensor) -> PushPlace:

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from math import inf
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -18,7 +17,8 @@ from dlrm.asynchronous import train as train_module
 from dlrm.asynchronous.config import AsynchronousConfig, ServersConfig
 from dlrm.asynchronous.dense_average_config import DenseAverageConfig
 from dlrm.asynchronous.membership import LeaseLostError, Membership
-from dlrm.asynchronous.train import build_model, describe_asynchronous, train, train_with
+from dlrm.asynchronous.served_clicks import SERVED_CLICKS
+from dlrm.asynchronous.train import describe_asynchronous, train, train_with
 from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.checkpoints.pieces import as_parts
 from dlrm.config import EvaluationConfig, ModelConfig, NoiseScaleConfig, RunConfig, StepConfig
@@ -209,9 +209,9 @@ def test_the_dense_part_is_compiled_if_that_is_asked_for(
         "dlrm.training.train_step.compile_dense", lambda model, device: compiled.append((model, device.type))
     )
     config = configure(tmp_path)
-    shards = cast(Any, SimpleNamespace(tables=None))
+    tables = cast(Any, None)
     monkeypatch.setattr("dlrm.model.build_dlrm", lambda *_, **__: nn.Linear(1, 1))
-    build_model(config, dataset, shards)
+    SERVED_CLICKS.build(config, dataset, tables)
     assert not compiled
-    model = build_model(replace(config, step=replace(config.step, compile=True)), dataset, shards)
+    model = SERVED_CLICKS.build(replace(config, step=replace(config.step, compile=True)), dataset, tables)
     assert compiled == [(model, "cpu")]
