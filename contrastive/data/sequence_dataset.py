@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cattrs
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +21,7 @@ import xxhash
 
 from contrastive.data.ragged import Ragged, spans
 from dlrm.data.dataset import Array, Bags, FeatureInfo, IntArray, checksum
+from dlrm.data.info_file import read_info
 from dlrm.data.splits import SPLITS
 
 FORMAT_VERSION = 1
@@ -88,7 +88,13 @@ class SequenceDataset:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self.info = _read_info(self.folder)
+        self.info = read_info(
+            self.folder / SEQUENCES,
+            SequenceInfo,
+            FORMAT_VERSION,
+            expected="prepared sequences",
+            remedy="prepare the sequences again",
+        )
         users, actions = self._open(USERS, self.info.num_users), self._open(ACTIONS, self.info.num_actions)
         self._items = self._open(ITEMS, self.info.num_items + 1)
         self._names: pa.LargeStringArray = users["user"]
@@ -164,6 +170,15 @@ class SequenceDataset:
         ends = self.first_actions[users] + self.lengths[users]
         return Ragged(self.actions[spans(ends - lengths, lengths)].astype(np.int64), lengths)
 
+    def without_unseen(self, histories: Ragged) -> Ragged:
+        """Return histories without items that the training part lacks; the latest one stays where there is no other."""
+        items, lengths = histories
+        is_kept = self.item_counts[items] > 0
+        lists = np.repeat(np.arange(len(lengths)), lengths)
+        is_lost = np.bincount(lists[is_kept], minlength=len(lengths)) == 0
+        is_kept[(np.cumsum(lengths) - 1)[is_lost & (lengths > 0)]] = True
+        return Ragged(items[is_kept], np.bincount(lists[is_kept], minlength=len(lengths)))
+
     def user_name(self, user: int) -> str:
         """Return the name of a user by number."""
         name: str = self._names[user].as_py()
@@ -218,17 +233,3 @@ class SequenceDataset:
         if batch.num_rows != rows:
             raise ValueError(f"{path}: expected {rows} rows, got {batch.num_rows}; prepare the sequences again")
         return batch
-
-
-def _read_info(folder: Path) -> SequenceInfo:
-    description = folder / SEQUENCES
-    if not description.is_file():
-        raise ValueError(f"expected prepared sequences in {folder}, found no {SEQUENCES}; prepare them first")
-    try:
-        raw = json.loads(description.read_text(encoding="utf-8"))
-        version = raw.get("format_version")
-        if version == FORMAT_VERSION:
-            return cattrs.structure(raw, SequenceInfo)
-    except (ValueError, AttributeError, cattrs.BaseValidationError) as error:
-        raise ValueError(f"{description} is damaged ({type(error).__name__}); prepare the sequences again") from error
-    raise ValueError(f"{description}: expected format version {FORMAT_VERSION}, got {version}; prepare again")

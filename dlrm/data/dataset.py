@@ -14,10 +14,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import cattrs
 import numpy as np
 import pyarrow as pa
 import xxhash
+
+from dlrm.data.info_file import read_info
 
 FORMAT_VERSION = 1
 DESCRIPTION = "dataset.json"
@@ -139,24 +140,14 @@ class Dataset:
 
     def __init__(self, folder: Path | str, info: DatasetInfo | None = None) -> None:
         self.folder = Path(folder)
-        self.info = info or self._read_info()
+        self.info = info or read_info(
+            self.folder / DESCRIPTION,
+            DatasetInfo,
+            FORMAT_VERSION,
+            expected="a prepared dataset",
+            remedy="run `recforge prepare SOURCE OUT`",
+        )
         self._open_part = lru_cache(maxsize=OPEN_PARTS)(self._open)
-
-    def _read_info(self) -> DatasetInfo:
-        description = self.folder / DESCRIPTION
-        if not description.is_file():
-            raise ValueError(
-                f"expected a prepared dataset in {self.folder}, found no {DESCRIPTION}; "
-                "run `recforge prepare SOURCE OUT`"
-            )
-        try:
-            raw = json.loads(description.read_text(encoding="utf-8"))
-            version = raw.get("format_version")
-            if version == FORMAT_VERSION:
-                return cattrs.structure(raw, DatasetInfo)
-        except (ValueError, AttributeError, cattrs.BaseValidationError) as error:
-            raise ValueError(f"{description} is damaged ({type(error).__name__}); prepare the data again") from error
-        raise ValueError(f"{description}: expected format version {FORMAT_VERSION}, got {version}; prepare again")
 
     def rows(self, split: str) -> int:
         """Return the number of rows of a split; 0 if there is no such split."""
