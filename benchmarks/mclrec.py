@@ -49,8 +49,8 @@ def main() -> None:
     dataset = provide_sequences(config.schema, arguments.data, is_synthetic=True)
     with tempfile.TemporaryDirectory() as folder:
         trainers = {name: _build(name, config, dataset, Path(folder) / name) for name in FORMS}
-        steps = {name: _step_of(trainer) for name, trainer in trainers.items()}
-        seconds = _take_turns(steps, arguments.batches, arguments.turns)
+        steps = {name: step_of(trainer) for name, trainer in trainers.items()}
+        seconds = take_turns(steps, arguments.batches, arguments.turns)
         figures = _describe(seconds, dataset.rows("train"), config.step.global_batch_size)
         figures["floor_share"] = _floor(steps["three_step"]) / seconds["three_step"]
         figures["full_ranking_cpu_seconds"] = _rank(trainers["sasrec"])
@@ -67,7 +67,7 @@ def _build(name: str, config: SequenceRunConfig, dataset: SequenceDataset, folde
     return Trainer(build_model(config, dataset), NextItem(dataset, config), config, folder, recipe=name)
 
 
-def _step_of(trainer: Trainer) -> Callable[[], None]:
+def step_of(trainer: Trainer) -> Callable[[], None]:
     """Return what trains on the next batch."""
     batches = trainer.reader.batches(trainer.config.step.global_batch_size)
     trainer.model.train()
@@ -82,7 +82,7 @@ def _step_of(trainer: Trainer) -> Callable[[], None]:
     return step
 
 
-def _take_turns(steps: dict[str, Callable[[], None]], batches: int, turns: int) -> dict[str, float]:
+def take_turns(steps: dict[str, Callable[[], None]], batches: int, turns: int) -> dict[str, float]:
     """Return the processor seconds of a batch, the reader's thread included."""
     found: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(turns + 1):
