@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from contrastive.gather import gather_ranks
+from contrastive.gather import RankGather
 from contrastive.mclrec_config import MclrecConfig, Stage
 from contrastive.mclrec_losses import HiddenStates, StageLoss, Views, keep, stage_loss
 from contrastive.meta_stage import second_order_stage
@@ -37,8 +38,8 @@ class NextItemTask(Task):
         self.model, self.config = model, config
         self.passes = config.stages
         self._stage: Stage = config.stages[0]
-        self._gather = keep if ranks.count == 1 else gather_ranks(ranks)
-        self._sums: dict[str, Tensor] = {}
+        self._ranks, self._gather = ranks, None if ranks.count == 1 else RankGather(ranks)
+        self._sums: dict[str, float | Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
 
     @override
@@ -54,27 +55,35 @@ class NextItemTask(Task):
     @override
     def forward(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:
         if self._stage == "augmenters" and self.config.second_order:
-            return self._note(second_order_stage(self.model, batch, self.config)), None
+            return self._note(second_order_stage(self.model, batch, self.config), batch), None
         hidden, rows = self._encode(batch)
-        if len(batch) or self._stage == "augmenters":
-            found = self._loss(hidden, rows, batch)
-        else:  # others gather from all ranks, also from one without samples
-            found = StageLoss(self._gather_nothing(hidden) + 0.0 * rows.sum(), {})
-        return self._note(found), hidden.history
+        return self._note(self._loss(hidden, rows, batch), batch), hidden.history
 
-    def _note(self, found: StageLoss) -> Tensor:
-        """Keep a stage's terms for the log; returns its loss."""
-        for name, term in found.terms.items():
-            self._sums[name] = self._sums[name] + term if name in self._sums else term
-            self._counts[name] += 1
-        return found.loss
+    @override
+    def stand_in(self) -> None:
+        if self._gather is not None:
+            self._gather.stand_in()
+
+    @override
+    def repeating(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._gather is None else self._gather.repeating()
 
     @override
     def values(self) -> dict[str, float]:
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        names = sorted(self._sums)  # all ranks go through the same stages, in the same order
+        totals = self._ranks.sum([float(self._sums[name]) for name in names])
+        means = {name: total / self._counts[name] for name, total in zip(names, totals, strict=True)}
         self._sums.clear()
         self._counts.clear()
         return means
+
+    def _note(self, found: StageLoss, batch: SequenceBatch) -> Tensor:
+        """Keep a stage's terms for the log, as this rank's part of the mean over the batch; return its loss."""
+        share = len(batch) / max(1, batch.global_size or len(batch))
+        for name, term in found.terms.items():
+            self._sums[name] = self._sums.get(name, 0.0) + share * term
+            self._counts[name] += 1
+        return found.loss
 
     def _encode(self, batch: SequenceBatch) -> tuple[HiddenStates, Tensor]:
         """Encode what the stage needs, all in one call; augmenters learn from an encoder that stands still."""
@@ -97,12 +106,6 @@ class NextItemTask(Task):
             self.model.augmenters,
             self.config,
             log_q=batch.log_q,
-            gather=self._gather,
+            gather=self._gather or keep,
             contrast_views=self.model.memory,
         )
-
-    def _gather_nothing(self, hidden: HiddenStates) -> Any:
-        history = 0.0 if hidden.history is None else hidden.history.sum()
-        if not hidden.views:
-            return history
-        return history + 0.0 * self._gather(torch.cat(hidden.views, dim=1)).sum()

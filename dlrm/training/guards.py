@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from dlrm.distributed.ranks import Ranks
 from dlrm.diverged import DivergedError
 from dlrm.metrics.metrics import MetricValues
 from dlrm.this_machine import memory_bytes
+from dlrm.training.task import Task
 from embeddings import IdOutOfRangeError, TableConfig
 from embeddings.interface import Tables
 from embeddings.planning.table_cost import shard_bytes
@@ -192,8 +193,9 @@ def find_first_nonfinite(
         numeric_names: of the columns of `batch.dense`.
         looked_up: what its tables gave, call by call; they are not asked again, for other ranks would have to answer.
     """
-    if not bool(batch.dense.isfinite().all()):
-        row, column = (int(i) for i in (~batch.dense.isfinite()).nonzero()[0])
+    dense: Tensor | None = getattr(batch, "dense", None)  # sequences have no numbers
+    if dense is not None and not bool(dense.isfinite().all()):
+        row, column = (int(i) for i in (~dense.isfinite()).nonzero()[0])
         name = numeric_names[column] if column < len(numeric_names) else str(column)
         return f"{IN_THE_DATA}: numeric column '{name}' of row {int(batch.rows[row])}"
     for name, parameter in model.named_parameters():
@@ -205,7 +207,7 @@ def find_first_nonfinite(
         for name, module in model.named_modules()
     ]
     try:
-        with _replay(find_tables(model), looked_up):
+        with _replay(find_tables(model), looked_up), model.repeating() if isinstance(model, Task) else nullcontext():
             model(batch)
     finally:
         for hook in hooks:
@@ -228,6 +230,10 @@ def _replay(every_tables: Sequence[Tables], looked_up: Sequence[KeyedTensor]) ->
 
 def _note_nonfinite(name: str, batch: Batch, found: list[str]) -> Callable[[nn.Module, Any, Any], None]:
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        if not found and isinstance(output, dict):  # of unpooled tables
+            wrong = (feature for feature, part in output.items() if not bool(part.values().isfinite().all()))
+            found.extend(f"the rows of feature '{feature}'" for feature in wrong)
+            return
         values = output.values() if isinstance(output, KeyedTensor) else output
         if found or not isinstance(values, Tensor) or bool(values.isfinite().all()):
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,6 +36,13 @@ class Task(nn.Module, ABC):
             ValueError: naming the row of the split.
         """
 
+    def stand_in(self) -> None:
+        """Take part in what ranks tell one another during backward, on one that has no loss to run it from."""
+
+    def repeating(self) -> AbstractContextManager[None]:
+        """Around a forward pass that this rank runs once more by itself, to see what was wrong with it."""
+        return nullcontext()
+
     def prepare(self, following: Any) -> None:
         """Do what the next batch needs of the present weights; all ranks call it alike."""
 
@@ -51,5 +59,5 @@ class Task(nn.Module, ABC):
         """Go on from what `prepared` returned; a rank that had no part in the save gets something else."""
 
     def values(self) -> Mapping[str, float]:
-        """Return what is logged beside the loss, by name: means since it was asked for last."""
+        """Return what is logged beside the loss, by name: means since it was asked for last (a collective call)."""
         return {}

@@ -192,14 +192,22 @@ class TrainStep:
         with self.stopwatch.stage("dense backward"):
             if failure is None:
                 loss.backward()
-            elif values := [value for output in self._looked_up for value in _vectors_of(output)]:
-                torch.autograd.backward(values, [torch.zeros_like(value) for value in values])
+            else:
+                self._stand_in()
         with self.stopwatch.stage("exposed all-reduce"):
             total = reducer.finish()
         if total.failures:
             reducer.ranks.raise_any(failure)
         self.agreed = Wishes(total.asked_to_stop > 0, total.time_is_up > 0)
         return total.loss / total.samples
+
+    def _stand_in(self) -> None:
+        """Take part in others' backward passes with zeros."""
+        if isinstance(self.task, Task):
+            self.task.stand_in()
+        vectors = [value for output in self._looked_up for value in _vectors_of(output) if value.requires_grad]
+        if vectors:
+            torch.autograd.backward(vectors, [torch.zeros_like(value) for value in vectors])
 
     def _check_labels(self, batch: Batch) -> ValueError | None:
         try:

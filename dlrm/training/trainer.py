@@ -36,6 +36,7 @@ from dlrm.training.run_log import RunLog, SilentLog, write_json
 from dlrm.training.snapshot import Snapshot
 from dlrm.training.stage_times import StageTimes
 from dlrm.training.summary import write_summary
+from dlrm.training.task import Task
 from dlrm.training.train_step import Wishes
 from embeddings.allocation import keep_freed_memory
 from embeddings.stopwatch import Stopwatch
@@ -232,6 +233,7 @@ class Trainer:
     def _log_training(self, log: RunLog, batch_size: int) -> None:
         progress = self.progress
         values = {
+            **(self.step.task.values() if isinstance(self.step.task, Task) else {}),
             "loss": self.course.take_mean_loss(),
             "seconds": progress.seconds,
             "samples_per_second": progress.samples / max(progress.seconds, 1e-9),
