@@ -79,13 +79,7 @@ class ServedSequences(ServedKind):
     def describe_tables(self, config: ServedSequenceConfig, data: SequenceDataset) -> list[TableConfig]:
         from contrastive.build import describe_sequence_tables
 
-        items, *sides = describe_sequence_tables(config, data)
-        if sides:
-            raise ValueError(
-                f"--data: expected items without side features beside parameter servers, got "
-                f"{', '.join(table.name for table in sides)}; train with `recforge train`"
-            )
-        return [items]
+        return describe_sequence_tables(config, data)
 
     @override
     def build(self, config: ServedSequenceConfig, data: SequenceDataset, tables: AskingShards) -> SequenceModel:
@@ -97,9 +91,9 @@ class ServedSequences(ServedKind):
 
     @override
     def problem(self, config: ServedSequenceConfig, data: SequenceDataset) -> NextItem:
-        from contrastive.next_item import NextItem
+        from contrastive.served_next_item import ServedNextItem
 
-        return NextItem(data, config)
+        return ServedNextItem(data, config)
 
     @override
     def count_pushes(self, config: ServedSequenceConfig) -> int:

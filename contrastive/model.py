@@ -31,10 +31,11 @@ class SequenceModel(nn.Module):
         seed: of the tables' rows; everything else draws from torch's generator, as any module.
         plan: which rank holds which rows of all tables; None holds all of them here.
         exchange: type in which rows travel between ranks.
-        built_items: the table of items, where somebody has built it, as on servers.
+        built_items: all tables, where somebody has built them, as on servers. Side features are then looked up with the
+            items, a vector for each id; see `SequenceReader.joins_sides`.
 
     Raises:
-        ValueError: tables differ in their rows' length.
+        ValueError: tables differ in their rows' length, or others were built.
     """
 
     def __init__(
@@ -54,10 +55,13 @@ class SequenceModel(nn.Module):
         for table in sides:
             if table.dim != items.dim:
                 raise ValueError(f"table '{table.name}': expected rows of {items.dim}, as items have, got {table.dim}")
+        if built_items is not None and built_items.table_configs != tuple(tables):
+            raise ValueError("built_items: expected those of `tables`, in their order, got others")
         of_items = None if plan is None else replace(plan, tables=plan.tables[:1])
         self.items = built_items or build_sequence_tables([items], seed=seed, plan=of_items, exchange=exchange)
         self.sides: Tables | None = None
-        if sides:
+        self._joined = sides if built_items is not None else ()
+        if sides and built_items is None:
             of_sides = None if plan is None else replace(plan, tables=plan.tables[1:])
             self.sides = build_tables(sides, seed=seed, plan=of_sides, exchange=exchange)
         self.encoder, self.augmenters, self.memory = encoder, augmenters, memory
@@ -65,7 +69,10 @@ class SequenceModel(nn.Module):
 
     def rows(self, batch: SequenceBatch) -> Tensor:
         """Look up what a batch needs, once: the vectors [n, dim] of its items."""
-        rows: Tensor = self.items(batch.sparse)[ITEM].values()
+        found = self.items(batch.sparse)
+        rows: Tensor = found[ITEM].values()
+        for table in self._joined:
+            rows = rows + _pool(table, found[table.name].values(), batch)
         if self.sides is not None and batch.sides is not None:
             pooled = self.sides(batch.sides).values()
             rows = rows + pooled.unflatten(1, (-1, self.dim)).sum(1)
@@ -88,3 +95,12 @@ class SequenceModel(nn.Module):
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Return the vectors [B, dim] of a batch's histories."""
         return self.encode(self.rows(batch), batch.history)[0]
+
+
+def _pool(table: TableConfig, vectors: Tensor, batch: SequenceBatch) -> Tensor:
+    """Pool the vectors [m, dim] of a side feature's ids to one for each item that was looked up."""
+    assert batch.sides is not None
+    lengths = batch.sides[table.name].lengths()
+    pooled = vectors.new_zeros(len(lengths), table.dim)
+    pooled = pooled.index_add(0, torch.repeat_interleave(lengths), vectors)
+    return pooled / lengths.clamp_min(1).unsqueeze(1) if table.pooling == "mean" else pooled

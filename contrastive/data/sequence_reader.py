@@ -45,6 +45,10 @@ class SequenceReader:
         skip_unseen: leave items out of histories that do not occur in the training part, as their rows are what they
             were at first; the latest one stays where there is no other. By default they are looked up like any other.
 
+    Attributes:
+        joins_sides: look side features up with the items, for tables that give a vector for each id; `sides` of a
+            batch then says which ids are of which item.
+
     Raises:
         ValueError: the split has no samples, or max_length is below 1.
     """
@@ -68,7 +72,7 @@ class SequenceReader:
             raise ValueError(f"--sequence.max-length: expected at least 1, got {max_length}")
         self.dataset, self.split, self.shuffle, self.seed, self.max_length = dataset, split, shuffle, seed, max_length
         self.num_rows = dataset.rows(split)
-        self.augment, self.skip_unseen = augment, skip_unseen
+        self.augment, self.skip_unseen, self.joins_sides = augment, skip_unseen, False
         self.negatives = None if negatives is None else NegativeSampler(dataset, negatives, seed)
         self._same_target = SameTarget(dataset, split) if same_target else None
         self._order = lru_cache(maxsize=2)(self._draw_order)
@@ -100,16 +104,17 @@ class SequenceReader:
             log_q = _log_q(self.negatives, ids, place_of[drawn], size)
             lists = [Ragged(place_of[items], lengths) for items, lengths in lists]
             targets = place_of[targets]
+        sides = self._all_sides if ids is None else self._gather_sides(ids)
         parts = [Histories(torch.from_numpy(items), torch.from_numpy(lengths)) for items, lengths in lists]
         return SequenceBatch(
             # An object of its own for each batch: by it, tables know which one has been prefetched.
-            sparse=_one_bag(self._all_items if ids is None else ids),
+            sparse=_one_bag_each(self._all_items if ids is None else ids, sides if self.joins_sides else None),
             history=parts[0],
             views=tuple(parts[1:]),
             targets=torch.from_numpy(targets),
             users=torch.from_numpy(users),
             rows=torch.from_numpy(rows),
-            sides=self._all_sides if ids is None else self._gather_sides(ids),
+            sides=sides,
             log_q=log_q,
             global_size=size,
             first=position,
@@ -180,10 +185,12 @@ class SequenceReader:
         )
 
 
-def _one_bag(ids: IntArray) -> KeyedJaggedTensor:
-    return KeyedJaggedTensor(
-        keys=["item"], values=torch.from_numpy(ids), lengths=torch.tensor([len(ids)], dtype=torch.int32)
-    )
+def _one_bag_each(ids: IntArray, sides: KeyedJaggedTensor | None) -> KeyedJaggedTensor:
+    values, keys, counts = torch.from_numpy(ids), ["item"], [len(ids)]
+    if sides is not None:
+        values, keys = torch.cat([values, sides.values()]), keys + sides.keys()
+        counts += sides.length_per_key()
+    return KeyedJaggedTensor(keys=keys, values=values, lengths=torch.tensor(counts, dtype=torch.int32))
 
 
 def _log_q(sampler: NegativeSampler, ids: IntArray, drawn: IntArray, batch_size: int) -> torch.Tensor:

@@ -210,8 +210,12 @@ def _all_configs(model: nn.Module) -> Iterator[tuple[str, TableConfig]]:
 
 
 def _sets(model: nn.Module) -> list[tuple[str, Tables]]:
-    """Return every set of tables and how its tables' names begin: with nothing if it is the only one."""
+    """Return every set of tables and how its tables' names begin: with nothing unless two are called alike.
+
+    So a model may have its tables in one set here, and in several elsewhere.
+    """
     sets = [
         (f"{name}." if name else "", module) for name, module in model.named_modules() if isinstance(module, Tables)
     ]
-    return sets if len(sets) > 1 else [("", tables) for _, tables in sets]
+    names = [config.name for _, tables in sets for config in tables.table_configs]
+    return sets if len(set(names)) < len(names) else [("", tables) for _, tables in sets]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
@@ -171,6 +172,27 @@ def test_in_lock_step_over_sockets_as_well(start: Callable[..., Run], tmp_path: 
     run = start(describe(RowAdam(learning_rate=0.1)), sockets=tmp_path)
     local = train_alike(run.tables, 20, weighted=True)
     assert_same_rows(run, local)
+
+
+@pytest.mark.parametrize("staleness", [None, 0])
+def test_a_batch_that_is_looked_up_again_sees_what_it_has_changed(
+    start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, staleness: int | None
+) -> None:
+    push = Shard.push
+    monkeypatch.setattr(Shard, "push", lambda *told: (time.sleep(0.1), push(*told))[1])
+    run = start(describe(RowAdam(learning_rate=0.1), staleness=staleness))
+    local, target = build_tables(run.tables.table_configs, seed=SEED), torch.randn(sum(run.tables.feature_dims), 3)
+    batch = draw_batch(np.random.default_rng(1))
+    run.tables.enter(batch, PushPlace(LANE, 1), PushPlace(LANE, 2))
+    for _ in range(2):
+        expected, pooled = local(batch).values(), run.tables(batch).values()
+        torch.testing.assert_close(pooled, expected, rtol=0, atol=0)
+        loss_of(expected, target).backward()
+        loss_of(pooled, target).backward()
+    with torch.no_grad():
+        torch.testing.assert_close(run.tables(batch).values(), local(batch).values(), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="expected enter"):
+        run.tables(batch)
 
 
 def test_an_evaluation_pulls_and_creates_nothing(start: Callable[..., Run]) -> None:
