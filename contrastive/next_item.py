@@ -17,12 +17,14 @@ from contrastive.data.sequence_dataset import SequenceDataset
 from contrastive.data.sequence_reader import SequenceReader
 from contrastive.model import SequenceModel
 from contrastive.next_item_task import NextItemTask
+from contrastive.ranking.collapse import complain, is_at_chance
 from contrastive.ranking.embedding_space import describe_space, write_space
 from contrastive.ranking.ranking_metrics import RankingMetrics, RankingValues
 from contrastive.ranking.ranks import Seen
 from contrastive.sequence_batch import SequenceBatch
-from dlrm.config import TrainingConfig
+from dlrm.config import GuardConfig, TrainingConfig
 from dlrm.distributed.ranks import Ranks
+from dlrm.diverged import DivergedError
 from dlrm.training.problem import Place, Problem, SampleReader
 from dlrm.training.task import Task
 
@@ -113,6 +115,16 @@ class NextItem(Problem):
         )
 
     @override
+    def is_at_chance(self, values: Measured) -> bool:
+        return is_at_chance(values.ranking, self.dataset.num_items)
+
+    @override
+    def complaint(
+        self, values: Measured, evaluations_at_chance: int, guards: GuardConfig, *, last: bool = False
+    ) -> str | None:
+        return complain(values.ranking, self.dataset.num_items, evaluations_at_chance, guards, last=last)
+
+    @override
     def finish(self, model: nn.Module, reader: SampleReader, values: Measured, place: Place) -> dict[str, Any]:
         other = self._rank(model, reader, place, filtered=not values.ranking.filtered)
         self._draw_space(model, place)
@@ -148,7 +160,8 @@ class NextItem(Problem):
         model.eval()
         try:
             rows: Tensor | None = None
-            while True:
+            failure: DivergedError | None = None
+            while failure is None:
                 with stopwatch.stage("evaluation"):  # one per batch, so that who watches sees it go on
                     batch = next(batches, None)
                     if batch is None:
@@ -156,8 +169,12 @@ class NextItem(Problem):
                     rows = sequences.rows(batch) if rows is None else rows  # all items, the same for every batch
                     if len(batch):
                         seen = self._seen(reader.split, batch) if filtered else None
-                        metrics.update(sequences.encode(rows, batch.history)[0], rows, batch.targets, seen)
+                        try:
+                            metrics.update(sequences.encode(rows, batch.history)[0], rows, batch.targets, seen)
+                        except DivergedError as error:  # that other ranks do not wait for this one
+                            failure = error
             with stopwatch.stage("evaluation"):
+                ranks.raise_any(failure)
                 if ranks.count > 1:
                     metrics.sum_over(ranks)
                 return Measured(metrics.compute())
