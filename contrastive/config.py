@@ -30,6 +30,11 @@ class SequenceConfig:
     """Items drawn for each batch, which the softmax is over; None takes all, as is best where they fit."""
     negatives_power: float = 0.0
     """Items are drawn in proportion to (occurrences in training + 1) to this power: 0 draws all alike."""
+    in_batch_negatives: bool = True
+    """Next items of a batch's other samples are negatives beside the drawn ones; with none drawn, by themselves."""
+    skip_unseen: bool = False
+    """Leave items that training never saw out of the histories to rank and to recommend from: their rows are what they
+    were at first. The latest one stays where there is no other."""
     crop: float = 0.5
     """Share of a history that crop takes away."""
     mask: float = 0.5
@@ -43,11 +48,22 @@ class SequenceConfig:
     def __post_init__(self) -> None:
         if self.max_length < 1:
             raise ValueError(f"--sequence.max-length: expected at least 1, got {self.max_length}")
-        if self.negatives is not None and self.negatives < 1:
-            raise ValueError(f"--sequence.negatives: expected at least 1, or None, got {self.negatives}")
+        self._check_negatives()
         for name in ("crop", "mask", "reorder"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--sequence.{name}: expected a share in [0, 1), got {getattr(self, name)}")
+
+    def _check_negatives(self) -> None:
+        if not 0 <= self.negatives_power <= 2:
+            raise ValueError(f"--sequence.negatives-power: expected 0 to 2, got {self.negatives_power}")
+        if self.negatives is None:
+            unused = {"negatives-power": self.negatives_power, "no-in-batch-negatives": not self.in_batch_negatives}
+            for flag in (name for name, is_given in unused.items() if is_given):
+                raise ValueError(f"--sequence.{flag}: expected --sequence.negatives beside it, got a softmax over all")
+        elif self.negatives < 0:
+            raise ValueError(f"--sequence.negatives: expected at least 0, or None, got {self.negatives}")
+        elif not self.negatives and not self.in_batch_negatives:
+            raise ValueError("--sequence.negatives: expected at least 1 without those of the batch, got 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +78,8 @@ class RankingEvaluationConfig(EvaluationConfig):
     """Stop after so many evaluations in a row without a better metric."""
     filter_seen: bool = False
     """Rank only items that the user has not acted on. It changes every number: compare only alike."""
+    skip_unseen_targets: bool = False
+    """Measure only samples whose next item training saw; it changes every number, too."""
 
 
 @dataclass(frozen=True, kw_only=True)

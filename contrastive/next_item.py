@@ -76,6 +76,13 @@ class NextItem(Problem):
                 f"table 'item': expected {self.dataset.num_items + 1} rows, one for each item of "
                 f"{self.dataset.folder} and one for none, got {rows}"
             )
+        for split in ("valid", "test") if self.config.evaluation.skip_unseen_targets else ():
+            samples = self.dataset.rows(split)
+            if 0 < samples == self.dataset.info.unseen_targets[split]:
+                raise ValueError(
+                    f"--evaluation.skip-unseen-targets: expected targets of the {split} split that training saw, got "
+                    f"none of {samples}; leave it out"
+                )
 
     @override
     def reader(self, split: str, config: TrainingConfig) -> SequenceReader:
@@ -89,6 +96,7 @@ class NextItem(Problem):
             augment=self._operators() if is_train and self.config.mclrec.needs_views else None,
             same_target=is_train and self.config.mclrec.needs_views and sequence.second_view == "same_target",
             negatives=self._negatives() if is_train else None,
+            skip_unseen=sequence.skip_unseen,
         )
 
     @override
@@ -104,7 +112,8 @@ class NextItem(Problem):
         ranking = values.ranking
         groups = {name: getattr(ranking, name) or {} for name in (*METRICS, "coverage", "popularity_bias")}
         numbers = {f"{name}_{k}": value for name, group in groups.items() for k, value in group.items()}
-        return {**numbers, "ties": ranking.ties, "filter_seen": ranking.filtered, "split_samples": ranking.users}
+        choices = {"filter_seen": ranking.filtered, "skip_unseen_targets": self.config.evaluation.skip_unseen_targets}
+        return {**numbers, "ties": ranking.ties, **choices, "split_samples": ranking.users}
 
     @override
     def tell(self, values: Measured) -> str:
@@ -137,9 +146,9 @@ class NextItem(Problem):
         was_training = model.training
         model.eval()
         try:
-            batch = self.reader("train", self.config).read(0, SPACE_SAMPLES)
-            if self.config.sequence.negatives is not None:  # all items are wanted
-                batch = self.reader("test", self.config).read(0, SPACE_SAMPLES)
+            reader = self.reader("train", self.config)
+            reader.negatives = None  # all items are wanted
+            batch = reader.read(0, SPACE_SAMPLES)
             rows = sequences.rows(batch)
             views = sequences.encode(rows, *batch.views) if len(batch.views) == 2 else None
             if place.ranks.is_first:
@@ -168,9 +177,11 @@ class NextItem(Problem):
                         break
                     rows = sequences.rows(batch) if rows is None else rows  # all items, the same for every batch
                     if len(batch):
-                        seen = self._seen(reader.split, batch) if filtered else None
+                        kept = self._measured(batch)
+                        hidden = sequences.encode(rows, batch.history)[0][kept]
+                        seen = self._seen(reader.split, batch.rows[kept]) if filtered else None
                         try:
-                            metrics.update(sequences.encode(rows, batch.history)[0], rows, batch.targets, seen)
+                            metrics.update(hidden, rows, batch.targets[kept], seen)
                         except DivergedError as error:  # that other ranks do not wait for this one
                             failure = error
             with stopwatch.stage("evaluation"):
@@ -181,9 +192,15 @@ class NextItem(Problem):
         finally:
             model.train(was_training)
 
-    def _seen(self, split: str, batch: SequenceBatch) -> Seen:
-        """Return all that the users of a batch have acted on before, also what is too long ago for their histories."""
-        items, lengths = self.dataset.samples(split, batch.rows.numpy()).histories
+    def _measured(self, batch: SequenceBatch) -> Tensor:
+        """Return which samples of a batch count, [B] bool."""
+        if not self.config.evaluation.skip_unseen_targets:
+            return torch.ones_like(batch.targets, dtype=torch.bool)
+        return torch.from_numpy(self.dataset.item_counts[batch.targets.numpy()] > 0)
+
+    def _seen(self, split: str, samples: Tensor) -> Seen:
+        """Return all that users of samples have acted on before, also what is too long ago for their histories."""
+        items, lengths = self.dataset.samples(split, samples.numpy()).histories
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
         return Seen(torch.from_numpy(offsets), torch.from_numpy(items))
 
@@ -191,7 +208,9 @@ class NextItem(Problem):
         sequence = self.config.sequence
         if sequence.negatives is None:
             return None
-        return NegativesConfig(count=sequence.negatives, power=sequence.negatives_power)
+        return NegativesConfig(
+            count=sequence.negatives, power=sequence.negatives_power, in_batch=sequence.in_batch_negatives
+        )
 
     def _operators(self) -> tuple[Augmentation, ...]:
         sequence = self.config.sequence

@@ -69,6 +69,8 @@ class Recommender:
         if (whole.lengths == 0).any():
             raise ValueError(f"--user: expected users with actions, got '{users[int(np.argmin(whole.lengths))]}'")
         latest = self.dataset.histories(numbers, self.config.sequence.max_length)
+        if self.config.sequence.skip_unseen:
+            latest = self.dataset.without_unseen(latest)
         histories = Histories(torch.from_numpy(latest.items), torch.from_numpy(latest.lengths))
         offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(whole.lengths)]))
         seen = None if keep_seen else Seen(offsets, torch.from_numpy(whole.items))

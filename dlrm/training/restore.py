@@ -10,7 +10,7 @@ from typing import Any
 
 from dlrm.checkpoints.checkpoint import CheckpointStore, Restored
 from dlrm.checkpoints.kept_checkpoints import say_what_remains
-from dlrm.config import TrainingConfig
+from dlrm.config import RunConfig, TrainingConfig
 from dlrm.distributed.ranks import Ranks
 from dlrm.training.run_config import CONFIG, check_same_path
 from dlrm.training.run_log import METRICS
@@ -45,7 +45,7 @@ def restore_run(
         return [*restored.skipped, *resized, f"continuing after {restored.info.samples:,} samples"]
     if config.branch_from is None:
         return []
-    restored = _find_branching_point(config.branch_from, config.branch_at, settings, checkpoints.ranks)
+    restored = _find_branching_point(config.branch_from, config.branch_at, settings, checkpoints.ranks, type(config))
     resized = snapshot.load(restored.state, resized_tables=resized_tables)
     snapshot.course.forget_best()  # whose weights the branch does not have
     if checkpoints.ranks.is_first and (config.branch_from / METRICS).is_file():
@@ -54,17 +54,19 @@ def restore_run(
     return [*restored.skipped, *resized, where]
 
 
-def _check_may_leave(run: Path, settings: Mapping[str, Any]) -> None:
+def _check_may_leave(run: Path, settings: Mapping[str, Any], kind: type[TrainingConfig]) -> None:
     if not (run / CONFIG).is_file():
         raise ValueError(f"--branch-from: expected the folder of a run, got {run}, which has no {CONFIG}")
-    check_same_path(run, json.loads((run / CONFIG).read_text(encoding="utf-8")), settings)
+    check_same_path(run, json.loads((run / CONFIG).read_text(encoding="utf-8")), settings, kind)
 
 
-def _find_branching_point(run: Path, at: int | None, settings: Mapping[str, Any], ranks: Ranks) -> Restored:
+def _find_branching_point(
+    run: Path, at: int | None, settings: Mapping[str, Any], ranks: Ranks, kind: type[TrainingConfig] = RunConfig
+) -> Restored:
     """Read the newest checkpoint of a run after at most so many samples (a collective call)."""
     failure = None
     try:
-        _check_may_leave(run, settings)
+        _check_may_leave(run, settings, kind)
     except ValueError as error:
         failure = error
     ranks.raise_any(failure)  # as one that does not see the folder would leave the others waiting for it

@@ -38,10 +38,15 @@ def describe_run(config: TrainingConfig, model: nn.Module, recipe: str) -> dict[
     return _as_json({"recipe": recipe, **asdict(config), "network": network})
 
 
-def check_same_run(folder: Path, settings: Mapping[str, Any]) -> None:
+def check_same_run(folder: Path, settings: Mapping[str, Any], kind: type[TrainingConfig] = RunConfig) -> None:
     """Check that `folder` holds no run, or one of these settings.
 
     With `--checkpoint.resized-tables keep`, tables may have other numbers of rows, be new or be gone.
+
+    Args:
+        folder: of the run.
+        settings: as `describe_run` gives them.
+        kind: of their configuration, whose defaults a run had where it says nothing.
 
     Raises:
         ValueError: naming the first setting that differs, and both values.
@@ -50,22 +55,31 @@ def check_same_run(folder: Path, settings: Mapping[str, Any]) -> None:
     if not path.is_file():
         return
     former = json.loads(path.read_text(encoding="utf-8"))
-    but_sizes = _differences(*_without_sizes(former, settings))
+    sized = _without_sizes(former, settings)
+    but_sizes = _differences(sized[0], sized[1], kind)
     may_resize = settings.get("checkpoint", {}).get("resized_tables") == "keep"
-    for name, (before, now) in (but_sizes if may_resize else _differences(former, settings)).items():
+    for name, (before, now) in (but_sizes if may_resize else _differences(former, settings, kind)).items():
         cure = "choose another --output, or repeat that run's settings to continue it"
         if name not in but_sizes:
             cure += ", or keep the rows that both have with --checkpoint.resized-tables keep"
         raise ValueError(f"{folder} holds a run with {name} = {before}, got {now}; {cure}")
 
 
-def check_same_path(run: Path, former: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def check_same_path(
+    run: Path, former: Mapping[str, Any], settings: Mapping[str, Any], kind: type[TrainingConfig] = RunConfig
+) -> None:
     """Check that a branch has all settings of the run it leaves, but for what may bend its further path.
+
+    Args:
+        run: the folder of the run it leaves.
+        former: settings of that run.
+        settings: of the branch.
+        kind: as in `check_same_run`.
 
     Raises:
         ValueError: naming the first setting that differs, and both values.
     """
-    for name, (before, now) in _differences(former, settings).items():
+    for name, (before, now) in _differences(former, settings, kind).items():
         if name.split(".")[0] not in MAY_BRANCH:
             raise ValueError(
                 f"--branch-from: expected the settings of {run} but for schedules, lengths and plateaus, got {name} = "
@@ -89,13 +103,15 @@ def _describe_stages(stages: tuple[tuple[int, int], ...]) -> str:
     return ", ".join(f"{size} from sample {samples}" for samples, size in stages) or "none"
 
 
-def _differences(former: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _differences(
+    former: Mapping[str, Any], settings: Mapping[str, Any], kind: type[TrainingConfig]
+) -> dict[str, tuple[Any, Any]]:
     """Return what may not change and has: dotted name -> both values, None where one has no such setting.
 
     A setting that there was not yet when the former run began had what is its default now.
     """
     now = dict(leaves(settings))
-    defaults = {name: value for name, value in leaves(_defaults(former)) if name in now}
+    defaults = {name: value for name, value in leaves(_defaults(former, kind)) if name in now}
     before = {**defaults, **dict(leaves(former))}
     for name in now.keys() & before.keys():
         # Optimizers' own numbers were written out once; those that were taken stand in `network`.
@@ -109,11 +125,11 @@ def _differences(former: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
     }
 
 
-def _defaults(former: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(former: Mapping[str, Any], kind: type[TrainingConfig]) -> dict[str, Any]:
     """Return what settings are where nothing is said, of those tables that a run had."""
     table = {item.name: item.default for item in fields(TableConfig) if item.default is not MISSING}
     tables = dict.fromkeys(former.get("network", {}).get("tables", {}), table)
-    return _as_json({**asdict(RunConfig()), "network": {"tables": tables}})
+    return _as_json({**asdict(kind()), "network": {"tables": tables}})
 
 
 def _without_sizes(*runs: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:

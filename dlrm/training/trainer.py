@@ -83,7 +83,7 @@ class Trainer:
         problem.check(model, config)
         check_shares(model, ranks)
         self.settings = describe_run(config, model, recipe)
-        check_same_run(Path(output), self.settings)
+        check_same_run(Path(output), self.settings, type(config))
         self.model, self.problem, self.config, self.folder, self.ranks = model, problem, config, Path(output), ranks
         self.dataset = problem.dataset
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
