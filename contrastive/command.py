@@ -15,6 +15,7 @@ from dlrm.training.kind import Kind
 
 if TYPE_CHECKING:
     from contrastive.data.sequence_dataset import SequenceDataset
+    from dlrm.distributed.place import Place
     from dlrm.distributed.process_group import Group
     from dlrm.training.trainer import Trainer
 
@@ -32,6 +33,10 @@ class SequenceRuns(Kind):
     @override
     def usage(self) -> str:
         return "\n".join([clicks.CLICKS.usage(), "", "recipes for sequences:", *list_recipes()])
+
+    @override
+    def scale(self, config: SequenceRunConfig, place: Place) -> SequenceRunConfig:
+        return clicks.scale_to_batch(config, place)
 
     @override
     def provide(self, recipe: SequenceRecipe, config: SequenceRunConfig, group: Group) -> SequenceDataset:
@@ -54,6 +59,8 @@ class SequenceRuns(Kind):
         from contrastive.next_item import NextItem
         from dlrm.training.trainer import Trainer
 
+        if group.ranks.is_first:
+            clicks.tell_doubts(config, data)
         plan = place_tables(config, data, group.ranks) if group.ranks.count > 1 else None
         model = build_model(config, data, plan=plan)
         return Trainer(model, NextItem(data, config), config, output, recipe=name, ranks=group.ranks)

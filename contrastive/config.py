@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from typing_extensions import override
+
+from contrastive.click_settings import check_no_click_settings
 from contrastive.data.sequence_schema import SequenceSchema
 from contrastive.encoders.encoder_config import EncoderConfig
 from contrastive.mclrec_config import MclrecConfig
@@ -75,11 +78,15 @@ class RankingEvaluationConfig(EvaluationConfig):
     metric: RankingMetric = "mrr_10"  # type: ignore[assignment]  # of rankings instead of clicks
     """Decides which checkpoint is the best one."""
     patience: int | None = 10
-    """Stop after so many evaluations in a row without a better metric."""
+    """Stop at the first evaluation beyond so many in a row without a better metric, as MCLRec's published code does."""
     filter_seen: bool = False
     """Rank only items that the user has not acted on. It changes every number: compare only alike."""
     skip_unseen_targets: bool = False
     """Measure only samples whose next item training saw; it changes every number, too."""
+
+    @override
+    def is_out_of_patience(self, evaluations_without_gain: int) -> bool:
+        return self.patience is not None and evaluations_without_gain > self.patience
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,5 +119,11 @@ class SequenceRunConfig(PlacedConfig):
         super().__post_init__()
         if self.dim < 1:
             raise ValueError(f"--dim: expected at least 1, got {self.dim}")
+        check_no_click_settings(self)
         if self.step.compile:
             raise ValueError("--step.compile: expected none, as each batch is of another shape; leave it out")
+
+    @property
+    @override
+    def rows_are_rare(self) -> bool | None:
+        return False if self.sequence.negatives is None else None

@@ -112,6 +112,10 @@ class EvaluationConfig:
             if getattr(self, name) is not None:
                 _at_least(1, getattr(self, name), f"--evaluation.{name.replace('_', '-')}")
 
+    def is_out_of_patience(self, evaluations_without_gain: int) -> bool:
+        """Whether to stop after so many evaluations in a row without a better metric."""
+        return self.patience is not None and evaluations_without_gain >= self.patience
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
@@ -220,6 +224,11 @@ class TrainingConfig:
         """(from sample, samples per step) of the stages of schedules; empty without them."""
         schedules = (self.dense_schedule, self.head_schedule, self.tables_schedule, self.small_tables_schedule)
         return max(schedule.batch_sizes for schedule in schedules)
+
+    @property
+    def rows_are_rare(self) -> bool | None:
+        """Whether no row of the tables occurs in most batches; None where only the data can tell."""
+        return None
 
     def __post_init__(self) -> None:
         self._check_stages()

@@ -105,7 +105,7 @@ def list_groups(config: TrainingConfig) -> list[ScaledGroup]:
     groups = [ScaledGroup(name="dense", optimizer=config.dense.name), ScaledGroup(name="head", optimizer=head)]
     tables: TablesConfig | None = getattr(config, "tables", None)  # of those who have some
     if tables is not None:
-        groups.append(ScaledGroup(name="tables", optimizer=tables.optimizer))
+        groups.append(ScaledGroup(name="tables", optimizer=tables.optimizer, is_rare=config.rows_are_rare))
     if isinstance(config, RunConfig) and config.small_tables.below_rows:
         small = config.small_tables.optimizer or config.tables.optimizer
         groups.append(ScaledGroup(name="small_tables", optimizer=small))

@@ -49,7 +49,9 @@ def watch_noise(run: RunParts) -> NoiseWatch:
     is_exact = not any(isinstance(module, _BatchNorm) for module in run.model.modules())
     if not is_exact:
         _refuse_followers(config)
-    bands = count_bands(_clicks_of(run), [table for held in tables for table in held.table_configs])
+    bands = count_bands(
+        _clicks_of(run, "--noise-scale.every-steps"), [table for held in tables for table in held.table_configs]
+    )
     return NoiseWatch(
         GradientMeter(run.model, run.ranks, bands=bands),
         config.noise_scale,
@@ -84,7 +86,7 @@ def grow_batches(run: RunParts, watch: NoiseWatch | None) -> BatchGrowth:
     largest = growth.max_batch_size or max(first, rows // LARGEST_SHARE)
     if largest < first:
         raise ValueError(f"--growth.max-batch-size: expected at least --step.global-batch-size {first}, got {largest}")
-    rescale = rescale_tables(run) if growth.rescale_states else None
+    rescale = rescale_tables(run) if growth.rescale_states and config.rows_are_rare is not False else None
     if config.staged_batches:  # of a schedule, which says their rates and warm-ups too
         return StagedGrowth(run.sizes, growth, list(config.staged_batches), rescale)
     if growth.stages:
@@ -121,14 +123,14 @@ def grow_batches(run: RunParts, watch: NoiseWatch | None) -> BatchGrowth:
     return TestedGrowth(run.sizes, growth, watch, largest=largest, round_to=round_to, rescale=rescale)
 
 
-def _clicks_of(run: RunParts) -> Dataset:
+def _clicks_of(run: RunParts, flag: str) -> Dataset:
     """Return the data of a run on clicks, whose samples' gradients and rows' frequencies can be measured.
 
     Raises:
-        ValueError: it is a run on something else.
+        ValueError: it is a run on something else, with a flag that needs these.
     """
     if not isinstance(run.dataset, Dataset):
-        raise ValueError("--noise-scale.every-steps: expected a model of clicks, got one of sequences; leave it out")
+        raise ValueError(f"{flag}: expected a model of clicks, got one of sequences; leave it out")
     return run.dataset
 
 
@@ -139,13 +141,17 @@ def find_multiple(model: nn.Module, ranks: int) -> int:
 
 
 def rescale_tables(run: RunParts) -> Rescale:
-    """Return what brings a run's tables to another batch size: states by how often the data name each row, and eps."""
-    first = run.config.step.global_batch_size
+    """Return what brings a run's tables to another batch size: states by how often the data name each row, and eps.
+
+    Raises:
+        ValueError: the data do not say how often.
+    """
+    first, clicks = run.config.step.global_batch_size, _clicks_of(run, "--growth.rescale-states")
 
     def rescale(before: int, after: int) -> None:
         for tables in find_tables(run.model):
             if before != after:
-                rescale_states(tables, before, after, measure_frequencies(_clicks_of(run), tables.table_configs))
+                rescale_states(tables, before, after, measure_frequencies(clicks, tables.table_configs))
             tables.set_eps_factor(first / after)
 
     return rescale

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import override
 
-from dlrm.config import RunConfig
+from dlrm.config import RunConfig, TrainingConfig
 from dlrm.distributed.one_voice import OneVoice
 from dlrm.distributed.place import Place
 from dlrm.optim.plateau import find_plateau_doubt
@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from dlrm.data.dataset import Dataset
     from dlrm.distributed.process_group import Group
     from dlrm.distributed.ranks import Ranks
+    from dlrm.training.problem import Prepared
     from dlrm.training.trainer import Trainer
     from embeddings.shards import ShardingPlan
 
-Config = TypeVar("Config", bound=RunConfig)
+Config = TypeVar("Config", bound=TrainingConfig)
+Clicks = TypeVar("Clicks", bound=RunConfig)
 
 
 class ClickRuns(Kind):
@@ -89,7 +91,7 @@ def scale_to_batch(config: Config, place: Place) -> Config:
     return scaled
 
 
-def tell_doubts(config: RunConfig, dataset: Dataset) -> None:
+def tell_doubts(config: TrainingConfig, dataset: Prepared) -> None:
     """Print what is unlikely to end well, as far as the data are needed to see it."""
     rows = dataset.rows("train")
     doubts = find_doubts(config, rows) if config.scale_from is not None else []
@@ -98,7 +100,7 @@ def tell_doubts(config: RunConfig, dataset: Dataset) -> None:
         print(f"recforge: warning: {doubt}", file=sys.stderr)
 
 
-def rate_by_frequency(config: Config, dataset: Dataset, place: Place) -> Config:
+def rate_by_frequency(config: Clicks, dataset: Dataset, place: Place) -> Clicks:
     """Give tables rates by how often the data name their rows, if the rule asks for that."""
     if not wants_frequencies(config):
         return config

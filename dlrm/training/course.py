@@ -82,8 +82,8 @@ class Course:
             return None
         if evaluation.stop_at is not None and not self._is_better(evaluation.stop_at, progress.best):
             return f"{evaluation.metric} reached {evaluation.stop_at}"
-        if evaluation.patience is not None and progress.evaluations_without_gain >= evaluation.patience:
-            return f"no better {evaluation.metric} in {evaluation.patience} evaluations"
+        if evaluation.is_out_of_patience(progress.evaluations_without_gain):
+            return f"no better {evaluation.metric} in {progress.evaluations_without_gain} evaluations"
         return None
 
     def note_evaluation(self, values: Values, *, at_chance: bool) -> bool:
