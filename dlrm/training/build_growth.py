@@ -50,7 +50,8 @@ def watch_noise(run: RunParts) -> NoiseWatch:
     if not is_exact:
         _refuse_followers(config)
     bands = count_bands(
-        _clicks_of(run, "--noise-scale.every-steps"), [table for held in tables for table in held.table_configs]
+        _clicks_of(run, "leave --noise-scale.every-steps out"),
+        [table for held in tables for table in held.table_configs],
     )
     return NoiseWatch(
         GradientMeter(run.model, run.ranks, bands=bands),
@@ -123,14 +124,14 @@ def grow_batches(run: RunParts, watch: NoiseWatch | None) -> BatchGrowth:
     return TestedGrowth(run.sizes, growth, watch, largest=largest, round_to=round_to, rescale=rescale)
 
 
-def _clicks_of(run: RunParts, flag: str) -> Dataset:
+def _clicks_of(run: RunParts, cure: str) -> Dataset:
     """Return the data of a run on clicks, whose samples' gradients and rows' frequencies can be measured.
 
     Raises:
-        ValueError: it is a run on something else, with a flag that needs these.
+        ValueError: it is a run on something else.
     """
     if not isinstance(run.dataset, Dataset):
-        raise ValueError(f"{flag}: expected a model of clicks, got one of sequences; leave it out")
+        raise ValueError(f"expected a model of clicks, whose rows' frequencies are known, got one of sequences; {cure}")
     return run.dataset
 
 
@@ -146,7 +147,7 @@ def rescale_tables(run: RunParts) -> Rescale:
     Raises:
         ValueError: the data do not say how often.
     """
-    first, clicks = run.config.step.global_batch_size, _clicks_of(run, "--growth.rescale-states")
+    first, clicks = run.config.step.global_batch_size, _clicks_of(run, "add --growth.no-rescale-states")
 
     def rescale(before: int, after: int) -> None:
         for tables in find_tables(run.model):
