@@ -43,7 +43,8 @@ def read_item_features(columns: ItemColumns, items: pa.LargeStringArray) -> tupl
         items: names of the catalogue, in the order of ids from 1.
 
     Raises:
-        ValueError: a file is absent or damaged, a cell does not fit, or an item comes twice; file and line are named.
+        ValueError: a file is absent or damaged, a cell does not fit, or an item comes twice; file and line are named;
+            or there is no item of the catalogue.
     """
     number = {name: id for id, name in enumerate(items.to_pylist(), start=1)}
     seen: set[str] = set()
@@ -60,6 +61,11 @@ def read_item_features(columns: ItemColumns, items: pa.LargeStringArray) -> tupl
 
     assert columns.format is not None
     tables = list(each_table(columns.format, columns.files, types, take))
+    if seen.isdisjoint(number):
+        raise ValueError(
+            f"{', '.join(columns.files)}: expected rows of items of the catalogue (like '{items[0]}') in the column "
+            f"'{columns.item}', got none among {len(seen)}; name the right one by --schema.items.item"
+        )
     features = tuple(
         _encode(column, [cells[index] for cells in tables], len(items)) for index, column in enumerate(columns.features)
     )

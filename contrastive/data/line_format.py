@@ -15,6 +15,7 @@ from dlrm.data.source import BOM, find_files, open_text, read_head
 
 PATTERNS = ("*.txt", "*.txt.*")
 MOST_ITEMS = 2**31 - 1  # a number above this is no number of an item, but would be the length of a table
+SMALL_CATALOGUE, ITEMS_PER_ACTION = 1_000_000, 100  # a catalogue that is larger than both is a slip
 SHOWN = 40
 
 
@@ -31,9 +32,11 @@ def read_lines(sources: Sequence[Path | str], num_items: int | None = None) -> S
     """
     most = MOST_ITEMS if num_items is None else num_items
     places: dict[bytes, tuple[Path, int]] = {}
-    actions, ends = array("q"), array("q", [0])
+    actions, ends, largest = array("q"), array("q", [0]), (0, "")
     files = find_files(sources, PATTERNS)
     for file in files:
+        if not file.stat().st_size:
+            raise ValueError(f"{file}: expected lines 'user item item ...', found an empty file; fetch it again")
         read_head(file, 1 << 10)
         for number, cells in _split_lines(file):
             place = f"{file}, line {number}"
@@ -43,16 +46,23 @@ def read_lines(sources: Sequence[Path | str], num_items: int | None = None) -> S
                     f"{place}: expected each user on one line, got '{_show(user)}' again, first in {before[0]}, line "
                     f"{before[1]}; join the two lines"
                 )
-            actions.extend(_read_items(items, most, num_items, place))
+            numbers = _read_items(items, most, num_items, place)
+            largest = max(largest, (max(numbers), place))
+            actions.extend(numbers)
             ends.append(len(actions))
     if not places:
         raise ValueError(f"expected lines 'user item item ...' in {', '.join(map(str, files))}, found none")
-    found = np.frombuffer(actions, dtype=np.int64)
+    items_here, place = largest
+    if num_items is None and items_here > max(SMALL_CATALOGUE, ITEMS_PER_ACTION * len(actions)):
+        raise ValueError(
+            f"{place}: expected items numbered from 1, got {items_here} in a source of {len(actions)} actions; correct "
+            "the line, or say how many items there are by --schema.num-items"
+        )
     return SequenceData(
         users=_decode(list(places), list(places.values())),
-        items=pa.array(map(str, range(1, (num_items or int(found.max())) + 1)), pa.large_string()),
+        items=pa.array(map(str, range(1, (num_items or items_here) + 1)), pa.large_string()),
         offsets=np.frombuffer(ends, dtype=np.int64),
-        actions=found,
+        actions=np.frombuffer(actions, dtype=np.int64),
     )
 
 
@@ -70,10 +80,11 @@ def _read_items(cells: list[bytes], most: int, num_items: int | None, place: str
     if not b"".join(cells).isdigit():
         bad = next(cell for cell in cells if not cell.isdigit())
         raise ValueError(f"{place}: expected numbers of items (1, 2, ...), got '{_show(bad)}'; correct the line")
-    items = list(map(int, cells))
+    items = [int(cell[:SHOWN]) for cell in cells]  # what is longer is too large however it ends
     if min(items) < 1 or max(items) > most:
         bad_item = next(item for item in items if not 1 <= item <= most)
-        cure = "raise num_items, or correct the line" if num_items is not None and bad_item > most else "correct it"
+        is_outside = num_items is not None and bad_item > most
+        cure = "raise --schema.num-items, or correct the line" if is_outside else "correct it"
         raise ValueError(f"{place}: expected items from 1 to {most}, got {str(bad_item)[:SHOWN]}; {cure}")
     return items
 

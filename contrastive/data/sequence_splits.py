@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from contrastive.data.sequence_schema import SequenceSchema, SequenceSplit
+from contrastive.data.sequence_schema import LEAST_ACTIONS, SequenceSchema, SequenceSplit
 from contrastive.data.sequences import SequenceData
 from dlrm.data.dataset import Array, IntArray
 from dlrm.data.splits import SPLITS, TEST, TRAIN, VALID
@@ -110,7 +110,11 @@ def _check_parts(data: SequenceData, cuts: SequenceCuts, schema: SequenceSchema)
     if all(counts[split] for split in SPLITS if shares[split]):
         return
     enough = int((data.lengths >= schema.min_actions).sum())
-    cure = "change valid_from and test_from, or the shares" if by_time else "users of four actions and more train"
+    cure = f"users of {max(LEAST_ACTIONS + 1, schema.min_actions)} actions and more train"
+    if by_time:
+        cure = "change --schema.split.valid-from and --schema.split.test-from, or the shares"
+    elif schema.min_actions > LEAST_ACTIONS:
+        cure += "; lower --schema.min-actions"
     raise ValueError(
         f"--schema.split: expected samples in every part, got train {counts[TRAIN]}, valid {counts[VALID]}, test "
         f"{counts[TEST]} from {len(data.users)} users, {enough} of whom have {schema.min_actions} actions or more; "

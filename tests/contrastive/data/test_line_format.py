@@ -51,7 +51,9 @@ def test_several_files_and_packed_ones(tmp_path: Path) -> None:
         (b"a 1 2\nb 99999999999999999999 3\n", r"line 2: expected items from 1 to \d+, got 99999999999999999999"),
         (b"a 1 2\nb 3\na 4 5\n", r"line 3: expected each user on one line, got 'a' again, first in .*line 1; join"),
         (b"a 1 2\n\xff 3\n", r"line 2: expected text in UTF-8, got b'\\xff'; convert it"),
-        (b"", r"expected a header and rows, found an empty file"),
+        (b"", r"broken\.txt: expected lines 'user item item \.\.\.', found an empty file"),
+        (b"a 1 2\nb 2 " + b"9" * 5000, r"line 2: expected items from 1 to 2147483647, got 9{40}; correct it"),
+        (b"a 1 2\nb 2 1500000000\n", r"line 2: expected items numbered from 1, got 1500000000 in a source of 4 act"),
         (b"\n \n\n", r"expected lines 'user item item \.\.\.' in .*, found none"),
         (b"a 1\x00\x002\n", r"expected text in UTF-8, got zero bytes"),
     ],
@@ -69,7 +71,7 @@ def test_an_item_outside_the_catalogue(tmp_path: Path) -> None:
     file = tmp_path / "log.txt"
     file.write_text("a 1 2\nb 12 13\n")
     assert read_lines([file], num_items=13).num_items == 13
-    message = r"log\.txt, line 2: expected items from 1 to 12, got 13; raise num_items, or correct the line"
+    message = r"log\.txt, line 2: expected items from 1 to 12, got 13; raise --schema.num-items, or correct the line"
     with pytest.raises(ValueError, match=message):
         read_lines([file], num_items=12)
 

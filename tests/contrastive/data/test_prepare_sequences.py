@@ -191,6 +191,7 @@ def test_rows_of_actions_with_features_of_items(tmp_path: Path, kind: str, capsy
         ("item,brand\nx,A\nx,B\n", r"items\.csv, line 3: column 'item': expected each item once, got 'x' again"),
         ("item,brand\nx,A\n,B\n", r"items\.csv, line 3: column 'item': expected the name of an item, got nothing"),
         ("item,colour\nx,A\n", r"items\.csv: expected a column 'brand', found item, colour"),
+        ("item,brand\n1,A\n", r"items\.csv: expected rows of items of the catalogue \(like 'x'\) in the column 'item'"),
     ],
 )
 def test_what_is_wrong_with_items_is_told_with_its_place(tmp_path: Path, text: str, message: str) -> None:

@@ -106,6 +106,8 @@ def test_what_cannot_be_split() -> None:
         ValueError, match=r"got train 0, valid 1, test 1 from 2 users, 1 of whom have 3 actions or more"
     ):
         cut_sequences(data, SequenceSchema())
+    with pytest.raises(ValueError, match=r"users of 9 actions and more train; lower --schema\.min-actions"):
+        cut_sequences(data, SequenceSchema(min_actions=9))
     without = SequenceData(users=data.users, items=data.items, offsets=data.offsets, actions=data.actions)
     with pytest.raises(ValueError, match=r"--schema\.split\.by time: expected times of the actions, got none"):
         cut_sequences(without, SequenceSchema(split=SequenceSplit(by="time")))
