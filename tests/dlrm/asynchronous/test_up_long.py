@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from contrastive.data.synthetic_sequences import SyntheticSequencesConfig, generate_sequences
 from dlrm.data.synthetic import SyntheticConfig, generate
 from parameter_server.coordinator.coordinator import Coordinator
 
@@ -46,13 +47,27 @@ def children_of(launcher: int) -> dict[str, int]:
     return found
 
 
-def test_killed_members_are_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
-    data = tmp_path / "data"
+def generate_clicks(data: Path) -> int:
     generate(SyntheticConfig(num_train=ROWS, num_valid=1_000, num_test=1_000), data, threads=1)
-    run = tmp_path / "run"
+    return ROWS
+
+
+def generate_histories(data: Path) -> int:
+    return generate_sequences(SyntheticSequencesConfig(), data).rows("train")
+
+
+@pytest.mark.parametrize(
+    ("module", "recipe", "generate"),
+    [("dlrm", "synthetic", generate_clicks), ("contrastive", "mclrec-synthetic", generate_histories)],
+)
+def test_killed_members_are_replaced_and_nothing_is_lost(
+    tmp_path: Path, module: str, recipe: str, generate: Callable[[Path], int]
+) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    rows = generate(data)
     flags = ["--data", str(data), "--output", str(run), "--epochs", "2", "--step.global-batch-size", "64"]
     flags += ["--servers.durability", "journal", "--servers.chunk-batches", "8", "--step.threads", "1"]
-    program = [sys.executable, "-m", "dlrm", "ps", "up", "synthetic", "--shards", "2", "--trainers", "2", *flags]
+    program = [sys.executable, "-m", module, "ps", "up", recipe, "--shards", "2", "--trainers", "2", *flags]
     errors = tmp_path / "errors"
     with errors.open("wb") as file, subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=file) as process:
         members: dict[str, int] = {}
@@ -73,7 +88,7 @@ def test_killed_members_are_replaced_and_nothing_is_lost(tmp_path: Path) -> None
     assert "shard-1 was killed by SIGKILL" in told
     assert "trainer-0 was killed by SIGKILL" in told
     assert "pushes lost" not in told
-    assert json.loads((run / "summary.json").read_text())["samples"] == 2 * ROWS
+    assert json.loads((run / "summary.json").read_text())["samples"] == 2 * rows
     assert not any(Path(f"/proc/{number}").exists() for number in members.values())
 
 
