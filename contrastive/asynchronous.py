@@ -15,6 +15,7 @@ from dlrm.asynchronous.config import ServedConfig
 from dlrm.asynchronous.served_clicks import SERVED_CLICKS
 from dlrm.asynchronous.served_kind import ServedKind
 from dlrm.cli import Command
+from dlrm.training.command import tell_doubts
 
 if TYPE_CHECKING:
     from contrastive.data.sequence_dataset import SequenceDataset
@@ -74,6 +75,11 @@ class ServedSequences(ServedKind):
         from contrastive.data.provide_sequences import provide_sequences
 
         return provide_sequences(config.schema, config.data, is_synthetic=recipe.is_synthetic)
+
+    @override
+    def settle(self, config: ServedSequenceConfig, data: SequenceDataset) -> ServedSequenceConfig:
+        tell_doubts(config, data)
+        return config
 
     @override
     def describe_tables(self, config: ServedSequenceConfig, data: SequenceDataset) -> list[TableConfig]:
