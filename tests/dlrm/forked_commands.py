@@ -13,7 +13,7 @@ import sys
 
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
-from dlrm.cli import main
+from deploy.cli import main
 
 if __name__ == "__main__":
     for module in sys.argv[1:]:

@@ -1,8 +1,12 @@
-"""The proof of checkpoints: a run killed with SIGKILL again and again ends, bit for bit, as one that was left alone."""
+"""The proof of checkpoints: a run killed with SIGKILL again and again ends, bit for bit, as one that was left alone.
+
+It holds of both kinds of models that the loop trains: of clicks, and of sequences in three passes over each batch.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -14,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 
+from contrastive.data.sequence_dataset import SequenceDataset
+from contrastive.data.synthetic_sequences import SyntheticSequencesConfig, generate_sequences
 from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.checkpoints.pieces import PartedTensor
 from dlrm.data.dataset import Dataset
@@ -39,17 +45,36 @@ SETTINGS = {
     "checkpoint.every-samples": 1500,
     "guards.chance-evaluations": 0,
 }
-STEPS = 3 * 32  # 32 batches an epoch, the last one cut
+SEQUENCES = {
+    "epochs": 3,
+    "seed": 5,
+    "dim": 16,
+    "encoder.inner": 32,
+    "encoder.dropout": 0.3,
+    "encoder.attention-dropout": 0.3,
+    "mclrec.views-weight": 0.1,
+    "step.global-batch-size": 48,
+    "log-every-samples": 1,
+    "dense.name": "lamb",
+    "dense.learning-rate": 0.01,
+    "dense-schedule.warmup-samples": 900,
+    "dense-schedule.decay-samples": 3000,
+    "evaluation.every-samples": 900,
+    "checkpoint.every-samples": 190,
+    "guards.chance-evaluations": 0,
+}
+RECIPES = {"clicks": ("synthetic", SETTINGS), "sequences": ("mclrec-synthetic", SEQUENCES)}
 
 
 class Run:
     """A training command that can be started again and again in one folder, and killed."""
 
-    def __init__(self, folder: Path, data: Path, threads: int, commands: Any) -> None:
+    def __init__(self, kind: str, folder: Path, data: Path, threads: int, commands: Any) -> None:
         self.folder, self.commands = folder, commands
         self.errors = folder.with_suffix(".err")
-        settings = SETTINGS | {"data": data, "output": folder, "step.threads": threads}
-        self.argv = ["train", "synthetic", *(word for name in settings for word in (f"--{name}", str(settings[name])))]
+        recipe, settings = RECIPES[kind]
+        settings = settings | {"data": data, "output": folder, "step.threads": threads}
+        self.argv = ["train", recipe, *(word for name in settings for word in (f"--{name}", str(settings[name])))]
 
     def start(self) -> int:
         return int(self.commands.start(self.argv, self.errors))
@@ -119,20 +144,38 @@ def flip_a_byte(checkpoints: Path, dice: random.Random) -> str:
     return newest.name
 
 
-@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_a_run_killed_again_and_again_ends_as_one_left_alone(
-    threads: int, tmp_path: Path, click_log: Dataset, commands: Any
-) -> None:
-    dice = random.Random(threads)
-    whole = Run(tmp_path / "whole", click_log.folder, threads, commands)
-    assert whole.finish() == 0, whole.errors.read_text()
-    assert len(whole.steps()) == STEPS
+@pytest.fixture
+def samples(kind: str, click_log: Dataset, tmp_path: Path) -> Dataset | SequenceDataset:
+    if kind == "clicks":
+        return click_log
+    few = SyntheticSequencesConfig(num_users=300, num_items=60, num_tastes=4, mean_actions=8.0, most_actions=20)
+    return generate_sequences(few, tmp_path / "sequences")
 
-    run = Run(tmp_path / "killed", click_log.folder, threads, commands)
+
+@pytest.mark.parametrize(
+    ("kind", "threads"),
+    [
+        ("clicks", 1),
+        pytest.param("clicks", 2, marks=pytest.mark.long),
+        pytest.param("sequences", 1, marks=pytest.mark.long),
+    ],
+)
+def test_a_run_killed_again_and_again_ends_as_one_left_alone(
+    kind: str, threads: int, tmp_path: Path, samples: Dataset | SequenceDataset, commands: Any
+) -> None:
+    dice, epoch = random.Random(threads), samples.rows("train")
+    whole = Run(kind, tmp_path / "whole", samples.folder, threads, commands)
+    assert whole.finish() == 0, whole.errors.read_text()
+    size = RECIPES[kind][1]["step.global-batch-size"]
+    assert epoch % size, "the last batch of an epoch is cut"
+    steps = 3 * math.ceil(epoch / size)
+    assert len(whole.steps()) == steps
+
+    run = Run(kind, tmp_path / "killed", samples.folder, threads, commands)
     kills = kills_inside_a_write = 0
     resumed_at = set()
     damaged = ""
-    for number, step in enumerate(sorted(dice.sample(range(1, STEPS - 6), 7))):
+    for number, step in enumerate(sorted(dice.sample(range(1, steps - 6), 7))):
 
         def is_far_enough(step: int = step, inside_a_write: bool = number % 2 == 1) -> bool:
             return len(run.steps()) >= step and (run.is_writing() or not inside_a_write)
@@ -145,7 +188,7 @@ def test_a_run_killed_again_and_again_ends_as_one_left_alone(
     assert run.finish() == 0, run.errors.read_text()
     assert kills >= 4
     assert kills_inside_a_write >= 1, "no kill fell into the write of a checkpoint"
-    assert len({samples // 12_000 for samples in resumed_at}) >= 2, f"resumed in too few epochs: {resumed_at}"
+    assert len({at // epoch for at in resumed_at}) >= 2, f"resumed in too few epochs: {resumed_at}"
     said = run.errors.read_text()
     assert damaged in next(line for line in said.splitlines() if "is damaged (checksum)" in line)
     assert "Traceback" not in said
