@@ -183,7 +183,7 @@ def learned(
     (count, cases), folder = request.param, tmp_path_factory.mktemp("runs")
     moved = config_of(MOVED, count)
     train(0, 1, data, folder / "begun by one", begin(moved))
-    ranks = run_ranks(do_everything, count, data, folder, cases)
+    ranks = run_ranks(do_everything, count, data, folder, cases, seconds=60 + 60 * len(cases))
     alone = {case: train(0, 1, data, folder / f"{case}, alone", config_of(case, count)) for case in cases}
     return Learned(ranks, alone, train(0, 1, data, folder / "begun by ranks", moved))
 
