@@ -15,10 +15,11 @@ from contrastive.model import SequenceModel
 from dlrm.checkpoints.run_state import seed_generators
 from dlrm.descriptions import describe_tables
 from dlrm.distributed.ranks import Ranks
+from dlrm.planning.plan_run import parse_fixed
 from dlrm.training.train_step import set_matmul_precision
 from embeddings import ShardingPlan, TableConfig
 from embeddings.asking import UnpooledTables
-from embeddings.shards import place
+from embeddings.shards import Sharding, place
 
 
 def describe_sequence_tables(config: SequenceRunConfig, dataset: SequenceDataset) -> list[TableConfig]:
@@ -27,15 +28,27 @@ def describe_sequence_tables(config: SequenceRunConfig, dataset: SequenceDataset
 
 
 def place_tables(config: SequenceRunConfig, dataset: SequenceDataset, ranks: Ranks) -> ShardingPlan:
-    """Copy small tables to all ranks, and cut large ones by rows.
+    """Place tables as `--parallel.sharding` and `--parallel.tables` say, or copy small ones and cut large ones by rows.
 
     A full softmax looks the whole table up on each rank, so that only what is drawn from makes a large one worth it.
+
+    Raises:
+        ValueError: naming the flag, for a table that there is not, and for a kind that a plan by rows has not.
     """
-    everyone = range(ranks.count)
-    tables = [
-        place(table, "replicated" if table.num_rows < config.parallel.replicate_below_rows else "row_wise", everyone)
-        for table in describe_sequence_tables(config, dataset)
-    ]
+    described, asked = describe_sequence_tables(config, dataset), config.parallel
+    fixed = parse_fixed(asked.tables, [table.name for table in described])
+    tables = []
+    for table in described:
+        kind: Sharding = "replicated" if table.num_rows < asked.replicate_below_rows else "row_wise"
+        if asked.sharding != "auto":
+            kind = asked.sharding
+        kind = fixed.get(table.name, kind)
+        if kind in ("table_row_wise", "grid"):
+            raise ValueError(
+                f"--parallel.sharding: expected auto, replicated, row_wise, column_wise or table_wise for table "
+                f"'{table.name}' of sequences, got {kind}"
+            )
+        tables.append(place(table, kind, range(ranks.count)))
     return ShardingPlan(ranks=ranks.count, ranks_per_node=ranks.per_node, tables=tuple(tables))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from contrastive.build import build_model
+from contrastive.build import build_model, place_tables
 from contrastive.command import SEQUENCES_RUNS
 from contrastive.config import RankingEvaluationConfig, SequenceConfig, SequenceRunConfig
 from contrastive.data.sequence_dataset import SequenceDataset
@@ -18,8 +18,9 @@ from contrastive.data.synthetic_sequences import SyntheticSequencesConfig, gener
 from contrastive.encoders.encoder_config import EncoderConfig
 from contrastive.mclrec_config import MclrecConfig
 from contrastive.next_item import NextItem
-from dlrm.config import GuardConfig, StepConfig
+from dlrm.config import GuardConfig, ParallelConfig, StepConfig
 from dlrm.distributed.place import Place
+from dlrm.distributed.ranks import Ranks
 from dlrm.noise.config import NoiseScaleConfig
 from dlrm.optim.config import DenseOptimizerConfig, HeadConfig
 from dlrm.optim.lr_schedules import Schedule
@@ -142,3 +143,19 @@ def test_a_patience_of_ten_stops_at_the_eleventh_evaluation_without_gain() -> No
         values.mrr_10 = metric
         course.note_evaluation(values, at_chance=False)  # type: ignore[arg-type]
     assert course.reason_to_stop(time_is_up=False) == "no better mrr_10 in 11 evaluations"
+
+
+def test_tables_lie_over_ranks_as_flags_say(world: SequenceDataset) -> None:
+    ranks = Ranks(rank=1, count=3)
+
+    def kinds(**settings: Any) -> list[str]:
+        plan = place_tables(replace(SMALL, parallel=ParallelConfig(**settings)), world, ranks)
+        return [table.sharding for table in plan.tables]
+
+    assert kinds() == ["replicated", "replicated"]
+    assert kinds(replicate_below_rows=20) == ["row_wise", "replicated"]
+    assert kinds(sharding="row_wise", tables=("taste=table_wise",)) == ["row_wise", "table_wise"]
+    with pytest.raises(ValueError, match=r"^--parallel.sharding: expected auto, .* for table 'item' .*, got grid$"):
+        kinds(sharding="grid")
+    with pytest.raises(ValueError, match=r"^--parallel.tables: expected one of the tables .*, got 'items'$"):
+        kinds(tables=("items=row_wise",))
