@@ -72,7 +72,8 @@ class NegativeSampler:
         """Return how likely each of the ids is to be drawn at a time."""
         if not self.config.power:
             return np.full(len(ids), min(1 / self._dataset.num_items, _ALMOST_ONE))
-        shares: Array = np.minimum(np.diff(self._bounds, prepend=0.0)[ids - 1], _ALMOST_ONE)
+        bounds = self._bounds  # of all items, most of which are not asked for
+        shares: Array = np.minimum(bounds[ids - 1] - np.where(ids > 1, bounds[ids - 2], 0.0), _ALMOST_ONE)
         return shares
 
     @cached_property
