@@ -53,7 +53,7 @@ def generate_clicks(data: Path) -> int:
 
 
 def generate_histories(data: Path) -> int:
-    return generate_sequences(SyntheticSequencesConfig(), data).rows("train")
+    return generate_sequences(SyntheticSequencesConfig(num_users=1_000, num_items=300), data).rows("train")
 
 
 @pytest.mark.parametrize(
