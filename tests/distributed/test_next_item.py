@@ -38,8 +38,8 @@ CONFIG = SequenceRunConfig(
     log_every_samples=1,
     encoder=EncoderConfig(layers=1, inner=32, dropout=0.0, attention_dropout=0.0),
     # Gradients that are 0 but for rounding, as those of the keys' biases, must not decide steps by their signs.
-    dense=DenseOptimizerConfig(name="adam", learning_rate=3e-3, eps=1e-4),
-    tables=TablesConfig(optimizer="adam", learning_rate=3e-3, eps=1e-4, init_scale=0.1),
+    dense=DenseOptimizerConfig(name="adam", learning_rate=3e-3, eps=1e-3),
+    tables=TablesConfig(optimizer="adam", learning_rate=3e-3, eps=1e-3, init_scale=0.1),
     step=StepConfig(global_batch_size=52, threads=1, device="cpu"),
     evaluation=RankingEvaluationConfig(batch_size=37),
     guards=GuardConfig(chance_evaluations=0),
