@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 
+@pytest.mark.long
 def test_it_measures_what_a_cpu_has_of_it(run_benchmark) -> None:
     measured = run_benchmark("gpu_step", "--device", "cpu", "--small", "--steps", "2")
     assert measured["best"] in ("eager", "trainer")  # nothing compiled, no graphs, no rows of 16 bits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 
+@pytest.mark.long
 def test_its_figures_follow_from_times(run_benchmark) -> None:
     measured = run_benchmark("hashed_rows", "--small", "--rounds", "1")
     for ours, theirs in (("pull", "local_look_up"), ("push", "local_update"), ("find", "dict")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 
+@pytest.mark.long
 def test_pushes_with_and_without_a_journal_are_compared(run_benchmark) -> None:
     measured = run_benchmark("parameter_server", "--quick", "--parts", "journal")
     assert measured.keys() == {"journal_vs_none", "journal_vs_none_fp32", "journal_vs_none_wall"}

@@ -17,6 +17,7 @@ RATIOS = {
 }
 
 
+@pytest.mark.long
 def test_its_figures_follow_from_times_and_bytes(run_benchmark) -> None:
     measured = run_benchmark("row_kernels", "--small", "--rounds", "1")
     linear, random = (measured[f"{kind}_gigabytes_per_second"] * 1e9 for kind in ("linear", "random"))

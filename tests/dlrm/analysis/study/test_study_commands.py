@@ -62,6 +62,7 @@ def without_times(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in trial.items() if key != "seconds"} for trial in trials]
 
 
+@pytest.mark.long
 def test_a_batch_size_study_killed_twice_ends_as_one_left_alone(
     tmp_path: Path, click_log: Dataset, commands: Any
 ) -> None:
