@@ -6,8 +6,8 @@ import math
 
 from contrastive.ranking.ranking_metrics import RankingValues
 from dlrm.config import GuardConfig
-from dlrm.metrics.metrics import CHANCE_STANDARD_ERRORS
 
+STANDARD_ERRORS = 2.0  # few users, and few epochs, are soon within three of chance and learn nevertheless
 CURE = (
     "lower --dense.learning-rate or --tables.learning-rate, or lengthen their warm-up "
     "(--dense-schedule.warmup-samples, --tables-schedule.warmup-samples)"
@@ -29,23 +29,24 @@ def complain(
         num_items: of the catalogue.
         evaluations_at_chance: in a row, with this one.
         guards: which checks are on.
-        last: whether two at chance are enough.
+        last: whether two are enough if all are told the same; who guesses may only have begun to learn.
     """
     if guards.constant_prediction and 2 * values.ties > num_items:
         return (
             f"{values.ties:,.0f} of {num_items:,} items score what the right one does, as the mean over "
             f"{values.users:,} users; the model cannot tell items apart: {CURE}, or raise --tables.init-scale"
         )
-    limit = guards.chance_evaluations
-    if not limit or evaluations_at_chance < (min(2, limit) if last else limit):
+    limit, cutoff = guards.chance_evaluations, _same_items(values, num_items)
+    enough = min(2, limit) if last and cutoff is not None else limit
+    if not limit or evaluations_at_chance < enough:
         return None
-    if (cutoff := _same_items(values, num_items)) is not None:
+    if cutoff is not None:
         found = f"all of {values.users:,} users are told the same {cutoff} items"
     else:
-        cutoff = _cutoff(values, num_items)
+        recall = ", ".join(f"@{k} {values.recall[k]:.4f} ({k / num_items:.4f})" for k in values.recall if k < num_items)
         found = (
-            f"recall@{cutoff} is {values.recall[cutoff]:.4f} on {values.users:,} users, which cannot be told from the "
-            f"{cutoff / num_items:.4f} of items drawn at random"
+            f"on {values.users:,} users, recall is no better than that of items drawn at random, which stands behind "
+            f"it: {recall}"
         )
     return f"{found}, in {evaluations_at_chance} evaluations in a row; {CURE}; --guards.chance-evaluations 0 goes on"
 
@@ -61,14 +62,9 @@ def _same_items(values: RankingValues, num_items: int) -> int | None:
 
 
 def _is_random(values: RankingValues, num_items: int) -> bool:
-    cutoff = _cutoff(values, num_items)
-    share = cutoff / num_items
-    if share >= 1:
-        return False
-    error = math.sqrt(share * (1 - share) / values.users)  # of a mean of draws that hit or miss
-    return values.recall[cutoff] - share < CHANCE_STANDARD_ERRORS * error
-
-
-def _cutoff(values: RankingValues, num_items: int) -> int:
-    """Return the longest list that most items are not in, as more hits tell more."""
-    return max((cutoff for cutoff in values.recall if 4 * cutoff <= num_items), default=min(values.recall))
+    chances = [(cutoff / num_items, recall) for cutoff, recall in values.recall.items() if cutoff < num_items]
+    return bool(chances) and all(
+        # The standard error is that of a mean of draws that hit or miss.
+        recall - chance < STANDARD_ERRORS * math.sqrt(chance * (1 - chance) / values.users)
+        for chance, recall in chances
+    )
