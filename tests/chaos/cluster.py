@@ -22,6 +22,7 @@ REPOSITORY = TRAINER.parents[2]
 LEASE_SECONDS = 2.0
 START_SECONDS = 60.0
 COLD_SECONDS = 240.0  # until all run, where kernels are still to be compiled
+STREAMS = ["/recforge.v1.ShardControl/TakeBuckets"]  # of calls to a shard, those answered with a stream
 Proxy = ByteProxy | MessageProxy
 
 
@@ -59,7 +60,7 @@ class Cluster:
         if isinstance(faults, ByteFaults):
             self.proxies[name] = ByteProxy(own, seed=self.seed + number, faults=faults)
         elif faults is not None:
-            self.proxies[name] = MessageProxy(own, seed=self.seed + number, faults=faults)
+            self.proxies[name] = MessageProxy(own, seed=self.seed + number, faults=faults, streams=STREAMS)
         if name in self.proxies:
             flags += ["--advertise", self.proxies[name].address]
         flags += more
