@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from typing_extensions import override
@@ -111,7 +111,7 @@ class SequenceRunConfig(PlacedConfig):
     dense: DenseOptimizerConfig = field(default_factory=lambda: DenseOptimizerConfig(name="adam", learning_rate=1e-3))
     dense_schedule: Schedule = field(default_factory=Schedule)
     """Of the encoder's and the augmenters' learning rate."""
-    step: StepConfig = field(default_factory=lambda: StepConfig(global_batch_size=256))
+    step: StepConfig = field(default_factory=lambda: StepConfig(global_batch_size=256, device="cpu"))
     noise_scale: NoiseScaleConfig = field(default_factory=lambda: NoiseScaleConfig(every_steps=0))
     evaluation: RankingEvaluationConfig = field(default_factory=RankingEvaluationConfig)
 
@@ -122,6 +122,7 @@ class SequenceRunConfig(PlacedConfig):
         check_no_click_settings(self)
         if self.step.compile:
             raise ValueError("--step.compile: expected none, as each batch is of another shape; leave it out")
+        object.__setattr__(self, "step", replace(self.step, device="cpu"))  # what "auto" means here
 
     @property
     @override

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 
+@pytest.mark.long
 def test_an_arm_is_trained_once_and_timed(run_benchmark, tmp_path) -> None:
     rng = np.random.default_rng(0)
     lines = [f"u{user} {' '.join(map(str, rng.integers(1, 80, 6)))}" for user in range(60)]
