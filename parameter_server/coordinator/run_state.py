@@ -18,8 +18,8 @@ from parameter_server.coordinator.client_lanes import ClientLanes
 from parameter_server.coordinator.gate import Gate
 from parameter_server.coordinator.leases import Member, Members
 from parameter_server.coordinator.route_table import RouteTable
+from parameter_server.coordinator.run_figures import RunFigures
 from parameter_server.coordinator.state import CoordinatorState
-from parameter_server.coordinator.status import RunFigures
 from parameter_server.description import RunDescription
 from parameter_server.errors import Refusal, RefusedError
 

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from parameter_server.coordinator.answers import MemberStatus, Status
-
-if TYPE_CHECKING:
-    from parameter_server.coordinator.coordinator import Coordinator
+from parameter_server.coordinator.run_state import RunState
 
 _LARGEST = float(1 << 62)  # of a sum that travels, whatever members tell
 
 
-@dataclass
-class RunFigures:
-    """What moves of buckets have cost since the coordinator started, and how many leases have expired."""
-
-    moves_done: int = 0
-    moving_buckets: int = 0
-    longest_freeze_seconds: float = 0.0
-    expired_leases: int = 0
-    trouble: str = ""
-
-
-def summarize(run: Coordinator) -> Status:
+def summarize(run: RunState) -> Status:
     """Tells how a run goes; the caller holds the coordinator's lock."""
     members = _members(run)
     queue, description, figures = run.queue, run.description, run.figures
@@ -53,7 +38,7 @@ def summarize(run: Coordinator) -> Status:
     )
 
 
-def _members(run: Coordinator) -> tuple[MemberStatus, ...]:
+def _members(run: RunState) -> tuple[MemberStatus, ...]:
     told = []
     for member in run.members.all():
         owned = 0
@@ -76,7 +61,7 @@ def _members(run: Coordinator) -> tuple[MemberStatus, ...]:
     return (*told, *_missing(run))
 
 
-def _missing(run: Coordinator) -> list[MemberStatus]:
+def _missing(run: RunState) -> list[MemberStatus]:
     """Gives shards that hold buckets and are not heard of: their rows wait for them to come back."""
     if run.routing.routes is None:
         return []
@@ -100,7 +85,7 @@ def _missing(run: Coordinator) -> list[MemberStatus]:
     return missing
 
 
-def _notes(run: Coordinator) -> list[str]:
+def _notes(run: RunState) -> list[str]:
     notes = [
         f"shard {member.shard} ({member.name}) is not heard of; {member.buckets} buckets wait for it"
         for member in _missing(run)

@@ -12,7 +12,8 @@ from typing import Literal
 from parameter_server.address import Address
 from parameter_server.processes.logs import LogFormat
 from parameter_server.processes.rows_service import ServerLimits
-from parameter_server.security.security import ClientSecurity, ServerSecurity, TlsConfig, read_token
+from parameter_server.security.security import ClientSecurity, ServerSecurity, read_token
+from parameter_server.security.tls_config import TlsConfig
 
 
 @dataclass(frozen=True, kw_only=True)

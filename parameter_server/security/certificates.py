@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from parameter_server.security.security import TlsConfig
+from parameter_server.security.tls_config import TlsConfig
 
 if TYPE_CHECKING:
     from cryptography import x509

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parameter_server.address import Address, connect
+from parameter_server.security.tls_config import TlsConfig
 
 if TYPE_CHECKING:
     import grpc
@@ -22,30 +23,6 @@ NO_GRPC = "gRPC is not installed; run: pip install 'recforge[ps]'"
 SERVER_OPTIONS = (("grpc.so_reuseport", 0),)
 
 Options = Sequence[tuple[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TlsConfig:
-    """Files of mutual TLS, in PEM; all three or none. `recforge ps certificates` makes a set for tests."""
-
-    certificate: Path | None = None
-    """This process's own certificate, with those between it and the authority."""
-    key: Path | None = None
-    """Its private key."""
-    authority: Path | None = None
-    """Certificate of the authority that the other side's must be from."""
-
-    def __post_init__(self) -> None:
-        given = [f"--tls.{name}" for name, file in vars(self).items() if file is not None]
-        if given and len(given) < len(vars(self)):
-            raise ValueError(
-                f"--tls: expected --tls.certificate, --tls.key and --tls.authority, got {' and '.join(given)} alone"
-            )
-
-    @property
-    def is_given(self) -> bool:
-        """Whether there are such files."""
-        return self.certificate is not None
 
 
 @dataclass(frozen=True, kw_only=True)

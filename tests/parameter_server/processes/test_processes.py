@@ -33,7 +33,8 @@ from parameter_server.processes.endpoint import Endpoint
 from parameter_server.processes.logs import EventFormatter
 from parameter_server.processes.shard_membership import ShardMembership
 from parameter_server.security.certificates import make_set
-from parameter_server.security.security import ClientSecurity, ServerSecurity, TlsConfig
+from parameter_server.security.security import ClientSecurity, ServerSecurity
+from parameter_server.security.tls_config import TlsConfig
 
 TOKEN = "0123456789abcdef0123"
 RUN = RunDescription(run_id=7, seed=1, tables=(TableConfig(name="site", num_rows=100, dim=4),), durability="snapshot")

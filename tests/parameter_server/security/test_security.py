@@ -14,7 +14,8 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from parameter_server.processes.endpoint import Endpoint
 from parameter_server.security.certificates import Issued, make_certificate, make_set, read_own, write_pair
-from parameter_server.security.security import ClientSecurity, ServerSecurity, TlsConfig, read_token
+from parameter_server.security.security import ClientSecurity, ServerSecurity, read_token
+from parameter_server.security.tls_config import TlsConfig
 from parameter_server.security.unreachable import why_unreachable
 
 TOKEN = "0123456789abcdef0123"
