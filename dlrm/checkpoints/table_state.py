@@ -57,7 +57,7 @@ def load_tables(
     Raises:
         ValueError: a table is not as it was, and `resized` does not allow it.
     """
-    parts = as_parts(stored)
+    parts = _name_as_now(model, as_parts(stored))
     lines = _compare(dict(_all_configs(model)), parts, resized)
     for key, rows in _all_rows(model):
         if f"{key}{WEIGHT}" in parts:
@@ -66,6 +66,19 @@ def load_tables(
         if f"{key}{WEIGHT}" in parts:
             _load_far(key, far, parts)
     return lines
+
+
+def _name_as_now(model: nn.Module, parts: Parts) -> Parts:
+    """Take the names of sets from tables that carried them because there were two, where nothing else is called so."""
+    known = {key for key, _ in _all_configs(model)}
+    sets = [(name, module) for name, module in model.named_modules() if isinstance(module, Tables)]
+    former = {f"{name}.{config.name}": config.name for name, module in sets for config in module.table_configs}
+    names = {old: new for old, new in former.items() if new in known and f"{new}{WEIGHT}" not in parts}
+    named = {}
+    for key, part in parts.items():
+        table, _, tensor = key.rpartition(".")
+        named[f"{names.get(table, table)}.{tensor}"] = part
+    return Parts(named)
 
 
 def _compare(

@@ -113,6 +113,8 @@ def _differences(
     now = dict(leaves(settings))
     defaults = {name: value for name, value in leaves(_defaults(former, kind)) if name in now}
     before = {**defaults, **dict(leaves(former))}
+    if before.get("step.device") == "auto":  # which came to the only one there is, of a kind that has but one
+        before["step.device"] = defaults.get("step.device", "auto")
     for name in now.keys() & before.keys():
         # Optimizers' own numbers were written out once; those that were taken stand in `network`.
         if name.startswith("tables.") and None in (before[name], now[name]):

@@ -172,3 +172,15 @@ def test_a_run_goes_on_that_began_before_there_was_a_setting(dataset: SequenceDa
     other = replace(TINY, sequence=SequenceConfig(negatives=3, in_batch_negatives=False))
     with pytest.raises(ValueError, match=r"holds a run with sequence\.in_batch_negatives = True, got False"):
         make(other)
+
+
+def test_a_run_goes_on_that_began_when_devices_were_left_open(dataset: SequenceDataset, tmp_path: Path) -> None:
+    def make(config: SequenceRunConfig) -> Trainer:
+        return Trainer(build_model(config, dataset), NextItem(dataset, config), config, tmp_path / "run")
+
+    make(TINY).fit()
+    path = tmp_path / "run" / "config.json"
+    settings = json.loads(path.read_text())
+    settings["step"]["device"] = "auto"
+    path.write_text(json.dumps(settings))
+    assert make(replace(TINY, epochs=2)).fit()["samples"] == 2 * dataset.rows("train")

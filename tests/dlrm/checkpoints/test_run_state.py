@@ -69,6 +69,21 @@ def test_rows_lie_under_their_table_s_name(tmp_path: Path, make_dlrm: Callable[.
     assert not rows
 
 
+def test_tables_that_carried_their_set_s_name_come_back() -> None:
+    def make(seed: int) -> nn.ModuleDict:
+        sgd = RowSGD(learning_rate=0.1)
+        sets = {"catalogue": TableConfig(name="item", num_rows=5, dim=4, optimizer=sgd)}
+        sets["sides"] = TableConfig(name="brand", num_rows=3, dim=4, optimizer=sgd)
+        return nn.ModuleDict({name: build_tables([table], seed=seed) for name, table in sets.items()})
+
+    model, other = make(1), make(7)
+    state = take_model(model)
+    sets = {"item": "catalogue", "brand": "sides"}
+    former = {f"{sets[key.split('.')[0]]}.{key}": part for key, part in state["tables"].items()}
+    assert load_model(other, state | {"tables": former}) == ()
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
+
+
 def test_another_model_is_one_line() -> None:
     complaint = r"^expected .*6 rows for table 'towers\.0\.user', .* 5 rows now .*resized-tables keep.*--output$"
     with pytest.raises(ValueError, match=complaint) as caught:
