@@ -5,6 +5,7 @@ It holds of both kinds of models that the loop trains: of clicks, and of sequenc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -97,7 +98,9 @@ class Run:
         return [record for record in read_records(self.folder) if record["kind"] == "train"]
 
     def is_writing(self) -> bool:
-        return any(self.folder.glob("checkpoints/.writing-*/*"))
+        with contextlib.suppress(FileNotFoundError):  # renamed while it was looked through
+            return any(self.folder.glob("checkpoints/.writing-*/*"))
+        return False
 
     def saved_samples(self) -> list[int]:
         return [info.samples for info in CheckpointStore(self.folder / "checkpoints").list()]
