@@ -52,7 +52,7 @@ def test_a_rank_killed_in_training_is_replaced(faulty_run, left_alone):
 
 
 FAULTS = ["save:2:0.001", "save:2:0.004", "save:4:0.01", "evaluation:1", "evaluation:1:0.02", "evaluation:2:0.01"]
-ALWAYS = [(1, "save:2:0.004")]
+ALWAYS = [(1, "save:2:0.004"), (0, "evaluation:1:0.02")]
 
 
 @pytest.mark.parametrize(

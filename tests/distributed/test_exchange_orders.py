@@ -20,7 +20,7 @@ from embeddings.sharded.sharded_tables import ShardedTables
 from embeddings.shards import SHARDINGS, place
 
 COUNT = 3
-PROGRAMS = 3
+PROGRAMS = 6
 OPTIMIZERS = {
     "table_wise": RowSGD(learning_rate=0.05),
     "column_wise": RowLamb(learning_rate=0.02, eps=1e-2, partial=True),

@@ -108,4 +108,4 @@ def test_weights_begin_as_published():
 
 def test_the_configuration_does_not_import_torch():
     code = "import sys, contrastive.encoders.encoder_config; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
