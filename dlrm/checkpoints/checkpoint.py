@@ -217,26 +217,25 @@ class CheckpointStore:
             )
             self._shared.tell_failure(self._saves, told)
             raise ValueError(told) from error
+        finally:
+            if self.ranks.is_first:  # only after its words, by which the others know why the folder has gone
+                shutil.rmtree(self._shared.scratch(self._saves), ignore_errors=True)
         if self.ranks.is_first:
             remove_old(self.folder, self.keep_last, self._damaged)
 
     def _write_files(self, state: FlatState, needed: int, **described: Any) -> None:
         save, rank = self._saves, self.ranks.rank
         with share_folder(self._shared.scratch(save)) as folder:
-            try:
-                # Asked beforehand: a disk filled to its end also hurts whoever else writes there.
-                if needed > shutil.disk_usage(folder).free:
-                    raise OSError("the disk is full")
-                written = write_rank_files(folder, state, rank, finite=self.finite)
-                if rank:
-                    write_done(folder, rank, written)
-                    return
-                ranks = [written, *self._shared.wait_for_files(save)]
-                complete_checkpoint(folder, state, ranks, save=self._shared.name(save), **described)
-                publish(folder, free_name(self.folder, described["samples"]))
-            finally:
-                if not rank:
-                    shutil.rmtree(folder, ignore_errors=True)
+            # Asked beforehand: a disk filled to its end also hurts whoever else writes there.
+            if needed > shutil.disk_usage(folder).free:
+                raise OSError("the disk is full")
+            written = write_rank_files(folder, state, rank, finite=self.finite)
+            if rank:
+                write_done(folder, rank, written)
+                return
+            ranks = [written, *self._shared.wait_for_files(save)]
+            complete_checkpoint(folder, state, ranks, save=self._shared.name(save), **described)
+            publish(folder, free_name(self.folder, described["samples"]))
 
     def _restore(self, *, best: bool, at_most: int | None = None) -> Restored | None:
         self.wait()
