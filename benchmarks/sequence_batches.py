@@ -8,10 +8,11 @@ the test split, all items ranked but those that the user has seen, over the batc
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
-from benchmarks.sequence_methods import METHODS, schedule
+from benchmarks.sequence_methods import METHODS, Flags, schedule
 from benchmarks.sequence_quality import count_samples, summarise
 from benchmarks.sequence_runs import Run, SequenceRuns
 
@@ -38,21 +39,24 @@ def main() -> None:
         *arguments.flags,
     )
     runs = SequenceRuns(arguments.folder, arguments.data, arguments.workers)
-    result: dict[str, dict[str, dict[str, float]]] = {}
-    for name in arguments.methods:
-        result[name] = {}
-        for size in arguments.batches:
-            flags = (*METHODS[name].flags, *METHODS[name].settings[0], "--step.global-batch-size", str(size), *shared)
-            found = runs.all(
-                [
-                    Run(f"{name}-{size}-{seed}", METHODS[name].recipe, (*flags, "--seed", str(seed)))
-                    for seed in range(arguments.seeds)
-                ]
-            )
-            result[name][str(size)] = summarise(found)
+    cases = list(itertools.product(arguments.methods, arguments.batches, range(arguments.seeds)))
+    found = dict(zip(cases, runs.all([_run(*case, shared) for case in cases]), strict=True))
+    result = {
+        name: {
+            str(size): summarise([found[name, size, seed] for seed in range(arguments.seeds)])
+            for size in arguments.batches
+        }
+        for name in arguments.methods
+    }
     if arguments.figure is not None:
         draw(result, arguments.figure)
     print(json.dumps(result))
+
+
+def _run(name: str, size: int, seed: int, shared: Flags) -> Run:
+    method = METHODS[name]
+    own = ("--step.global-batch-size", str(size), "--seed", str(seed))
+    return Run(f"{name}-{size}-{seed}", method.recipe, (*method.flags, *method.settings[0], *shared, *own))
 
 
 def draw(result: dict[str, dict[str, dict[str, float]]], page: Path) -> None:

@@ -184,3 +184,10 @@ def test_a_run_goes_on_that_began_when_devices_were_left_open(dataset: SequenceD
     settings["step"]["device"] = "auto"
     path.write_text(json.dumps(settings))
     assert make(replace(TINY, epochs=2)).fit()["samples"] == 2 * dataset.rows("train")
+
+
+def test_a_memory_smaller_than_a_batch_is_refused_at_the_start() -> None:
+    flags = ("--mclrec.contrast", "memory", "--mclrec.views-weight", "0.1", "--mclrec.memory-size", "500")
+    with pytest.raises(ValueError, match=r"--mclrec\.memory-size: expected at least 512, .*batch-size\), got 500"):
+        parse_flags(*flags)
+    assert parse_flags(*flags, "--step.global-batch-size", "250").mclrec.memory_size == 500
