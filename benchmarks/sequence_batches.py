@@ -1,8 +1,9 @@
 """How much quality do sequence recommenders have at each batch size, with and without what MCLRec adds?
 
 Methods of `benchmarks.sequence_methods`, each with its first setting, see every training sample as often at every batch
-size; the learning rate is that of batch 256, scaled by the square root, as Adam asks for. `--figure` draws NDCG@20 of
-the test split, all items ranked but those that the user has seen, over the batch size.
+size, and update the encoder once a batch: of MCLRec this is the form of the paper, as the three steps of its code would
+update it twice. The learning rate is that of batch 256, scaled by the square root, as Adam asks for. `--figure` draws
+NDCG@20 of the test split, all items ranked but those that the user has seen, over the batch size.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="sequences, as `recforge train` takes them")
     parser.add_argument("--folder", type=Path, default=Path("runs/sequence_batches"), help="what was trained is kept")
-    parser.add_argument("--methods", nargs="*", choices=METHODS, default=["mclrec", "cl4srec", "sasrec"])
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=["mclrec-two-step", "cl4srec", "sasrec"])
     parser.add_argument("--batches", nargs="*", type=int, default=[32, 64, 128, 256, 512])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=6)
