@@ -28,6 +28,7 @@ def _each(flag: str, *values: float) -> tuple[Flags, ...]:
 
 _BSAREC = ("--encoder.kind", "bsarec", "--encoder.heads", "1")
 _AUGMENTERS = ("--mclrec.contrast", "augmenters", "--mclrec.views-weight", "0")
+_AS_IT_IS = ("--sequence.crop", "0", "--sequence.mask", "0", "--sequence.reorder", "0")
 _TWO_STEPS = ("--mclrec.form", "two_step")  # one update of the encoder a batch, as all others have
 
 METHODS = {
@@ -43,7 +44,9 @@ METHODS = {
     ),
     "cl4srec": Method("cl4srec", (), _each("--mclrec.views-weight", 0.1, 0.03, 0.01)),
     "duorec": Method(
-        "cl4srec", ("--sequence.second-view", "same_target"), _each("--mclrec.views-weight", 0.1, 0.03, 0.01)
+        "cl4srec",
+        (*_AS_IT_IS, "--sequence.second-view", "same_target"),
+        _each("--mclrec.views-weight", 0.1, 0.03, 0.01),
     ),
     "mclrec": Method("mclrec", _AUGMENTERS, _each("--mclrec.beta", 0.05, 0.1, 0.02)),
     "mclrec-two-step": Method("mclrec", _AUGMENTERS + _TWO_STEPS, _each("--mclrec.beta", 0.05, 0.1, 0.02)),

@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("--settings", type=int, default=3, help="of each method, that are tried with seed 0")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, of one thread each")
-    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="further flags of all runs")
+    parser.add_argument(
+        "--flags", nargs=argparse.REMAINDER, default=[], help="further flags of all runs; none of the schema"
+    )
     arguments = parser.parse_args()
     shared = (
         *("--epochs", str(arguments.epochs), "--evaluation.patience", "None"),

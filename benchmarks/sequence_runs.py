@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -66,13 +67,27 @@ class SequenceRuns:
 
     def _run(self, run: Run) -> Found:
         output = self._folder / run.name
+        own = ["--data", str(self._data), "--output", str(output), "--step.threads", "1", *run.flags]
+        command = ["train", run.recipe, *own]
+        remember_command(self._folder / f"{run.name}.command", command)
         if not (output / "summary.json").is_file():
-            own = ["--data", str(self._data), "--output", str(output), "--step.threads", "1", *run.flags]
-            command = [sys.executable, "-m", "deploy.cli", "train", run.recipe, *own]
             with (self._folder / f"{run.name}.log").open("ab") as log:
                 environment = os.environ | {"OMP_NUM_THREADS": "1"}
-                subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
+                program = [sys.executable, "-m", "deploy.cli", *command]
+                subprocess.run(program, check=True, stdout=log, stderr=log, env=environment)
         return read(output)
+
+
+def remember_command(file: Path, command: list[str]) -> None:
+    """Write down how a run is started, so that what another command has trained is not taken for its result.
+
+    Raises:
+        ValueError: the file holds another command.
+    """
+    asked = shlex.join(command)
+    if file.is_file() and (before := file.read_text(encoding="utf-8")) != asked:
+        raise ValueError(f"{file}: expected `{asked}`, got `{before}`, which was trained; choose another --folder")
+    file.write_text(asked, encoding="utf-8")
 
 
 def read(output: Path) -> Found:

@@ -24,6 +24,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.sequence_runs import remember_command
+
 ARMS: dict[str, tuple[str, ...]] = {
     "full": (),
     **{f"uniform_{n}": ("--sequence.negatives", str(n)) for n in (1024, 4096)},
@@ -79,10 +81,12 @@ def _train(output: Path, data: Path, flags: list[str]) -> dict[str, float]:
     output.mkdir(parents=True, exist_ok=True)
     usage, summary = output / USAGE, output / "summary.json"
     used = json.loads(usage.read_text(encoding="utf-8")) if usage.is_file() else 0.0
+    own = ["--data", str(data), "--output", str(output), "--step.threads", "1"]
+    command = ["train", "sasrec", *own, *flags]
+    remember_command(output.with_suffix(".command"), command)
     if not summary.is_file():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        own = ["--data", str(data), "--output", str(output), "--step.threads", "1"]
-        program = [sys.executable, "-m", "deploy.cli", "train", "sasrec", *own, *flags]
+        program = [sys.executable, "-m", "deploy.cli", *command]
         code = subprocess.run(program, stdout=sys.stderr, check=False).returncode
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         used += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

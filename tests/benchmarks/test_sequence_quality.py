@@ -8,6 +8,7 @@ import json
 import pytest
 
 from benchmarks.sequence_methods import METHODS, schedule
+from benchmarks.sequence_runs import Run, SequenceRuns
 from contrastive.command import SEQUENCES_RUNS
 from dlrm.cli import parse
 
@@ -52,6 +53,15 @@ def test_quality_is_drawn_over_batch_sizes(run_benchmark, tmp_path, data) -> Non
     figures = run_benchmark("sequence_batches", "--data", str(data), *flags)
     assert [figures["mclrec"][size]["filtered/ndcg@20"] for size in ("32", "64")] == [0.1, 0.2]
     assert "samples in a batch" in page.read_text(encoding="utf-8")
+
+
+def test_what_another_command_has_trained_is_not_taken(tmp_path, data) -> None:
+    save(tmp_path / "run", [(100, 0.2)], 0.9)
+    runs = SequenceRuns(tmp_path, data)
+    for _ in range(2):
+        assert runs.all([Run("run", "sasrec", ("--epochs", "1"))])[0].ranked["filtered/recall@10"] == 0.9
+    with pytest.raises(ValueError, match=r"run\.command: expected `train sasrec .*choose another --folder"):
+        runs.all([Run("run", "sasrec", ("--epochs", "99"))])
 
 
 @pytest.mark.parametrize("name", METHODS)
