@@ -27,6 +27,8 @@ class RecommendArguments:
     """Items for each."""
     keep_seen: bool = False
     """Also recommend what a user has acted on."""
+    keep_unseen: bool = False
+    """Also recommend items that training never saw, whose rows are what they were at first."""
     data: Path | None = None
     """The prepared sequences, where they are not where the run found them."""
     json: bool = False
@@ -45,6 +47,8 @@ class NearestArguments:
     """Items for each."""
     by: Literal["cosine", "dot"] = "cosine"
     """The angle between vectors, or their inner product, which favours popular items."""
+    keep_unseen: bool = False
+    """Also items that training never saw, whose rows are what they were at first."""
     data: Path | None = None
     """The prepared sequences, where they are not where the run found them."""
     json: bool = False
@@ -57,7 +61,9 @@ def run_recommend(argv: list[str]) -> int:
     from contrastive.recommender import Recommender
 
     recommender = Recommender(arguments.run, arguments.data)
-    found = recommender.recommend(arguments.user, arguments.count, keep_seen=arguments.keep_seen)
+    found = recommender.recommend(
+        arguments.user, arguments.count, keep_seen=arguments.keep_seen, keep_unseen=arguments.keep_unseen
+    )
     _print("user", arguments.user, found, as_json=arguments.json)
     return 0
 
@@ -67,7 +73,8 @@ def run_nearest(argv: list[str]) -> int:
     arguments = parse(NearestArguments, argv, program="recforge nearest")
     from contrastive.recommender import Recommender
 
-    found = Recommender(arguments.run, arguments.data).nearest(arguments.item, arguments.count, arguments.by)
+    recommender = Recommender(arguments.run, arguments.data)
+    found = recommender.nearest(arguments.item, arguments.count, arguments.by, keep_unseen=arguments.keep_unseen)
     _print("item", arguments.item, found, as_json=arguments.json)
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from contrastive.build import build_model
 from contrastive.config import SequenceRunConfig
-from contrastive.data.sequence_dataset import SequenceDataset
+from contrastive.data.sequence_dataset import SEQUENCES, SequenceDataset
 from contrastive.data.sequence_reader import SequenceReader
 from contrastive.ranking.ranks import Seen
 from contrastive.ranking.recommend import find_nearest, recommend_items
@@ -40,7 +41,7 @@ class Recommender:
     def __init__(self, run: Path, data: Path | None = None) -> None:
         restored, settings = _open(run)
         self.config = read_config(settings, run)
-        self.dataset = SequenceDataset(data or Path(settings["dataset"]))
+        self.dataset = _open_data(data or Path(settings["dataset"]), run)
         if restored.state["progress"]["dataset"] != self.dataset.fingerprint:
             raise ValueError(
                 f"--data: expected the sequences that {run} was trained on, got others in {self.dataset.folder}"
@@ -51,19 +52,26 @@ class Recommender:
         with torch.no_grad():
             self.rows: Tensor = self.model.rows(SequenceReader(self.dataset, split).read(0, 1))
             """[num_items + 1, dim], of all items."""
+        self.trained: Tensor = torch.from_numpy(np.flatnonzero(self.dataset.item_counts))
+        """[m] int64, ids of the items that training saw; the rows of others are what they were at first."""
 
     @torch.no_grad()
-    def recommend(self, users: Sequence[str], count: int = 10, *, keep_seen: bool = False) -> list[Scored]:
+    def recommend(
+        self, users: Sequence[str], count: int = 10, *, keep_seen: bool = False, keep_unseen: bool = False
+    ) -> list[Scored]:
         """Say which items come next for users, by all that they have done.
 
         Args:
             users: by name.
             count: items for each.
             keep_seen: also what they have acted on.
+            keep_unseen: also items that training never saw.
 
         Raises:
-            ValueError: there is no such user, or nothing is known of what one did.
+            ValueError: no user is named, there is no such user, or nothing is known of what one did.
         """
+        if not users:
+            raise ValueError("--user: expected at least one name, got none")
         numbers = np.array([self.dataset.find_user(name) for name in users])
         whole = self.dataset.histories(numbers)
         if (whole.lengths == 0).any():
@@ -74,22 +82,39 @@ class Recommender:
         histories = Histories(torch.from_numpy(latest.items), torch.from_numpy(latest.lengths))
         offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(whole.lengths)]))
         seen = None if keep_seen else Seen(offsets, torch.from_numpy(whole.items))
-        found = recommend_items(self.model.encode(self.rows, histories)[0], self.rows, count, seen)
+        vectors = self.model.encode(self.rows, histories)[0]
+        found = recommend_items(vectors, self.rows, count, seen, among=None if keep_unseen else self.trained)
         return [self._name(*each) for each in zip(found.items, found.scores, strict=True)]
 
-    def nearest(self, items: Sequence[str], count: int = 10, by: Literal["cosine", "dot"] = "cosine") -> list[Scored]:
+    def nearest(
+        self,
+        items: Sequence[str],
+        count: int = 10,
+        by: Literal["cosine", "dot"] = "cosine",
+        *,
+        keep_unseen: bool = False,
+    ) -> list[Scored]:
         """Say which items are like others.
 
         Args:
             items: by name.
             count: items for each.
             by: see `find_nearest`.
+            keep_unseen: also items that training never saw, and what is like them.
 
         Raises:
-            ValueError: there is no such item.
+            ValueError: no item is named, there is no such item, or training never saw one.
         """
+        if not items:
+            raise ValueError("--item: expected at least one name, got none")
         ids = torch.tensor([self.dataset.find_item(name) for name in items])
-        found = find_nearest(self.rows, ids, count, by)
+        for name, id in zip(items, ids.tolist(), strict=True):
+            if not (keep_unseen or self.dataset.item_counts[id]):
+                raise ValueError(
+                    f"--item: expected items that training saw, got '{name}', whose row is what it was at first; "
+                    "--keep-unseen takes it nevertheless"
+                )
+        found = find_nearest(self.rows, ids, count, by, among=None if keep_unseen else self.trained)
         return [self._name(*each) for each in zip(found.items, found.scores, strict=True)]
 
     def _name(self, items: Tensor, scores: Tensor) -> Scored:
@@ -113,10 +138,16 @@ def read_config(settings: dict[str, Any], run: Path) -> SequenceRunConfig:
 
 
 def _open(run: Path) -> tuple[Any, dict[str, Any]]:
-    is_run = (run / CONFIG).is_file()
-    try:
-        return open_run(run, best=is_run)
-    except ValueError:
-        if not is_run:
-            raise
-        return open_run(run)  # one that was never measured has no best checkpoint
+    opened = open_run(run, best=None)
+    for line in opened[0].skipped:
+        print(f"recforge: {line}", file=sys.stderr)
+    return opened
+
+
+def _open_data(folder: Path, run: Path) -> SequenceDataset:
+    if not (folder / SEQUENCES).is_file():
+        raise ValueError(
+            f"--data: expected the folder of prepared sequences (datasets/sequences-...) that {run} was trained on, "
+            f"got {folder}, which is none; name the right one"
+        )
+    return SequenceDataset(folder)

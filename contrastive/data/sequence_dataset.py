@@ -198,7 +198,9 @@ class SequenceDataset:
         found = int(pc.index(self._names, pa.scalar(name, pa.large_string())).as_py())
         if found < 0:
             example = self.user_name(0)
-            raise ValueError(f"expected one of the {self.info.num_users:,} users (like '{example}'), got '{name}'")
+            raise ValueError(
+                f"--user: expected one of the {self.info.num_users:,} users (like '{example}'), got '{name}'"
+            )
         return found
 
     def find_item(self, name: str) -> int:
@@ -210,7 +212,7 @@ class SequenceDataset:
         found = int(pc.index(self._items["item"], pa.scalar(name, pa.large_string())).as_py())
         if found < 0:
             example = self.item_name(1)
-            raise ValueError(f"expected one of the {self.num_items:,} items (like '{example}'), got '{name}'")
+            raise ValueError(f"--item: expected one of the {self.num_items:,} items (like '{example}'), got '{name}'")
         return found
 
     def verify(self) -> None:

@@ -23,7 +23,9 @@ class TopItems(NamedTuple):
     scores: Tensor
 
 
-def recommend_items(vectors: Tensor, items: Tensor, count: int, seen: Seen | None = None) -> TopItems:
+def recommend_items(
+    vectors: Tensor, items: Tensor, count: int, seen: Seen | None = None, *, among: Tensor | None = None
+) -> TopItems:
     """Return the items of highest score for each user.
 
     Args:
@@ -31,6 +33,7 @@ def recommend_items(vectors: Tensor, items: Tensor, count: int, seen: Seen | Non
         items: [n, dim], by id, PAD first.
         count: how many are wanted.
         seen: of each user, not to be recommended again; None recommends those too.
+        among: [m] int64 ids of which to recommend, ascending, without PAD; None is all.
 
     Raises:
         ValueError: as `rank_items`; or count is less than 1.
@@ -38,6 +41,12 @@ def recommend_items(vectors: Tensor, items: Tensor, count: int, seen: Seen | Non
     """
     if count < 1:
         raise ValueError(f"expected at least one item to recommend, got {count} (--count)")
+    if among is not None:
+        kept = F.pad(among, (1, 0), value=PAD)
+        places = torch.full((len(items),), PAD).index_put((kept,), torch.arange(len(kept)))
+        placed = None if seen is None else Seen(seen.offsets, places[seen.items])
+        found = recommend_items(vectors, items[kept.to(items.device)], count, placed)
+        return TopItems(kept[found.items], found.scores)
     top = min(count, len(items) - 1)
     ranking = rank_items(vectors, items, top=top, seen=seen)
     return TopItems(
@@ -45,7 +54,14 @@ def recommend_items(vectors: Tensor, items: Tensor, count: int, seen: Seen | Non
     )
 
 
-def find_nearest(items: Tensor, ids: Tensor, count: int, by: Literal["cosine", "dot"] = "cosine") -> TopItems:
+def find_nearest(
+    items: Tensor,
+    ids: Tensor,
+    count: int,
+    by: Literal["cosine", "dot"] = "cosine",
+    *,
+    among: Tensor | None = None,
+) -> TopItems:
     """Return the items nearest to each of some items, without itself.
 
     Args:
@@ -54,6 +70,7 @@ def find_nearest(items: Tensor, ids: Tensor, count: int, by: Literal["cosine", "
         count: how many are wanted.
         by: the cosine of the angle between both vectors, where a zero vector is at 0 to all, or their inner product,
             which favours popular items, as their vectors are long.
+        among: see `recommend_items`.
 
     Raises:
         ValueError: an id lies outside the catalogue, or as `recommend_items`.
@@ -66,4 +83,4 @@ def find_nearest(items: Tensor, ids: Tensor, count: int, by: Literal["cosine", "
     if by == "cosine":
         vectors = F.normalize(vectors.double(), dim=1).float()
     each_itself = Seen(torch.arange(len(ids) + 1), ids)
-    return recommend_items(vectors[ids.to(vectors.device)], vectors, count, each_itself)
+    return recommend_items(vectors[ids.to(vectors.device)], vectors, count, each_itself, among=among)

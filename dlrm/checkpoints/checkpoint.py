@@ -258,7 +258,10 @@ class CheckpointStore:
         if skipped:
             kind, remedy = ("checkpoint", "begin anew with another --output")
             if best:
-                kind, remedy = ("best checkpoint", "measure the last weights with --evaluation.no-test-best")
+                kind, remedy = (
+                    "best checkpoint",
+                    "name another checkpoint, or measure the last weights with --evaluation.no-test-best",
+                )
             raise ValueError(f"expected an intact {kind} in {self.folder}, got none ({'; '.join(skipped)}); {remedy}")
         return None
 

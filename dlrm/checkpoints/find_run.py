@@ -11,12 +11,12 @@ from dlrm.checkpoints.manifest import MANIFEST
 from dlrm.training.run_config import CONFIG
 
 
-def open_run(source: Path, *, best: bool = False) -> tuple[Restored, dict[str, Any]]:
+def open_run(source: Path, *, best: bool | None = False) -> tuple[Restored, dict[str, Any]]:
     """Read a checkpoint, whose tables stay on the disk, and the run's configuration.
 
     Args:
         source: a run's folder, or one of its checkpoints.
-        best: of a run, take the best checkpoint instead of the last.
+        best: of a run, take the best checkpoint instead of the last; None takes the last where none was the best.
 
     Raises:
         ValueError: it is neither, holds no such checkpoint, or is damaged.
@@ -33,7 +33,9 @@ def open_run(source: Path, *, best: bool = False) -> tuple[Restored, dict[str, A
             raise ValueError(f"--best: expected the folder of a run to choose from, got the checkpoint {source}")
         restored: Restored | None = store.restore(source)
     else:
-        restored = store.restore_best() if best else store.restore_latest()
+        restored = None if best is False else store.restore_best()
+        if not best and restored is None:
+            restored = store.restore_latest()
     if restored is None:
         kind = "a checkpoint that was the best" if best else "a checkpoint"
         raise ValueError(f"expected {kind} in {run / 'checkpoints'}, got none")

@@ -173,7 +173,8 @@ class Trainer:
     def _open_log(self) -> RunLog:
         if not self.ranks.is_first:
             return SilentLog()
-        versions = {"dataset": str(self.dataset.folder), "torch": torch.__version__, "ranks": self.ranks.count}
+        folder = str(self.dataset.folder.resolve())  # as it may be asked for from elsewhere
+        versions = {"dataset": folder, "torch": torch.__version__, "ranks": self.ranks.count}
         write_json(self.folder / CONFIG, self.settings | versions)
         return RunLog(self.folder, samples=self.progress.samples, total=self.course.total_samples)
 
