@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from contrastive.config import SequenceRunConfig
-from contrastive.recipes import RECIPES, SequenceRecipe, find_recipe, list_recipes
+from contrastive.recipes import SequenceRecipe, find_recipe, list_recipes
+from contrastive.run_checks import check_start
+from dlrm import recipes
 from dlrm.training import command as clicks
 from dlrm.training import kind
 from dlrm.training.kind import Kind
@@ -43,6 +45,7 @@ class SequenceRuns(Kind):
         from contrastive.data.provide_sequences import provide_sequences
         from contrastive.data.sequence_dataset import SEQUENCES, SequenceDataset
 
+        check_start(config, recipe.config)
         if group.ranks.is_first:
             dataset = provide_sequences(config.schema, config.data, is_synthetic=recipe.is_synthetic)
             group.store.set("dataset", str(dataset.folder.resolve()))
@@ -82,9 +85,5 @@ SEQUENCES_RUNS = SequenceRuns()
 
 def run_train(argv: list[str]) -> int:
     """Train what `argv` names: a recipe of sequences, or what models of clicks know."""
-    if argv and argv[0] in RECIPES:
-        return kind.run(SEQUENCES_RUNS, argv)
-    if not argv or argv[0].startswith("-"):
-        print(SEQUENCES_RUNS.usage())
-        return 0 if argv and argv[0] in ("-h", "--help") else 2
-    return clicks.run_train(argv)
+    of_clicks = argv and (argv[0] in recipes.RECIPES or recipes.is_file(argv[0]))
+    return clicks.run_train(argv) if of_clicks else kind.run(SEQUENCES_RUNS, argv)

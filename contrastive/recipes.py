@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from contrastive.config import RankingEvaluationConfig, SequenceRunConfig
 from contrastive.encoders.encoder_config import EncoderConfig
 from contrastive.mclrec_config import MclrecConfig
+from dlrm import recipes as clicks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +64,13 @@ def find_recipe(name: str) -> SequenceRecipe:
     """Return the recipe of a name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, nor one of clicks, as whoever mistyped it may have meant.
     """
     if name not in RECIPES:
-        raise ValueError(f"expected a recipe ({', '.join(RECIPES)}), got '{name}'")
+        raise ValueError(
+            f"expected a recipe ({', '.join(clicks.RECIPES)}, or of sequences {', '.join(RECIPES)}) or a configuration "
+            f"file (*.toml), got '{name}'"
+        )
     return RECIPES[name]
 
 

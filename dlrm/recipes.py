@@ -190,11 +190,18 @@ def find_recipe(name: str) -> Recipe:
     """
     if name in RECIPES:
         return RECIPES[name]
-    if name.endswith(".toml"):
+    if is_file(name):
         from dlrm.data.config_file import load_config
 
         return load_config(Path(name)).recipe()
-    raise ValueError(f"expected a recipe ({', '.join(RECIPES)}) or a configuration file (*.toml), got '{name}'")
+    raise ValueError(
+        f"expected a recipe ({', '.join(RECIPES)}) of clicks or a configuration file (*.toml), got '{name}'"
+    )
+
+
+def is_file(name: str) -> bool:
+    """Say whether a configuration file is named, which describes a recipe of clicks."""
+    return name.endswith(".toml")
 
 
 def list_recipes() -> list[str]:

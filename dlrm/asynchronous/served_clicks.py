@@ -9,7 +9,7 @@ from typing_extensions import override
 from dlrm.asynchronous.config import AsynchronousConfig
 from dlrm.asynchronous.served_kind import ServedKind
 from dlrm.distributed.place import Place
-from dlrm.recipes import RECIPES, Recipe, list_recipes
+from dlrm.recipes import RECIPES, Recipe, is_file, list_recipes
 from dlrm.training.command import CLICKS, rate_by_frequency, tell_doubts
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class ServedClicks(ServedKind):
 
     @override
     def knows(self, name: str) -> bool:
-        return name in RECIPES
+        return name in RECIPES or is_file(name)
 
     @override
     def list_recipes(self) -> list[str]:

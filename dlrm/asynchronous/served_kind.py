@@ -32,7 +32,7 @@ class ServedKind(ABC):
 
     @abstractmethod
     def knows(self, name: str) -> bool:
-        """Say whether there is a recipe of a name."""
+        """Say whether there is a recipe of a name, or a file that describes one."""
 
     @abstractmethod
     def list_recipes(self) -> list[str]:
@@ -84,8 +84,8 @@ class ServedKind(ABC):
 
 
 def choose_kind(kinds: Sequence[ServedKind], name: str) -> ServedKind:
-    """Return the kind that has a recipe of a name, or else the first one, for configuration files and complaints."""
-    return next((kind for kind in kinds if kind.knows(name)), kinds[0])
+    """Return the kind that has a recipe of a name, or else the last one, whose complaint lists what all have."""
+    return next((kind for kind in kinds if kind.knows(name)), kinds[-1])
 
 
 def list_recipes(kinds: Sequence[ServedKind]) -> list[str]:

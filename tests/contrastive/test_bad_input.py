@@ -84,3 +84,20 @@ def test_what_can_be_left_out_is_told_and_the_rest_is_trained(folder: Path, caps
     told = capsys.readouterr().err
     assert "1 of 21 users have fewer than 3 actions (the first is 'short', with 2): they are neither learned" in told
     assert "5 of 7 items are not in the files of items; their features are absent" in told
+
+
+@pytest.mark.parametrize("command", ["train", "ps up", "ps trainer"])
+def test_a_mistyped_recipe_lists_those_of_sequences_and_of_clicks(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command.split(), "mclrec-beutyy"]) == 2
+    told = capsys.readouterr().err
+    assert "criteo-kaggle" in told
+    assert "mclrec-beauty, " in told
+    assert "got 'mclrec-beutyy'" in told
+
+
+@pytest.mark.parametrize("command", ["plan", "study batch-size"])
+def test_commands_that_know_clicks_alone_say_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "sasrec"]) == 2
+    assert "of clicks or a configuration file (*.toml), got 'sasrec'" in capsys.readouterr().err
