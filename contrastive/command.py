@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,7 @@ class SequenceRuns(Kind):
 
         if group.ranks.is_first:
             clicks.tell_doubts(config, data)
+            tell_idle_gpu()
         plan = place_tables(config, data, group.ranks) if group.ranks.count > 1 else None
         model = build_model(config, data, plan=plan)
         return Trainer(model, NextItem(data, config), config, output, recipe=name, ranks=group.ranks)
@@ -77,6 +79,17 @@ class SequenceRuns(Kind):
             f"{summary['samples']:,} samples in {summary['seconds']:.1f} s ({summary['samples_per_second']:,.0f}/s), "
             f"{summary['stopped']}\n{summary['folder']}: `recforge report {summary['folder']}` makes a page of it, "
             f"`recforge recommend {summary['folder']} --user NAME` asks it"
+        )
+
+
+def tell_idle_gpu() -> None:
+    """Print that a GPU has no part in the training, where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        print(
+            "recforge: sequences are trained on CPUs, where their rows are looked up; the GPU here is not used",
+            file=sys.stderr,
         )
 
 

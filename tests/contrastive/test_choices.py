@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -25,6 +27,8 @@ from contrastive.recommender import Recommender
 from deploy.cli import main
 from dlrm.cli import parse
 from dlrm.config import GuardConfig, StepConfig
+from dlrm.distributed.process_group import Group
+from dlrm.distributed.ranks import ALONE
 from dlrm.training.trainer import Trainer
 
 TINY = SequenceRunConfig(
@@ -191,3 +195,18 @@ def test_a_memory_smaller_than_a_batch_is_refused_at_the_start() -> None:
     with pytest.raises(ValueError, match=r"--mclrec\.memory-size: expected at least 512, .*batch-size\), got 500"):
         parse_flags(*flags)
     assert parse_flags(*flags, "--step.global-batch-size", "250").mclrec.memory_size == 500
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_gpu_without_a_part_is_told_of(
+    dataset: SequenceDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    is_there: bool,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_there)
+    group = cast("Group", SimpleNamespace(ranks=ALONE))
+    SEQUENCES_RUNS.build("sasrec", TINY, tmp_path / "run", dataset, group)
+    assert ("the GPU here is not used" in capsys.readouterr().err) == is_there
