@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from contrastive.command import SEQUENCES_RUNS
+from contrastive.command import SEQUENCES_RUNS, tell_idle_gpu
 from contrastive.config import SequenceRunConfig
 from contrastive.recipes import RECIPES, SequenceRecipe, list_recipes
 from dlrm.asynchronous import command, train, up
@@ -79,6 +79,7 @@ class ServedSequences(ServedKind):
     @override
     def settle(self, config: ServedSequenceConfig, data: SequenceDataset) -> ServedSequenceConfig:
         tell_doubts(config, data)
+        tell_idle_gpu()
         return config
 
     @override
