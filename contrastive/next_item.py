@@ -119,9 +119,9 @@ class NextItem(Problem):
     def tell(self, values: Measured) -> str:
         ranking = values.ranking
         seen = "seen items left out" if ranking.filtered else "seen items ranked too"
-        return (
-            f"recall@10 {ranking.recall[10]:.4f}, ndcg@10 {ranking.ndcg[10]:.4f}, mrr@10 {ranking.mrr[10]:.4f}, {seen},"
-        )
+        trained = ", targets that training saw alone" if ranking.trained_targets else ""
+        metrics = f"recall@10 {ranking.recall[10]:.4f}, ndcg@10 {ranking.ndcg[10]:.4f}, mrr@10 {ranking.mrr[10]:.4f}"
+        return f"{metrics}, {seen}{trained},"
 
     @override
     def is_at_chance(self, values: Measured) -> bool:
@@ -162,7 +162,9 @@ class NextItem(Problem):
         """Rank all items for a split's samples, of which each rank takes its share (a collective call)."""
         sequences, ranks, stopwatch = self._model(model), place.ranks, place.stopwatch
         counts = torch.from_numpy(self.dataset.item_counts.copy())
-        metrics = RankingMetrics(self.dataset.num_items, filtered=filtered, item_counts=counts)
+        skips = self.config.evaluation.skip_unseen_targets
+        items = self.dataset.num_items
+        metrics = RankingMetrics(items, filtered=filtered, item_counts=counts, trained_targets=skips)
         share = ranks.share_of if ranks.count > 1 else None
         batches = reader.batches(self.config.evaluation.batch_size, stop=reader.num_rows, share=share)
         was_training = model.training

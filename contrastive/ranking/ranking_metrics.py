@@ -13,7 +13,7 @@ from contrastive.ranking.ranks import Seen, rank_items
 from dlrm.distributed.ranks import Ranks
 
 CUTOFFS = (5, 10, 20, 50)
-FILTERED, UNFILTERED = "filtered", "unfiltered"
+FILTERED, UNFILTERED, TRAINED_TARGETS = "filtered", "unfiltered", "-trained-targets"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,8 @@ class RankingValues:
     """Mean log(1 + training actions) of the targets; None where the actions are not known."""
     recommended_popularity: dict[int, float] | None
     """The same of the items recommended."""
+    trained_targets: bool = False
+    """Whether only users were measured whose target occurs in training; these numbers compare only alike, too."""
 
     @property
     def popularity_bias(self) -> dict[int, float] | None:
@@ -54,7 +56,10 @@ class RankingValues:
         return {k: value - self.target_popularity for k, value in self.recommended_popularity.items()}
 
     def named(self) -> dict[str, float]:
-        """Return all values by name, for logs and tables: "unfiltered/recall@10" and so on."""
+        """Return all values by name, for logs and tables: "unfiltered/recall@10" and so on.
+
+        Where only trained targets were measured, it is "unfiltered-trained-targets/recall@10".
+        """
         groups = {
             "recall": self.recall,
             "ndcg": self.ndcg,
@@ -63,7 +68,7 @@ class RankingValues:
             "coverage": self.coverage,
             "popularity_bias": self.popularity_bias or {},
         }
-        kind = FILTERED if self.filtered else UNFILTERED
+        kind = (FILTERED if self.filtered else UNFILTERED) + (TRAINED_TARGETS if self.trained_targets else "")
         by_cutoff = {f"{kind}/{name}@{k}": value for name, group in groups.items() for k, value in group.items()}
         return by_cutoff | {f"{kind}/ties": self.ties}
 
@@ -78,6 +83,7 @@ class RankingMetrics:
         cutoffs: ascending.
         filtered: whether items that a user has seen are left out of the ranking.
         item_counts: [num_items + 1] training actions of each item, for the popularity bias.
+        trained_targets: whether only users are added whose target occurs in training, for the values' names.
 
     Raises:
         ValueError: cutoffs are not ascending from 1, or there are counts of another number of items.
@@ -90,12 +96,14 @@ class RankingMetrics:
         *,
         filtered: bool = False,
         item_counts: Tensor | None = None,
+        trained_targets: bool = False,
     ) -> None:
         if not cutoffs or list(cutoffs) != sorted(set(cutoffs)) or cutoffs[0] < 1:
             raise ValueError(f"expected ascending cutoffs from 1, got {list(cutoffs)}")
         if item_counts is not None and item_counts.shape != (num_items + 1,):
             raise ValueError(f"item_counts: expected shape [{num_items + 1}], got {list(item_counts.shape)}")
         self.num_items, self.cutoffs, self.filtered = num_items, tuple(cutoffs), filtered
+        self.trained_targets = trained_targets
         self._popularity = None if item_counts is None else torch.log1p(item_counts.detach().double().cpu())
         # Of each rank up to the last cutoff; number 0 counts those beyond it, two more the ties.
         self._ranks = torch.zeros(self.cutoffs[-1] + 3, dtype=torch.int64)
@@ -140,9 +148,11 @@ class RankingMetrics:
         Raises:
             ValueError: it collects something else.
         """
-        mine, others = ((m.num_items, m.cutoffs, m.filtered) for m in (self, other))
+        mine, others = ((m.num_items, m.cutoffs, m.filtered, m.trained_targets) for m in (self, other))
         if mine != others:
-            raise ValueError(f"expected a collector of (num_items, cutoffs, filtered) {mine}, got {others}")
+            raise ValueError(
+                f"expected a collector of (num_items, cutoffs, filtered, trained_targets) {mine}, got {others}"
+            )
         self._ranks += other._ranks
         self._recommended += other._recommended
 
@@ -180,6 +190,7 @@ class RankingMetrics:
             coverage={k: int((recommended[i] > 0).sum()) / self.num_items for i, k in enumerate(self.cutoffs)},
             target_popularity=target_popularity,
             recommended_popularity=popularity,
+            trained_targets=self.trained_targets,
         )
 
     def _mean_popularity(self, counts: Tensor) -> float:

@@ -27,9 +27,10 @@ def describe_quality(record: Record, split: str) -> str:
 
 def describe_filter(record: Record) -> str:
     """Say which items were ranked, without which no two numbers can be compared."""
-    return (
+    said = (
         "filtered (without items seen before)" if record.get("filter_seen") else "unfiltered (with items seen before)"
     )
+    return f"{said}, of targets that training saw alone" if record.get("skip_unseen_targets") else said
 
 
 def list_complaints(record: Record) -> list[str]:
@@ -44,7 +45,7 @@ def list_complaints(record: Record) -> list[str]:
 
 def list_figures(record: Record) -> list[dict[str, Any]]:
     """Return the numbers at the top of the page."""
-    kind = "filtered" if record.get("filter_seen") else "unfiltered"
+    kind = _name_kind(record)
     bias = record.get("popularity_bias_10")
     return [
         {"label": "Recall@10", "value": format_number(record.get("recall_10")), "note": kind},
@@ -60,4 +61,9 @@ def list_figures(record: Record) -> list[dict[str, Any]]:
 
 def describe_kind(run: Run) -> str:
     """Say of which kind the numbers of the valid split are."""
-    return describe_filter(run.validation[-1]).partition(" ")[0] if run.validation else ""
+    return _name_kind(run.validation[-1]) if run.validation else ""
+
+
+def _name_kind(record: Record) -> str:
+    kind = "filtered" if record.get("filter_seen") else "unfiltered"
+    return f"{kind}, trained targets" if record.get("skip_unseen_targets") else kind

@@ -39,6 +39,7 @@ TINY = SequenceRunConfig(
     step=StepConfig(global_batch_size=64, threads=1),
     guards=GuardConfig(chance_evaluations=0),  # there is nothing to learn
 )
+RAN = {"split": "test", "samples": 1, "seconds": 1.0, "samples_per_second": 1.0, "stopped": "", "folder": "run"}
 NEW = 41  # items from here on are in nobody's training part
 
 
@@ -124,7 +125,13 @@ def test_only_targets_that_training_saw_are_measured(dataset: SequenceDataset, t
     hits = ((scores >= own).sum(1) <= 10)[batch.targets < NEW]
     assert values.samples == len(hits) == 40
     assert values.ranking.recall[10] == pytest.approx(hits.double().mean().item())
-    assert trainer.problem.describe(values, config)["skip_unseen_targets"] is True
+    described = trainer.problem.describe(values, config)
+    assert described["skip_unseen_targets"] is True
+    for said in (trainer.problem.tell(values), SEQUENCES_RUNS.describe({**RAN, **described})):
+        assert "seen items ranked too, targets that training saw alone" in said
+    names = values.ranking.named()
+    assert "unfiltered-trained-targets/recall@10" in names
+    assert all(name.startswith("unfiltered-trained-targets/") for name in names)
 
 
 def test_a_split_of_unseen_targets_alone_is_refused(tmp_path: Path) -> None:

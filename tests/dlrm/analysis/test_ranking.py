@@ -67,6 +67,14 @@ def test_filtered_numbers_say_so(write_ranked_run: Any) -> None:
     assert "NDCG on the valid split, filtered" in write_report(folder).read_text(encoding="utf-8")
 
 
+def test_numbers_of_trained_targets_say_so(write_ranked_run: Any) -> None:
+    folder = write_ranked_run(skip_unseen_targets=True)
+    run = read_run(folder)
+    assert "unfiltered (with items seen before), of targets that training saw alone" in describe_quality(run)
+    assert [figure["note"] for figure in list_figures(run)][:3] == ["unfiltered, trained targets"] * 3
+    assert "NDCG on the valid split, unfiltered, trained targets" in write_report(folder).read_text(encoding="utf-8")
+
+
 def test_ties_are_complained_of(write_ranked_run: Any) -> None:
     run = read_run(write_ranked_run(ties=12_100.0))
     (complaint,) = list_complaints(run)
