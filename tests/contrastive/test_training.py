@@ -17,6 +17,7 @@ from contrastive.encoders.encoder_config import EncoderConfig
 from contrastive.mclrec_config import MclrecConfig
 from contrastive.next_item import NextItem
 from deploy.cli import main
+from dlrm.checkpoints.state_tree import flatten
 from dlrm.config import CheckpointConfig, StepConfig
 from dlrm.training.trainer import Trainer
 
@@ -37,8 +38,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SequenceDataset:
     return generate_sequences(config, tmp_path_factory.mktemp("sequences") / "data")
 
 
+def make_trainer(world: SequenceDataset, config: SequenceRunConfig, output: Path) -> Trainer:
+    return Trainer(build_model(config, world), NextItem(world, config), config, output, recipe="test")
+
+
 def train(world: SequenceDataset, config: SequenceRunConfig, output: Path) -> dict[str, object]:
-    return Trainer(build_model(config, world), NextItem(world, config), config, output, recipe="test").fit()
+    return make_trainer(world, config, output).fit()
+
+
+def last_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """What the last checkpoint holds: weights, rows, moments of all optimizers, and the state of generators."""
+    saved = trainer.checkpoints.restore_latest()
+    assert saved is not None
+    groups = flatten(saved.state).tensors
+    return {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
 
 
 def test_mclrec_beats_popularity_and_writes_what_a_report_needs(world: SequenceDataset, tmp_path: Path) -> None:
@@ -58,12 +71,19 @@ def test_mclrec_beats_popularity_and_writes_what_a_report_needs(world: SequenceD
 @pytest.mark.parametrize("form", ["three_step", "two_step", "joint"])
 def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not(world: SequenceDataset, tmp_path: Path, form: str) -> None:
     config = replace(SMALL, mclrec=replace(SMALL.mclrec, form=form, views_weight=0.1))
-    whole = train(world, config, tmp_path / "whole")
+    whole = make_trainer(world, config, tmp_path / "whole")
+    summary = whole.fit()
     cut = replace(config, epochs=1024 / world.rows("train"))  # between two batches
     train(world, cut, tmp_path / "cut")
-    again = train(world, config, tmp_path / "cut")
-    same = {name: value for name, value in whole.items() if name.startswith(("recall", "ndcg", "mrr"))}
-    assert same == {name: again[name] for name in same}
+    again = make_trainer(world, config, tmp_path / "cut")
+    resumed = again.fit()
+    same = {name: value for name, value in summary.items() if name.startswith(("recall", "ndcg", "mrr"))}
+    assert same == {name: resumed[name] for name in same}
+    ends = last_tensors(whole), last_tensors(again)
+    assert ends[0].keys() == ends[1].keys()
+    assert [name for name, tensor in ends[0].items() if not torch.equal(tensor, ends[1][name])] == []
+    kinds = ("weight", "first_moment", "exp_avg")
+    assert all(any(kind in name for name in ends[0]) for kind in kinds), sorted(ends[0])
 
 
 def test_a_sampled_softmax_and_second_views_of_the_same_target_learn(world: SequenceDataset, tmp_path: Path) -> None:
