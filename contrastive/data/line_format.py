@@ -63,6 +63,7 @@ def read_lines(sources: Sequence[Path | str], num_items: int | None = None) -> S
         items=pa.array(map(str, range(1, (num_items or items_here) + 1)), pa.large_string()),
         offsets=np.frombuffer(ends, dtype=np.int64),
         actions=np.frombuffer(actions, dtype=np.int64),
+        places=list(places.values()),
     )
 
 

@@ -70,6 +70,8 @@ def prepare_sequences(schema: SequenceSchema, sources: Sequence[Path | str], out
         return SequenceDataset(out)
     is_lines = schema.format == "lines"
     data = read_lines(sources, schema.num_items) if is_lines else read_actions(schema, sources)
+    if is_lines and (absent := data.num_items - len(np.unique(data.actions))):
+        _warn(f"{absent:,} of the {data.num_items:,} numbers of items do not occur; they are items nevertheless")
     features, unknown = read_item_features(schema.items, data.items) if schema.items.files else ((), 0)
     dataset = write_sequences(data, schema, out, origin, features)
     if unknown:
@@ -121,9 +123,10 @@ def write_sequences(
         replace(info, files=files, origin=known | times).write(scratch)
     if info.users_left_out:
         first = int(np.argmax(data.lengths < schema.min_actions))
+        place = "" if data.places is None else "{}, line {}: ".format(*data.places[first])
         _warn(
-            f"{info.users_left_out:,} of {info.num_users:,} users have fewer than {schema.min_actions} actions (the "
-            f"first is '{data.users[first]}', with {data.lengths[first]}): they are neither learned nor tested"
+            f"{place}{info.users_left_out:,} of {info.num_users:,} users have fewer than {schema.min_actions} actions "
+            f"(the first is '{data.users[first]}', with {data.lengths[first]}): they are neither learned nor tested"
         )
     for split, count in info.unseen_targets.items():
         if count:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,7 @@ class SequenceData:
         offsets: [num_users + 1] int64.
         actions: [num_actions], ids of items, 1 ... num_items.
         times: [num_actions] int64 or float64, ascending for each user; None where only the order is known.
+        places: [num_users], file and line of each; None where a user has no line of their own.
     """
 
     users: pa.LargeStringArray
@@ -30,6 +33,7 @@ class SequenceData:
     offsets: IntArray
     actions: IntArray
     times: Array | None = None
+    places: Sequence[tuple[Path, int]] | None = None
 
     @property
     def num_items(self) -> int:
