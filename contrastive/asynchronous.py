@@ -10,6 +10,7 @@ from typing_extensions import override
 from contrastive.command import SEQUENCES_RUNS, tell_idle_gpu
 from contrastive.config import SequenceRunConfig
 from contrastive.recipes import RECIPES, SequenceRecipe, list_recipes
+from contrastive.run_checks import check_start
 from dlrm.asynchronous import command, train, up
 from dlrm.asynchronous.config import ServedConfig
 from dlrm.asynchronous.served_clicks import SERVED_CLICKS
@@ -60,6 +61,11 @@ class ServedSequences(ServedKind):
                 "--mclrec.contrast memory: expected another one beside parameter servers, where each trainer would "
                 "remember batches of its own; train with `recforge train`"
             )
+        if config.mclrec.second_order:
+            raise ValueError(
+                "--mclrec.second-order: expected one process, got parameter servers, where others step in between; "
+                "leave it out, or train with `recforge train`"
+            )
         if config.dense_average.is_on_servers and len(config.mclrec.stages) > 1:
             raise ValueError(
                 f"--dense-average.mode {config.dense_average.mode}: expected easgd or average beside --mclrec.form "
@@ -74,6 +80,7 @@ class ServedSequences(ServedKind):
     def provide(self, recipe: SequenceRecipe, config: ServedSequenceConfig) -> SequenceDataset:
         from contrastive.data.provide_sequences import provide_sequences
 
+        check_start(config, recipe.config)
         return provide_sequences(config.schema, config.data, is_synthetic=recipe.is_synthetic)
 
     @override

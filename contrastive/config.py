@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from contrastive.click_settings import check_no_click_settings
 from contrastive.data.sequence_schema import SequenceSchema
-from contrastive.encoders.encoder_config import EncoderConfig
+from contrastive.encoders.encoder_config import ATTENTION_KINDS, EncoderConfig
 from contrastive.mclrec_config import MclrecConfig
 from dlrm.config import EvaluationConfig, PlacedConfig, StepConfig
 from dlrm.noise.config import NoiseScaleConfig
@@ -20,6 +20,7 @@ from dlrm.tables_config import TablesConfig
 
 RankingMetric = Literal["mrr_10", "ndcg_10", "ndcg_20", "recall_10", "recall_20"]
 SecondView = Literal["augmented", "same_target"]
+OPERATORS = ("crop", "mask", "reorder")
 INIT_STD = 0.02
 
 
@@ -38,6 +39,10 @@ class SequenceConfig:
     skip_unseen: bool = False
     """Leave items that training never saw out of the histories to rank and to recommend from: their rows are what they
     were at first. The latest one stays where there is no other."""
+    operators: tuple[str, ...] = OPERATORS
+    """What makes augmented histories, two different ones for each: crop, mask, reorder, and package.module:name of an
+    operator of yours (see `contrastive.augment.operators.Augmentation`), a function or a class made without arguments;
+    none leaves histories as they are."""
     crop: float = 0.5
     """Share of a history that crop takes away."""
     mask: float = 0.5
@@ -52,9 +57,15 @@ class SequenceConfig:
         if self.max_length < 1:
             raise ValueError(f"--sequence.max-length: expected at least 1, got {self.max_length}")
         self._check_negatives()
-        for name in ("crop", "mask", "reorder"):
+        for name in ("crop", "mask"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--sequence.{name}: expected a share in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.reorder <= 1:
+            raise ValueError(f"--sequence.reorder: expected a share in [0, 1], got {self.reorder}")
+        for name in self.operators:
+            if name not in OPERATORS and ":" not in name:
+                expected = f"{', '.join(OPERATORS)} or package.module:name"
+                raise ValueError(f"--sequence.operators: expected {expected}, got '{name}'")
 
     def _check_negatives(self) -> None:
         if not 0 <= self.negatives_power <= 2:
@@ -128,7 +139,15 @@ class SequenceRunConfig(PlacedConfig):
             )
         if self.step.compile:
             raise ValueError("--step.compile: expected none, as each batch is of another shape; leave it out")
+        if self.mclrec.second_order:
+            self._settle_second_order()
         object.__setattr__(self, "step", replace(self.step, device="cpu"))  # what "auto" means here
+
+    def _settle_second_order(self) -> None:
+        if (self.ranks or 1) > 1:
+            raise ValueError(f"--mclrec.second-order: expected one process, got --ranks {self.ranks}; leave one out")
+        if self.encoder.kind in ATTENTION_KINDS:  # what "auto" means here
+            object.__setattr__(self, "encoder", replace(self.encoder, kernels="torch"))
 
     @property
     @override

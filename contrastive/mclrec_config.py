@@ -52,8 +52,8 @@ class MclrecConfig:
     shared: bool = False
     """One augmenter for both views."""
     second_order: bool = False
-    """Augmenters learn through the encoder's next step, rather than with the encoder as it is. One process only; the
-    encoder's operators must have second derivatives."""
+    """Augmenters learn through the encoder's next step, rather than with the encoder as it is. One process only, no
+    parameter servers. Takes `--encoder.kernels torch`; an encoder of yours must have second derivatives."""
     virtual_rate: float = 1e-3
     """Learning rate of that step, which is plain gradient descent."""
     memory_size: int = 4096

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from contrastive.augment.operators import Augmentation, Crop, Mask, Reorder
+from contrastive.augment.build import build_operators
 from contrastive.config import SequenceRunConfig
 from contrastive.data.negatives import NegativesConfig
 from contrastive.data.sequence_dataset import SequenceDataset
@@ -93,7 +94,7 @@ class NextItem(Problem):
             shuffle=config.shuffle and is_train,
             seed=config.seed,
             max_length=sequence.max_length,
-            augment=self._operators() if is_train and self.config.mclrec.needs_views else None,
+            augment=build_operators(sequence) if is_train and self.config.mclrec.needs_views else None,
             same_target=is_train and self.config.mclrec.needs_views and sequence.second_view == "same_target",
             negatives=self._negatives() if is_train else None,
             skip_unseen=sequence.skip_unseen,
@@ -143,6 +144,11 @@ class NextItem(Problem):
     def _draw_space(self, model: nn.Module, place: Place) -> None:
         """Write what the report draws of the items' space, and how far apart views of a history are."""
         sequences = self._model(model)
+        if min(sequences.dim, self.dataset.num_items) < 2:
+            if place.ranks.is_first:
+                got = f"{self.dataset.num_items:,} items, --dim {sequences.dim}"
+                print(f"recforge: no picture of the space, which takes two items and --dim 2: {got}", file=sys.stderr)
+            return
         was_training = model.training
         model.eval()
         try:
@@ -213,10 +219,6 @@ class NextItem(Problem):
         return NegativesConfig(
             count=sequence.negatives, power=sequence.negatives_power, in_batch=sequence.in_batch_negatives
         )
-
-    def _operators(self) -> tuple[Augmentation, ...]:
-        sequence = self.config.sequence
-        return Crop(sequence.crop), Mask(sequence.mask), Reorder(sequence.reorder)
 
     def _model(self, model: nn.Module) -> SequenceModel:
         if not isinstance(model, SequenceModel):

@@ -23,7 +23,8 @@ class Augmentation(Protocol):
     """Makes other histories of histories.
 
     It must depend on each history and its draws alone, so that a sample has the same view in whatever batch it comes:
-    no state, no other random numbers. Any function of this form can stand among the operators of `draw_views`.
+    no state, no other random numbers. Any function of this form can stand among the operators of `draw_views`, and its
+    name in `--sequence.operators`.
     """
 
     def __call__(self, histories: Ragged, draws: Draws) -> Ragged:
@@ -34,7 +35,8 @@ class Augmentation(Protocol):
             draws: random numbers for each.
 
         Returns:
-            As many histories, each of at least one item, not all of them PAD.
+            As many histories, each of at least one item, not all of them PAD, and no longer than
+            `--sequence.max-length`.
         """
 
 

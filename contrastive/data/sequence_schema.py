@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from contrastive.unused_settings import Need, refuse_unused
 from dlrm.data.schema import CategoricalColumn
 
 SequenceFormat = Literal["lines", "csv", "tsv", "parquet", "movielens"]
@@ -133,3 +134,25 @@ class SequenceSchema:
         names = [name for name in (self.user, self.item, self.time, self.label) if name is not None]
         if len(set(names)) < len(names):
             raise ValueError(f"--schema: expected different columns as user, item, time, label, got {', '.join(names)}")
+
+    def check_used(self) -> None:
+        """Check that nothing was said which the preparation makes no use of; `format` is known by then.
+
+        Raises:
+            ValueError: naming the flag, and what would make use of it.
+        """
+        split, is_lines = self.split, self.format == "lines"
+        by_time = ("split.valid_from", "split.test_from", "split.valid", "split.test", "split.held_out")
+        of_items = ("items.item", "items.separator", "items.min_count", "items.format")
+        needs = [
+            Need("--schema.split.by time", split.by == "time", by_time),
+            Need("no --schema.split.valid-from", split.valid_from is None, ("split.valid", "split.test")),
+            Need("--schema.label", self.label is not None, ("label_threshold",)),
+            Need("files of a line per user (--schema.format lines)", is_lines, ("num_items",)),
+            Need(
+                "files of a row per action (not --schema.format lines)", not is_lines, ("user", "item", "time", "label")
+            ),
+            Need("--schema.items.files", bool(self.items.files), of_items),
+            Need("--schema.items.lists", bool(self.items.lists), ("items.separator",)),
+        ]
+        refuse_unused(self, SequenceSchema(), needs, "schema.")

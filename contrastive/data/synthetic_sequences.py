@@ -79,9 +79,10 @@ def generate_sequences(
         schema: whose `split` and `min_actions` count.
 
     Raises:
-        ValueError: `out` holds other sequences.
+        ValueError: `out` holds other sequences, or the schema says what has no effect.
     """
     out, schema = Path(out), schema or SequenceSchema()
+    schema.check_used()
     origin = json.loads(json.dumps({"synthetic": asdict(config), "schema": asdict(schema)}))
     if is_prepared(out, origin):
         return SequenceDataset(out)

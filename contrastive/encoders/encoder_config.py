@@ -8,7 +8,8 @@ from typing import Literal
 Positions = Literal["oldest", "newest"]
 EncoderKernels = Literal["auto", "torch"]
 
-KINDS = ("sasrec", "bsarec", "gru4rec")
+ATTENTION_KINDS = ("sasrec", "bsarec")
+KINDS = (*ATTENTION_KINDS, "gru4rec")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class EncoderConfig:
     """GRU4Rec: width of the recurrent state."""
     kernels: EncoderKernels = "auto"
     """`auto` takes compiled kernels on the CPU in float32; `torch` takes torch's operators everywhere, slower, but with
-    second derivatives."""
+    second derivatives, and is what `auto` means beside --mclrec.second-order."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS and ":" not in self.kind:

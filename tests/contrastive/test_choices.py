@@ -152,7 +152,7 @@ def test_who_is_asked_for_is_known_by_what_training_saw(source: Path, dataset: S
         known = torch.from_numpy(dataset.actions[:6].astype(np.int64))
         vector = recommender.model.encoder(recommender.rows[known], torch.tensor([6]), known == 0)[0]
     best = (recommender.rows @ vector)[1:].argsort(descending=True)[:3] + 1
-    found = recommender.recommend(["u0"], 3, keep_seen=True)[0]
+    found = recommender.recommend(["u0"], 3, keep_seen=True, keep_unseen=True)[0]
     assert [name for name, _ in found] == [dataset.item_name(int(item)) for item in best]
 
 
