@@ -145,6 +145,7 @@ def _complete(schema: SequenceSchema, sources: Sequence[Path | str]) -> Sequence
         if guessed == "lines" or guessed == "movielens":
             raise ValueError(f"expected .csv, .tsv or .parquet files of items, got {items.files[0]}; convert them")
         schema = replace(schema, items=replace(items, format=guessed))
+    schema.check_used()
     return schema
 
 
