@@ -74,6 +74,12 @@ def prepare_sequences(schema: SequenceSchema, sources: Sequence[Path | str], out
         _warn(f"{absent:,} of the {data.num_items:,} numbers of items do not occur; they are items nevertheless")
     features, unknown = read_item_features(schema.items, data.items) if schema.items.files else ((), 0)
     dataset = write_sequences(data, schema, out, origin, features)
+    for feature in features:
+        if not feature.values:
+            _warn(
+                f"--schema.items: no value of '{feature.name}' is one of {schema.items.min_count} items or more, so "
+                "that all share a row and say nothing; divide numbers into classes, or lower --schema.items.min-count"
+            )
     if unknown:
         _warn(f"{unknown:,} of {data.num_items:,} items are not in the files of items; their features are absent")
     return dataset

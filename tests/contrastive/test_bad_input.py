@@ -78,13 +78,15 @@ def test_one_line_and_nothing_left(
 def test_what_can_be_left_out_is_told_and_the_rest_is_trained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [f"u{user} {' '.join(str(1 + (user * step) % 7) for step in range(1, 7))}\n" for user in range(20)]
     (folder / "mixed.txt").write_text("".join([*lines[:9], "short 3 9\n", *lines[9:]]))
-    (folder / "items.csv").write_text("item,brand\n1,A\n2,A\n")
+    (folder / "items.csv").write_text("item,brand,price\n1,A,2.50\n2,A,3.75\n")
     flags = ("--epochs", "1", "--dim", "16", "--step.threads", "1", "--guards.chance-evaluations", "0")
-    assert main(["train", "sasrec", "--data", "mixed.txt", *ITEMS, "--output", "run", *flags]) == 0
+    assert main(["train", "sasrec", "--data", "mixed.txt", *ITEMS, "price", "--output", "run", *flags]) == 0
     told = capsys.readouterr().err
     short = "1 of 21 users have fewer than 3 actions (the first is 'short', with 2): they are neither learned"
     assert f"mixed.txt, line 10: {short}" in told
     assert "1 of the 9 numbers of items do not occur" in told
+    assert "--schema.items: no value of 'price' is one of 2 items or more" in told
+    assert "no value of 'brand'" not in told
     assert "7 of 9 items are not in the files of items; their features are absent" in told
 
 
