@@ -9,6 +9,7 @@ import numpy as np
 from contrastive.augment.draws import Draws
 from contrastive.augment.operators import Augmentation
 from contrastive.data.ragged import Ragged, spans
+from contrastive.data.sequences import PAD
 from dlrm.data.dataset import IntArray
 
 VIEWS = 2
@@ -76,3 +77,5 @@ def _check(operator: Augmentation, given: Ragged, view: Ragged) -> None:
             f"{len(view.lengths)} of {view.lengths.min(initial=0)} to {view.lengths.max(initial=0)} items, "
             f"{len(view.items)} items in all"
         )
+    if view.items.min(initial=PAD) < PAD:  # which would be counted from the catalogue's end
+        raise ValueError(f"expected {operator} to give ids of items, got {view.items.min()}")

@@ -29,6 +29,7 @@ from dlrm.cli import parse
 from dlrm.config import GuardConfig, StepConfig
 from dlrm.distributed.process_group import Group
 from dlrm.distributed.ranks import ALONE
+from dlrm.training.run_log import read_records
 from dlrm.training.trainer import Trainer
 
 TINY = SequenceRunConfig(
@@ -202,6 +203,29 @@ def test_a_memory_smaller_than_a_batch_is_refused_at_the_start() -> None:
     with pytest.raises(ValueError, match=r"--mclrec\.memory-size: expected at least 512, .*batch-size\), got 500"):
         parse_flags(*flags)
     assert parse_flags(*flags, "--step.global-batch-size", "250").mclrec.memory_size == 500
+
+
+@pytest.mark.parametrize(("dim", "items"), [(1, [1, 2, 3, 1, 2]), (8, [1] * 5)])
+def test_a_run_ends_whose_space_is_no_plane(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dim: int, items: list[int]
+) -> None:
+    lines = [f"u{user} {' '.join(map(str, items))}\n" for user in range(9)]
+    (tmp_path / "log.txt").write_text("".join(lines))
+    dataset = prepare_sequences(SequenceSchema(), [tmp_path / "log.txt"], tmp_path / "data")
+    config = replace(TINY, dim=dim, encoder=replace(TINY.encoder, heads=1))
+    summary = Trainer(build_model(config, dataset), NextItem(dataset, config), config, tmp_path / "run").fit()
+    assert summary["samples"] == dataset.rows("train")
+    told = capsys.readouterr().err
+    assert f"no picture of the space, which takes two items and --dim 2: {max(items)} items, --dim {dim}\n" in told
+    assert not (tmp_path / "run" / "embedding_space.json").exists()
+
+
+def test_a_second_order_run_needs_no_other_flag(dataset: SequenceDataset, tmp_path: Path) -> None:
+    config = replace(TINY, dim=64, epochs=0.2, mclrec=MclrecConfig(second_order=True))
+    trainer = Trainer(build_model(config, dataset), NextItem(dataset, config), config, tmp_path / "run")
+    trainer.fit()
+    first, *_ = (record for record in read_records(tmp_path / "run") if record["kind"] == "train")
+    assert first["augmenters_loss"] > 0
 
 
 @pytest.mark.parametrize("is_there", [True, False])

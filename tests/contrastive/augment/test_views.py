@@ -85,7 +85,16 @@ def nothing_left(histories: Ragged, draws: Draws) -> Ragged:
     return Ragged(histories.items[:0], histories.lengths * 0)
 
 
+def below_the_catalogue(histories: Ragged, draws: Draws) -> Ragged:
+    return Ragged(histories.items - 1000, histories.lengths)
+
+
 @pytest.mark.parametrize("operator", [too_few, nothing_left])
 def test_an_operator_that_breaks_its_promise_is_named(operator: Augmentation) -> None:
     with pytest.raises(ValueError, match=rf"expected .*{operator.__name__}.* histories of at least one item"):
         draw_views([operator], make_histories(9), Draws.of(0, np.arange(9)))
+
+
+def test_an_operator_that_gives_no_ids_is_named() -> None:
+    with pytest.raises(ValueError, match=r"expected .*below_the_catalogue.* to give ids of items, got -\d+$"):
+        draw_views([below_the_catalogue], make_histories(9), Draws.of(0, np.arange(9)))

@@ -1,0 +1,112 @@
+"""Flags that would change nothing are refused by name when a run starts, and what runs of before were told is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contrastive.asynchronous import SERVED_SEQUENCES
+from contrastive.config import SequenceRunConfig
+from contrastive.recipes import RECIPES
+from contrastive.recommender import read_config
+from contrastive.run_checks import check_start
+from deploy.cli import main
+from dlrm.training.batch_growth_config import BatchGrowthConfig
+
+SECOND_ORDER = {"mclrec.second_order": True}
+MEMORY = {"mclrec.contrast": "memory", "mclrec.views_weight": 0.1, "mclrec.memory_size": 1024}
+AUGMENTERS = {"mclrec.contrast": "augmenters"}
+OWN = {"encoder.kind": "my.own:Encoder", "encoder.alpha": 0.5, "encoder.gru_width": 8, "encoder.heads": 4}
+
+
+def change(recipe: str, settings: dict[str, Any]) -> SequenceRunConfig:
+    """Return the configuration of a recipe with other values for groups' fields, as flags make it."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        group, field = name.split(".")
+        groups.setdefault(group, {})[field] = value
+    config = RECIPES[recipe].config
+    return replace(config, **{group: replace(getattr(config, group), **fields) for group, fields in groups.items()})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "expected"),
+    [
+        ("sasrec", {"mclrec.views_weight": 5.0}, "--mclrec.contrast augmenters, views or memory"),
+        ("sasrec", {"sequence.crop": 0.3}, "--mclrec.contrast augmenters, views or memory"),
+        ("sasrec", {"sequence.second_view": "same_target"}, "--mclrec.contrast augmenters, views or memory"),
+        ("sasrec", {"sequence.operators": ("mask",)}, "--mclrec.contrast augmenters, views or memory"),
+        ("mclrec-toys", {"mclrec.contrast": "none", "mclrec.beta": 0.2}, "--mclrec.contrast augmenters"),
+        ("cl4srec", {"mclrec.beta": 0.2}, "--mclrec.contrast augmenters"),
+        ("cl4srec", {"mclrec.form": "joint"}, "--mclrec.contrast augmenters"),
+        ("cl4srec", {"mclrec.memory_size": 512}, "--mclrec.contrast memory"),
+        ("mclrec", {"mclrec.temperature": 0.5}, "--mclrec.views-weight"),
+        ("mclrec", {"mclrec.similarity": "cosine"}, "--mclrec.views-weight"),
+        ("mclrec", {"mclrec.regulariser_weight": 0.2, "mclrec.regulariser": "none"}, "--mclrec.regulariser code or"),
+        ("mclrec", {"mclrec.virtual_rate": 0.1}, "--mclrec.second-order"),
+        ("mclrec", {"sequence.crop": 0.3, "sequence.operators": ("mask",)}, "--sequence.operators with crop"),
+        ("mclrec", {"sequence.negatives_power": 0.5, "sequence.negatives": 0}, "--sequence.negatives above 0"),
+        ("sasrec", {"encoder.alpha": 0.5}, "--encoder.kind bsarec"),
+        ("sasrec", {"encoder.gru_width": 64}, "--encoder.kind gru4rec"),
+        ("sasrec", {"encoder.heads": 1, "encoder.kind": "gru4rec"}, "--encoder.kind sasrec or bsarec"),
+        ("sasrec", {"encoder.positions": "newest", "encoder.kind": "gru4rec"}, "--encoder.kind sasrec or bsarec"),
+        ("sasrec", {"noise_scale.decay": 0.5}, "a recipe for clicks"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(recipe: str, settings: dict[str, Any], expected: str) -> None:
+    config = change(recipe, settings)
+    with pytest.raises(ValueError, match=rf"^--[\w.-]+: expected {expected}.* beside it, as .* does nothing") as caught:
+        check_start(config, RECIPES[recipe].config)
+    flag = next(iter(settings)) if not next(iter(settings)).endswith("contrast") else "mclrec.beta"
+    assert str(caught.value).startswith(f"--{flag.replace('_', '-')}: ")
+    assert read_config(json.loads(json.dumps(asdict(config), default=str)), Path("run")) == config
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        *((recipe, {}) for recipe in RECIPES),
+        ("mclrec-toys", {"mclrec.contrast": "none"}),  # with weights that the recipe says, and no user
+        ("mclrec-sports", {"mclrec.contrast": "views", "mclrec.temperature": 0.2, "mclrec.similarity": "cosine"}),
+        ("cl4srec", {**AUGMENTERS, "mclrec.beta": 0.2, "mclrec.regulariser": "none"}),
+        ("mclrec", {**SECOND_ORDER, "mclrec.virtual_rate": 0.1}),
+        ("mclrec", {**MEMORY, "mclrec.temperature": 0.2}),
+        ("mclrec", {"sequence.operators": ("my.own:Insert", "crop"), "sequence.crop": 0.2}),
+        ("bsarec", {"encoder.alpha": 0.5, "encoder.heads": 1}),
+        ("sasrec", OWN),
+    ],
+)
+def test_what_has_an_effect_is_not(recipe: str, settings: dict[str, Any]) -> None:
+    check_start(change(recipe, settings), RECIPES[recipe].config)
+
+
+def test_a_memory_smaller_than_the_largest_batch_is_refused() -> None:
+    recipe = RECIPES["mclrec"].config
+    config = replace(change("mclrec", MEMORY), growth=BatchGrowthConfig(stages=("1000=512", "5000=600")))
+    with pytest.raises(
+        ValueError, match=r"^--mclrec\.memory-size: expected at least 1200, .*--growth\.stages.*got 1024"
+    ):
+        check_start(config, recipe)
+    check_start(replace(config, growth=BatchGrowthConfig(stages=("1000=512",))), recipe)
+
+
+def test_a_second_order_step_takes_what_it_needs() -> None:
+    assert change("mclrec", SECOND_ORDER).encoder.kernels == "torch"
+    assert change("mclrec", {}).encoder.kernels == "auto"
+    with pytest.raises(ValueError, match=r"^--mclrec\.second-order: expected one process, got --ranks 2"):
+        replace(change("mclrec", SECOND_ORDER), ranks=2)
+    config = SERVED_SEQUENCES.default(change("mclrec", SECOND_ORDER))
+    with pytest.raises(ValueError, match=r"^--mclrec\.second-order: expected one process, got parameter servers"):
+        SERVED_SEQUENCES.check(config)
+
+
+def test_commands_refuse_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--data", str(tmp_path), "--mclrec.views-weight", "5", "--output", str(tmp_path / "run")]
+    for command in (["train"], ["ps", "up"]):
+        assert main([*command, "sasrec", *flags]) == 2
+        assert "recforge: error: --mclrec.views-weight: expected --mclrec.contrast" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
