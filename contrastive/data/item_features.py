@@ -97,6 +97,10 @@ class _Cells(NamedTuple):
 
     @staticmethod
     def of(ids: IntArray, cells: pa.ChunkedArray, column: CategoricalColumn) -> _Cells:
+        if not column.is_list and (pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type)):
+            raise BadCell(
+                column.name, 0, f"expected one value per item, got {cells.type}; name it by --schema.items.lists"
+            )
         part = to_ids(pa.concat_arrays(cells.chunks) if cells.num_chunks else pa.array([], cells.type), column)
         bags = part.codes if isinstance(part.codes, Bags) else Bags(offsets=np.arange(len(ids) + 1), values=part.codes)
         items = np.repeat(ids, np.diff(bags.offsets))

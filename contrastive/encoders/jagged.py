@@ -132,7 +132,7 @@ def check_lengths(counts: Integers, tokens: int, max_length: int) -> None:
     if counts.size == 0 or counts.min() < 1 or counts.max() > max_length:
         got = f"{counts.min()} to {counts.max()}" if counts.size else "no history"
         raise ValueError(
-            f"encoder: expected histories of 1 to {max_length} items, got {got}; readers cut to --data.max-length"
+            f"encoder: expected histories of 1 to {max_length} items, got {got}; readers cut to --sequence.max-length"
         )
     if counts.sum() != tokens:
         raise ValueError(f"encoder: expected {counts.sum()} items, the sum of the histories' lengths, got {tokens}")

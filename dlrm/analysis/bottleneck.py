@@ -17,9 +17,10 @@ _WAITS = {
     "exposed all-reduce": "Ranks wait {share} of a step for the sum of the dense gradients",
 }
 _SMALLER_MESSAGES = (
-    "--parallel.exchange bf16 halves what goes over a network, shorter rows (--model.dim) make it cheaper, and tables "
+    "--parallel.exchange bf16 halves what goes over a network, shorter rows ({dim}) make it cheaper, and tables "
     "that every rank holds (--parallel.replicate-below-rows) have no part in it."
 )
+_FEWER_ITEMS = "a softmax over drawn items (--sequence.negatives)"
 # Which settings act on a stage, for the reader whose run spends most of its time there.
 _ADVICE = {
     WAITING_FOR_DATA: "the step is faster than the reader; a faster disk, or fewer columns, would help.",
@@ -27,8 +28,8 @@ _ADVICE = {
         "it travels while the batch before is trained, so that a larger --step.global-batch-size hides more of it; "
         "tables that every rank holds (--parallel.replicate-below-rows) have no part in it."
     ),
-    "rows all-to-all": _SMALLER_MESSAGES,
-    "gradients all-to-all": _SMALLER_MESSAGES,
+    "rows all-to-all": _SMALLER_MESSAGES.format(dim="--model.dim"),
+    "gradients all-to-all": _SMALLER_MESSAGES.format(dim="--model.dim"),
     "exposed all-reduce": (
         "larger batches (--step.global-batch-size) need fewer of them, and narrower layers (--model.bottom, "
         "--model.top) send less."
@@ -42,6 +43,19 @@ _ADVICE = {
     "dense update": "Larger batches (--step.global-batch-size) need fewer of them.",
     "evaluation": "Fewer evaluations (--evaluation.every-samples) leave more time to train.",
     "checkpoint": "Fewer checkpoints (--checkpoint.every-samples) leave more time to train.",
+}
+_ADVICE_ON_SEQUENCES = _ADVICE | {
+    WAITING_FOR_DATA: "the step is faster than the reader; a faster disk would help.",
+    "rows all-to-all": _SMALLER_MESSAGES.format(dim="--dim"),
+    "gradients all-to-all": _SMALLER_MESSAGES.format(dim="--dim"),
+    "exposed all-reduce": (
+        "larger batches (--step.global-batch-size) need fewer of them, and a narrower encoder (--dim, --encoder.inner) "
+        "sends less."
+    ),
+    "lookup": f"Shorter rows (--dim) or {_FEWER_ITEMS} make it cheaper.",
+    "dense forward": f"A narrower encoder (--dim, --encoder.inner) and {_FEWER_ITEMS} act on it.",
+    "dense backward": f"A narrower encoder (--dim, --encoder.inner) and {_FEWER_ITEMS} act on it.",
+    "row update": f"Shorter rows (--dim) and {_FEWER_ITEMS} act on it.",
 }
 
 
@@ -66,14 +80,18 @@ def spread_over_ranks(run: Run) -> dict[str, Spread]:
     return dict(record.get("stages_of_ranks") or {})
 
 
-def describe_bottleneck(stages: list[tuple[str, float]], of_ranks: dict[str, Spread] | None = None) -> str:
+def describe_bottleneck(
+    stages: list[tuple[str, float]], of_ranks: dict[str, Spread] | None = None, *, of_sequences: bool = False
+) -> str:
     """Say what held the steps up and what acts on it; where nothing did, which stage took most of the time.
 
     Args:
         stages: as `share_out_time` gives them.
         of_ranks: as `spread_over_ranks` gives them.
+        of_sequences: whether the model reads sequences, which has other flags.
     """
     of_ranks = of_ranks or {}
+    advice_on = _ADVICE_ON_SEQUENCES if of_sequences else _ADVICE
     total = sum(seconds for _, seconds in stages)
     if not total:
         return "No time was measured: the run ended before its first step."
@@ -84,12 +102,12 @@ def describe_bottleneck(stages: list[tuple[str, float]], of_ranks: dict[str, Spr
     name, seconds = max(waits, key=lambda stage: stage[1], default=("", 0.0))
     if steps and seconds >= WORTH_A_WORD * steps:
         who = "Ranks wait" if of_ranks else "The loop waits"
-        words = f"{_WAITS[name].format(who=who, share=format_share(seconds / steps, 0))}: {_ADVICE[name]}"
+        words = f"{_WAITS[name].format(who=who, share=format_share(seconds / steps, 0))}: {advice_on[name]}"
         together = sum(seconds for _, seconds in waits) / steps
         return words + (f" All exchanges and waits take {format_share(together, 0)} of a step." if of_ranks else "")
     name, seconds = stages[0]
     share = f"{format_share(seconds / total, 0)} of {format_duration(total)}"
-    advice = _ADVICE.get(name, "")
+    advice = advice_on.get(name, "")
     return f"The largest part, {share}, went into: {name}. {advice[:1].upper()}{advice[1:]}".strip()
 
 

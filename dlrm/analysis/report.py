@@ -78,6 +78,8 @@ def render(run: Run) -> str:
     """Return a run's page."""
     stages = bottleneck.share_out_time(run)
     record = run.last_measured
+    spread, is_ranked = bottleneck.spread_over_ranks(run), ranking.is_ranked(record)
+    held_up = bottleneck.describe_bottleneck(stages, spread, of_sequences=is_ranked) if stages else None
     return render_page(
         TEMPLATES / "report.html",
         FILTERS,
@@ -89,13 +91,13 @@ def render(run: Run) -> str:
         complaints=verdict.list_complaints(run),
         figures=verdict.list_figures(run),
         curves=curves.list_curves(run),
-        ranked=ranking.is_ranked(record),
+        ranked=is_ranked,
         noise=noise.describe_noise(run),
         space=embedding_space.describe_space(run),
         calibration=diagrams.draw_calibration(record),
         calibration_words=verdict.describe_calibration(record) if record else [],
         stages=diagrams.draw_stages(run),
-        bottleneck=bottleneck.describe_bottleneck(stages, bottleneck.spread_over_ranks(run)) if stages else None,
+        bottleneck=held_up,
         throughput=curves.draw_throughput(run),
         waits=curves.draw_waits(run),
         segments=diagrams.draw_segments(run),

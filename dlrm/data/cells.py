@@ -135,7 +135,9 @@ def to_ids(column: pa.Array, config: CategoricalColumn) -> Ids:
     listed = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
     if listed != config.is_list and not (config.is_list and config.separator is not None):
         wanted = "lists" if config.is_list else "one id per row"
-        cure = "set separator, or remove is_list" if config.is_list else "set is_list = true"
+        cure = (
+            "set separator, or remove is_list" if config.is_list else "unnest it, or set is_list = true for a feature"
+        )
         raise BadCell(config.name, 0, f"expected {wanted}, got {column.type}; {cure}")
     if not config.is_list:
         return encode_values(_as_texts(column))

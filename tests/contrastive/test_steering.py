@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from contrastive.data.synthetic_sequences import SyntheticSequencesConfig, gener
 from contrastive.encoders.encoder_config import EncoderConfig
 from contrastive.mclrec_config import MclrecConfig
 from contrastive.next_item import NextItem
+from dlrm.analysis.bottleneck import _ADVICE, describe_bottleneck
 from dlrm.config import GuardConfig, ParallelConfig, StepConfig
 from dlrm.distributed.place import Place
 from dlrm.distributed.ranks import Ranks
@@ -132,6 +135,14 @@ def test_what_only_clicks_know_is_refused_by_its_flag(settings: dict[str, Any], 
         ValueError, match=rf"^{flag}: expected nothing beside a recipe for sequences, as .*; leave it out"
     ):
         replace(SMALL, **settings)
+
+
+def test_a_report_advises_flags_that_sequences_have() -> None:
+    for stage in _ADVICE:
+        advice = describe_bottleneck([(stage, 60.0)], of_sequences=True)
+        assert "--step.compile" not in advice
+        for flag in re.findall(r"--([a-z][a-z.-]+[a-z])", advice):
+            attrgetter(flag.replace("-", "_"))(SMALL)
 
 
 def test_a_patience_of_ten_stops_at_the_eleventh_evaluation_without_gain() -> None:

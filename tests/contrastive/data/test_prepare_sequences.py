@@ -86,6 +86,19 @@ def test_names_of_users_and_items(prepare_lines: Callable[..., SequenceDataset])
         dataset.find_item("10")
 
 
+def test_lists_where_one_value_is_expected_are_named(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("a 1 2 3 4\nb 2 3 4 5\n")
+    pq.write_table(pa.table({"item": ["1", "2"], "tags": [["x"], ["y", "z"]]}), tmp_path / "items.parquet")
+    columns = ItemColumns(files=(str(tmp_path / "items.parquet"),), columns=("tags",))
+    with pytest.raises(
+        ValueError, match=r"'tags': expected one value per item, got .*list.*; name it by --schema.items.l"
+    ):
+        prepare_sequences(SequenceSchema(items=columns), [tmp_path / "log.txt"], tmp_path / "out")
+    pq.write_table(pa.table({"user": ["a", "a"], "item": [["1"], ["2"]]}), tmp_path / "log.parquet")
+    with pytest.raises(ValueError, match=r"'item': expected one id per row, got .*list.*; unnest it"):
+        prepare_sequences(SequenceSchema(), [tmp_path / "log.parquet"], tmp_path / "out")
+
+
 def test_prepared_once_and_never_over_something_else(tmp_path: Path) -> None:
     file, out = tmp_path / "log.txt", tmp_path / "out"
     file.write_text("a 1 2 3 4\nb 2 3 4 5\n")

@@ -56,7 +56,7 @@ def test_ranks_take_the_place_of_clicks(write_ranked_run: Any) -> None:
         assert f'data-plot="{name}"' in page
     assert "Recall on the valid split, unfiltered" in page
     own = page.partition("<footer>")[0]
-    assert not any(word in own for word in ("AUC", "Log loss", "probabilities", "Calibration"))
+    assert not any(word in own for word in ("--model.", "AUC", "Log loss", "probabilities", "Calibration"))
 
 
 def test_filtered_numbers_say_so(write_ranked_run: Any) -> None:
