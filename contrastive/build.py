@@ -30,7 +30,8 @@ def describe_sequence_tables(config: SequenceRunConfig, dataset: SequenceDataset
 def place_tables(config: SequenceRunConfig, dataset: SequenceDataset, ranks: Ranks) -> ShardingPlan:
     """Place tables as `--parallel.sharding` and `--parallel.tables` say, or copy small ones and cut large ones by rows.
 
-    A full softmax looks the whole table up on each rank, so that only what is drawn from makes a large one worth it.
+    Cutting a large one saves memory. It saves time only where items are drawn, as a full softmax looks the whole table
+    up on each rank; `--parallel.sharding replicated` copies it there.
 
     Raises:
         ValueError: naming the flag, for a table that there is not, and for a kind that a plan by rows has not.

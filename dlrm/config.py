@@ -75,7 +75,7 @@ class StepConfig:
     cuda_graphs: bool = False
     """Replay the compiled dense part as CUDA graphs: less work for the CPU, one more copy of its input on the GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes a GPU if there is one."""
+    """Where to train; auto takes a GPU if there is one, but not for sequences."""
     threads: int | None = None
     """CPU threads; None means every core this process may use."""
 
@@ -140,9 +140,10 @@ class GuardConfig:
     """Checks that stop a run which cannot come to anything."""
 
     chance_evaluations: int = 3
-    """Stop after so many evaluations in a row whose AUC cannot be told from .5; 0 turns the check off."""
+    """Stop after so many evaluations in a row that are no better than chance: an AUC of .5, or of sequences, the recall
+    of random items or the same items for everybody; 0 turns the check off."""
     constant_prediction: bool = True
-    """Stop when every sample gets the same prediction."""
+    """Stop when every sample gets the same prediction, or of sequences, half of all items the same score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +151,8 @@ class ParallelConfig:
     """How a run is spread over ranks; nothing here has a say in what is learned but rounding."""
 
     sharding: Literal["auto", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid", "replicated"] = "auto"
-    """How every table is cut over the ranks; auto plans by bytes, bandwidths and the data's statistics."""
+    """How every table is cut over the ranks; auto plans by bytes, bandwidths and the data's statistics, and cuts tables
+    of sequences by rows."""
     tables: tuple[str, ...] = ()
     """Tables with a sharding of their own, as NAME=KIND ..."""
     replicate_below_rows: int = 2048
