@@ -26,6 +26,7 @@ from dlrm.data.splits import SPLITS
 
 FORMAT_VERSION = 1
 SEQUENCES = "sequences.json"
+AGAIN = "prepare the sequences again: delete the folder, and name their files by --data"
 USERS, ACTIONS, ITEMS = "users.arrow", "actions.arrow", "items.arrow"
 
 
@@ -93,7 +94,7 @@ class SequenceDataset:
             SequenceInfo,
             FORMAT_VERSION,
             expected="prepared sequences",
-            remedy="prepare the sequences again",
+            remedy=AGAIN,
         )
         users, actions = self._open(USERS, self.info.num_users), self._open(ACTIONS, self.info.num_actions)
         self._items = self._open(ITEMS, self.info.num_items + 1)
@@ -224,14 +225,14 @@ class SequenceDataset:
         for name, expected in self.info.files.items():
             path = self.folder / name
             if not path.is_file() or checksum(path) != expected:
-                raise ValueError(f"{path} is not what was written (checksum); prepare the sequences again")
+                raise ValueError(f"{path} is not what was written (checksum); {AGAIN}")
 
     def _open(self, name: str, rows: int) -> pa.RecordBatch:
         path = self.folder / name
         try:
             batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         except (OSError, pa.ArrowInvalid) as error:
-            raise ValueError(f"{path} cannot be read ({error}); prepare the sequences again") from error
+            raise ValueError(f"{path} cannot be read ({error}); {AGAIN}") from error
         if batch.num_rows != rows:
-            raise ValueError(f"{path}: expected {rows} rows, got {batch.num_rows}; prepare the sequences again")
+            raise ValueError(f"{path}: expected {rows} rows, got {batch.num_rows}; {AGAIN}")
         return batch
