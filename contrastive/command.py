@@ -74,8 +74,9 @@ class SequenceRuns(Kind):
     def describe(self, summary: dict[str, Any]) -> str:
         seen = "seen items left out" if summary["filter_seen"] else "seen items ranked too"
         trained = ", targets that training saw alone" if summary.get("skip_unseen_targets") else ""
+        best = f" (best possible {summary['best_recall_10']:.4f})" if "best_recall_10" in summary else ""
         return (
-            f"recall@10 {summary['recall_10']:.4f}   ndcg@10 {summary['ndcg_10']:.4f}   "
+            f"recall@10 {summary['recall_10']:.4f}{best}   ndcg@10 {summary['ndcg_10']:.4f}   "
             f"mrr@10 {summary['mrr_10']:.4f}   on the {summary['split']} split, all items ranked, {seen}{trained}\n"
             f"{summary['samples']:,} samples in {summary['seconds']:.1f} s ({summary['samples_per_second']:,.0f}/s), "
             f"{summary['stopped']}\n{summary['folder']}: `recforge report {summary['folder']}` makes a page of it, "

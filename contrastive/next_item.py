@@ -16,6 +16,7 @@ from contrastive.config import SequenceRunConfig
 from contrastive.data.negatives import NegativesConfig
 from contrastive.data.sequence_dataset import SequenceDataset
 from contrastive.data.sequence_reader import SequenceReader
+from contrastive.data.synthetic_sequences import SyntheticWorld
 from contrastive.model import SequenceModel
 from contrastive.next_item_task import NextItemTask
 from contrastive.ranking.collapse import complain, is_at_chance
@@ -138,7 +139,17 @@ class NextItem(Problem):
     def finish(self, model: nn.Module, reader: SampleReader, values: Measured, place: Place) -> dict[str, Any]:
         other = self._rank(model, reader, place, filtered=not values.ranking.filtered)
         self._draw_space(model, place)
-        return {"ranked": values.ranking.named() | other.ranking.named()}
+        return {"ranked": values.ranking.named() | other.ranking.named(), **self._best_possible(reader.split)}
+
+    def _best_possible(self, split: str) -> dict[str, float]:
+        """Return the recall that no model exceeds but by luck, where sequences are of our own making."""
+        world = SyntheticWorld.of(self.dataset)
+        if world is None:
+            return {}
+        ranks = world.best_ranks(self.dataset, split)
+        if self.config.evaluation.skip_unseen_targets:
+            ranks = ranks[self.dataset.item_counts[self.dataset.targets(split, np.arange(len(ranks)))] > 0]
+        return {"best_recall_10": float((ranks < 10).mean())}
 
     @torch.no_grad()
     def _draw_space(self, model: nn.Module, place: Place) -> None:

@@ -114,6 +114,12 @@ class SyntheticWorld:
         ]
         """[num_users, 2], the groups that a user likes, the first one more."""
 
+    @staticmethod
+    def of(dataset: SequenceDataset) -> SyntheticWorld | None:
+        """Return the world that sequences were drawn from; None for those of people."""
+        config = dataset.info.origin.get("synthetic")
+        return None if config is None else SyntheticWorld(SyntheticSequencesConfig(**config))
+
     def probabilities(self, users: IntArray, last: IntArray, seen: Array) -> Array:
         """Return [B, num_items], how likely each item is to be a user's next one.
 

@@ -46,9 +46,10 @@ def list_complaints(record: Record) -> list[str]:
 def list_figures(record: Record) -> list[dict[str, Any]]:
     """Return the numbers at the top of the page."""
     kind = _name_kind(record)
-    bias = record.get("popularity_bias_10")
+    bias, best = record.get("popularity_bias_10"), record.get("best_recall_10")
+    of_recall = kind if best is None else f"{kind}; best possible {best:.4f}"
     return [
-        {"label": "Recall@10", "value": format_number(record.get("recall_10")), "note": kind},
+        {"label": "Recall@10", "value": format_number(record.get("recall_10")), "note": of_recall},
         {"label": "NDCG@10", "value": format_number(record.get("ndcg_10")), "note": kind},
         {"label": "MRR@10", "value": format_number(record.get("mrr_10")), "note": kind},
         {
