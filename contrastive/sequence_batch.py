@@ -35,7 +35,6 @@ class SequenceBatch(Pipelineable):
         history: B histories as they were.
         views: the histories augmented, B each: none or two.
         targets: [B] int64, place of the item which came next.
-        users: [B] int64, number of the user in the dataset.
         rows: [B] int64, where in its split of the dataset each sample stands.
         sides: side features of the rows looked up, n bags each, that of PAD empty; None without any.
         log_q: [n] float32, log of how likely the row of a place was to be drawn as a negative of this batch; -inf for
@@ -49,7 +48,6 @@ class SequenceBatch(Pipelineable):
     history: Histories
     views: tuple[Histories, ...]
     targets: torch.Tensor
-    users: torch.Tensor
     rows: torch.Tensor
     sides: KeyedJaggedTensor | None = None
     log_q: torch.Tensor | None = None
@@ -67,7 +65,6 @@ class SequenceBatch(Pipelineable):
             history=_move(self.history, device, non_blocking),
             views=tuple(_move(view, device, non_blocking) for view in self.views),
             targets=self.targets.to(device, non_blocking=non_blocking),
-            users=self.users.to(device, non_blocking=non_blocking),
             rows=self.rows.to(device, non_blocking=non_blocking),
             sides=None if self.sides is None else self.sides.to(device, non_blocking=non_blocking),
             log_q=None if self.log_q is None else self.log_q.to(device, non_blocking=non_blocking),
@@ -79,7 +76,7 @@ class SequenceBatch(Pipelineable):
         for histories in (self.history, *self.views):
             for part in histories:
                 part.record_stream(stream)
-        for part in (self.targets, self.users, self.rows):
+        for part in (self.targets, self.rows):
             part.record_stream(stream)
         for optional in (self.sides, self.log_q):
             if optional is not None:
@@ -93,7 +90,6 @@ class SequenceBatch(Pipelineable):
             history=Histories(*(part.pin_memory() for part in self.history)),
             views=tuple(Histories(*(part.pin_memory() for part in view)) for view in self.views),
             targets=self.targets.pin_memory(),
-            users=self.users.pin_memory(),
             rows=self.rows.pin_memory(),
             sides=None if self.sides is None else self.sides.pin_memory(),
             log_q=None if self.log_q is None else self.log_q.pin_memory(),

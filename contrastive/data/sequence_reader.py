@@ -90,7 +90,7 @@ class SequenceReader:
         first, count = (0, size) if share is None else share(size)
         whole = self._order(epoch)[start : start + size] if self.shuffle else np.arange(start, start + size)
         rows = whole[first : first + count].copy()
-        histories, targets, users = self.dataset.samples(self.split, rows, self.max_length)
+        histories, targets, _ = self.dataset.samples(self.split, rows, self.max_length)
         if self.skip_unseen:
             histories = self.dataset.without_unseen(histories)
         lists = [histories, *self._draw_views(histories, targets, rows, position + first)]
@@ -112,7 +112,6 @@ class SequenceReader:
             history=parts[0],
             views=tuple(parts[1:]),
             targets=torch.from_numpy(targets),
-            users=torch.from_numpy(users),
             rows=torch.from_numpy(rows),
             sides=sides,
             log_q=log_q,

@@ -27,10 +27,8 @@ class RankingValues:
     """Whether items that a user has seen were left out; numbers of both kinds cannot be compared."""
     users: int
     """One target each."""
-    tied_users: int
-    """Those whose target scores exactly what another item does; all such items were counted against it."""
     ties: float
-    """Other items that score what the target does."""
+    """Other items that score exactly what the target does; all of them were counted against it."""
     recall: dict[int, float]
     """Share of users whose target is among the first items; the hit rate."""
     ndcg: dict[int, float]
@@ -74,7 +72,7 @@ class RankingValues:
 
 
 class RankingMetrics:
-    """Collects where targets rank among all items, in integers: merging is exact.
+    """Collects where targets rank among all items, in integers: sums are exact.
 
     Its memory is 8 bytes per item and cutoff, beside the blocks of scores of one update.
 
@@ -105,13 +103,13 @@ class RankingMetrics:
         self.num_items, self.cutoffs, self.filtered = num_items, tuple(cutoffs), filtered
         self.trained_targets = trained_targets
         self._popularity = None if item_counts is None else torch.log1p(item_counts.detach().double().cpu())
-        # Of each rank up to the last cutoff; number 0 counts those beyond it, two more the ties.
-        self._ranks = torch.zeros(self.cutoffs[-1] + 3, dtype=torch.int64)
+        # Of each rank up to the last cutoff; number 0 counts those beyond it, the last one the ties.
+        self._ranks = torch.zeros(self.cutoffs[-1] + 2, dtype=torch.int64)
         # Of each item: how often it was recommended between a cutoff and the one before, and how often the target.
         self._recommended = torch.zeros(len(self.cutoffs) + 1, num_items + 1, dtype=torch.int64)
 
     def __len__(self) -> int:
-        return int(self._ranks[:-2].sum())
+        return int(self._ranks[:-1].sum())
 
     def update(self, vectors: Tensor, items: Tensor, targets: Tensor, seen: Seen | None = None) -> None:
         """Add users.
@@ -136,25 +134,10 @@ class RankingMetrics:
         last = self.cutoffs[-1]
         within = torch.where(ranking.ranks <= last, ranking.ranks, 0)
         self._ranks[: last + 1] += torch.bincount(within, minlength=last + 1)
-        self._ranks[-2] += (ranking.ties > 0).sum()
         self._ranks[-1] += ranking.ties.sum()
         for i, (first, stop) in enumerate(zip((0, *self.cutoffs), self.cutoffs, strict=False)):
             _count(self._recommended[i], ranking.items[:, first:stop])
         _count(self._recommended[-1], targets)
-
-    def merge(self, other: RankingMetrics) -> None:
-        """Add all users that another collector has seen.
-
-        Raises:
-            ValueError: it collects something else.
-        """
-        mine, others = ((m.num_items, m.cutoffs, m.filtered, m.trained_targets) for m in (self, other))
-        if mine != others:
-            raise ValueError(
-                f"expected a collector of (num_items, cutoffs, filtered, trained_targets) {mine}, got {others}"
-            )
-        self._ranks += other._ranks
-        self._recommended += other._recommended
 
     def sum_over(self, ranks: Ranks) -> None:
         """Let each rank's collector hold the users of all ranks (a collective call, to be made once)."""
@@ -181,7 +164,6 @@ class RankingMetrics:
         return RankingValues(
             filtered=self.filtered,
             users=users,
-            tied_users=counts[-2],
             ties=counts[-1] / users,
             recall={k: hits[k] / users for k in self.cutoffs},
             ndcg={k: math.fsum(counts[r] / math.log2(1 + r) for r in range(1, k + 1)) / users for k in self.cutoffs},

@@ -45,7 +45,6 @@ def draw_batch() -> SequenceBatch:
         history=history,
         views=tuple(views),
         targets=torch.tensor([4, 9, 1, 2]),
-        users=torch.arange(4),
         rows=torch.arange(4),
     )
 

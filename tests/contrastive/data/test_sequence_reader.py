@@ -18,7 +18,7 @@ from contrastive.sequence_batch import Histories, SequenceBatch
 from dlrm.distributed.ranks import Ranks
 
 OPERATORS = (Crop(), Mask(), Reorder())
-Sample = tuple[int, int, int, list[list[int]]]
+Sample = tuple[int, int, list[list[int]]]
 
 
 def ids_of(batch: SequenceBatch) -> torch.Tensor:
@@ -37,9 +37,7 @@ def samples_of(batch: SequenceBatch) -> list[Sample]:
     assert ids_of(batch)[0] == 0
     lists = [as_lists(batch, part) for part in (batch.history, *batch.views)]
     targets = ids_of(batch)[batch.targets].tolist()
-    return list(
-        zip(batch.rows.tolist(), targets, batch.users.tolist(), map(list, zip(*lists, strict=True)), strict=True)
-    )
+    return list(zip(batch.rows.tolist(), targets, map(list, zip(*lists, strict=True)), strict=True))
 
 
 def read_all(reader: SequenceReader, batch_size: int, **arguments: int) -> list[Sample]:
@@ -61,14 +59,11 @@ def test_every_sample_once_per_epoch(
         assert (rows == list(range(count))) is not shuffle
     sequences = np.split(dataset.actions, dataset.first_actions[1:])
     prefixes = [
-        (sequence[max(end - 7, 0) : end].tolist(), int(sequence[end]), user)
-        for user, sequence in enumerate(sequences)
+        (sequence[max(end - 7, 0) : end].tolist(), int(sequence[end]))
+        for sequence in sequences
         for end in range(1, len(sequence) - 2)
     ]
-    assert all(
-        ([history], target, user) == ([prefixes[row][0]], *prefixes[row][1:])
-        for row, target, user, [history] in samples
-    )
+    assert all((history, target) == prefixes[row] for row, target, [history] in samples)
 
 
 @pytest.mark.parametrize("negatives", [None, NegativesConfig(count=20, power=0.5)])
@@ -84,9 +79,9 @@ def test_views_belong_to_the_sample_of_the_stream(
     whole = read_all(make(), 100, stop=2 * count)
     for start in (0, 1, 99, count - 3, count, count + 17):
         assert read_all(make(), 33, start=start, stop=min(start + 120, 2 * count)) == whole[start : start + 120]
-    assert [sample[3] for sample in sorted(whole[:count])] != [sample[3] for sample in sorted(whole[count:])]
+    assert [sample[2] for sample in sorted(whole[:count])] != [sample[2] for sample in sorted(whole[count:])]
     assert read_all(make(seed=6), 100, stop=count) != whole[:count]
-    changed = [views for _, _, _, (history, *views) in whole if len(history) > 2 and history not in views]
+    changed = [views for _, _, (history, *views) in whole if len(history) > 2 and history not in views]
     assert len(changed) > 100
 
 
@@ -150,9 +145,7 @@ def test_the_second_view_may_be_of_the_same_target(prepare_lines: Callable[..., 
     # trained are 1 -> 2, 1 2 -> 5, 3 -> 4, 3 4 -> 5 and 8 -> 5
     dataset = prepare_lines([[1, 2, 5, 6, 7], [3, 4, 5, 6, 7], [8, 5, 6, 7]])
     reader = SequenceReader(dataset, "train", shuffle=True, seed=4, same_target=True)
-    seen = Counter(
-        (tuple(history), tuple(other)) for _, _, _, (history, same, other) in read_all(reader, 2, stop=5 * 100)
-    )
+    seen = Counter((tuple(history), tuple(other)) for _, _, (history, same, other) in read_all(reader, 2, stop=5 * 100))
     alone = {((1,), (1,)): 100, ((3,), (3,)): 100}
     assert {pair: count for pair, count in seen.items() if pair[0] == pair[1]} == alone
     others = {pair: count for pair, count in seen.items() if pair not in alone}
@@ -162,7 +155,7 @@ def test_the_second_view_may_be_of_the_same_target(prepare_lines: Callable[..., 
 
 def test_the_first_view_beside_one_of_the_same_target(dataset: SequenceDataset) -> None:
     plain = SequenceReader(dataset, "train", same_target=True).read(0, 300)
-    assert samples_of(plain) == [(r, t, u, [h, h, other]) for r, t, u, (h, _, other) in samples_of(plain)]
+    assert samples_of(plain) == [(r, t, [h, h, other]) for r, t, (h, _, other) in samples_of(plain)]
     augmented = SequenceReader(dataset, "train", same_target=True, augment=OPERATORS).read(0, 300)
     both = SequenceReader(dataset, "train", augment=OPERATORS).read(0, 300)
     assert as_lists(augmented, augmented.views[0]) == as_lists(both, both.views[0])
@@ -170,19 +163,19 @@ def test_the_first_view_beside_one_of_the_same_target(dataset: SequenceDataset) 
 
 
 def test_without_operators_both_views_are_the_history(dataset: SequenceDataset) -> None:
-    for _, _, _, (history, *views) in samples_of(SequenceReader(dataset, "train", augment=()).read(0, 100)):
+    for _, _, (history, *views) in samples_of(SequenceReader(dataset, "train", augment=()).read(0, 100)):
         assert views == [history, history]
 
 
 def test_unseen_items_may_be_skipped(prepare_lines: Callable[..., SequenceDataset]) -> None:
     # 7 and 8 occur in held-out places only
     dataset = prepare_lines([[1, 2, 3, 7, 4], [2, 1, 3, 4, 8, 7], [3, 1, 8, 7]])
-    histories = [sample[3] for sample in samples_of(SequenceReader(dataset, "test").read(0, 3))]
+    histories = [sample[2] for sample in samples_of(SequenceReader(dataset, "test").read(0, 3))]
     assert histories == [[[1, 2, 3, 7]], [[2, 1, 3, 4, 8]], [[3, 1, 8]]]
     skipping = SequenceReader(dataset, "test", skip_unseen=True).read(0, 3)
-    assert [sample[3] for sample in samples_of(skipping)] == [[[1, 2, 3]], [[2, 1, 3, 4]], [[3, 1]]]
+    assert [sample[2] for sample in samples_of(skipping)] == [[[1, 2, 3]], [[2, 1, 3, 4]], [[3, 1]]]
     short = SequenceReader(dataset, "test", skip_unseen=True, max_length=1).read(0, 3)
-    assert [sample[3] for sample in samples_of(short)] == [[[7]], [[8]], [[8]]]
+    assert [sample[2] for sample in samples_of(short)] == [[[7]], [[8]], [[8]]]
 
 
 @pytest.mark.parametrize("negatives", [None, NegativesConfig(count=6)])
