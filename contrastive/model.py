@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from contrastive.augmenters import Augmenters
+from contrastive.data.sequences import ITEM, PAD
 from contrastive.sequence_batch import Histories, SequenceBatch
 from embeddings import ShardingPlan, TableConfig
 from embeddings.asking import UnpooledTables
 from embeddings.build import build_sequence_tables, build_tables
 from embeddings.interface import Tables
 from embeddings.shards import Exchange
-
-ITEM = "item"
-PAD = 0
 
 
 class SequenceModel(nn.Module):

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from contrastive.data.ragged import Ragged, spans
+from contrastive.data.sequences import ITEM
 from dlrm.data.dataset import Array, Bags, FeatureInfo, IntArray, checksum
 from dlrm.data.info_file import read_info
 from dlrm.data.splits import SPLITS
@@ -62,7 +63,7 @@ class SequenceInfo:
     @property
     def features(self) -> tuple[FeatureInfo, ...]:
         """What tables look up: the item, and its side features."""
-        return (FeatureInfo(name="item", num_rows=self.num_items + 1), *self.sides)
+        return (FeatureInfo(name=ITEM, num_rows=self.num_items + 1), *self.sides)
 
     def write(self, folder: Path) -> None:
         """Write `sequences.json`."""

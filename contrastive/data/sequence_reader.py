@@ -16,7 +16,7 @@ from contrastive.data.negatives import NegativeSampler, NegativesConfig
 from contrastive.data.ragged import Ragged, spans
 from contrastive.data.same_target import SameTarget
 from contrastive.data.sequence_dataset import SequenceDataset
-from contrastive.data.sequences import PAD
+from contrastive.data.sequences import ITEM, PAD
 from contrastive.sequence_batch import Histories, SequenceBatch
 from dlrm.data.dataset import IntArray
 from dlrm.data.read_ahead import BatchSize, Share, cut_batches, read_ahead
@@ -185,7 +185,7 @@ class SequenceReader:
 
 
 def _one_bag_each(ids: IntArray, sides: KeyedJaggedTensor | None) -> KeyedJaggedTensor:
-    values, keys, counts = torch.from_numpy(ids), ["item"], [len(ids)]
+    values, keys, counts = torch.from_numpy(ids), [ITEM], [len(ids)]
     if sides is not None:
         values, keys = torch.cat([values, sides.values()]), keys + sides.keys()
         counts += sides.length_per_key()

@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from dlrm.data.dataset import Array, IntArray
 
+ITEM = "item"
+"""The name of the items' table, and of the feature that looks it up."""
 PAD = 0
 """The id of no item: it stands for one that is hidden, and in no history that was read."""
 

@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from contrastive.data.sequences import PAD
 from contrastive.ranking import scan_kernels as kernels
 from dlrm.diverged import DivergedError
 from embeddings.kernels.threads import run_all
 
-PAD = 0
 _USERS, _ITEMS = 512, 1024  # of a block: 2 MiB of scores, which stay in the processor's cache
 _ROUNDING = 2.0**-24  # largest relative error of a float32 operation
 _SMALLEST = 2.0**-126  # smaller numbers may be taken for zero

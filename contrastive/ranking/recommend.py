@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contrastive.ranking.ranks import PAD, Seen, rank_items
+from contrastive.data.sequences import PAD
+from contrastive.ranking.ranks import Seen, rank_items
 
 
 class TopItems(NamedTuple):

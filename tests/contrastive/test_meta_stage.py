@@ -9,13 +9,14 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from contrastive.augmenters import Augmenters
+from contrastive.data.sequences import ITEM
 from contrastive.encoders.build import build_encoder
 from contrastive.encoders.encoder_config import EncoderConfig
 from contrastive.losses.cross_batch_memory import CrossBatchMemory
 from contrastive.mclrec_config import MclrecConfig
 from contrastive.mclrec_losses import HiddenStates, stage_loss
 from contrastive.meta_stage import second_order_stage
-from contrastive.model import ITEM, SequenceModel
+from contrastive.model import SequenceModel
 from contrastive.next_item_task import NextItemTask
 from contrastive.sequence_batch import Histories, SequenceBatch
 from dlrm.distributed.ranks import ALONE
