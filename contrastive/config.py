@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from contrastive.click_settings import check_no_click_settings
 from contrastive.data.sequence_schema import SequenceSchema
-from contrastive.encoders.encoder_config import ATTENTION_KINDS, EncoderConfig
+from contrastive.encoders.encoder_config import ATTENTION_KINDS, INITIAL_STD, EncoderConfig
 from contrastive.mclrec_config import MclrecConfig
 from dlrm.config import EvaluationConfig, PlacedConfig, StepConfig
 from dlrm.noise.config import NoiseScaleConfig
@@ -21,7 +21,6 @@ from dlrm.tables_config import TablesConfig
 RankingMetric = Literal["mrr_10", "ndcg_10", "ndcg_20", "recall_10", "recall_20"]
 SecondView = Literal["augmented", "same_target"]
 OPERATORS = ("crop", "mask", "reorder")
-INIT_STD = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +114,7 @@ class SequenceRunConfig(PlacedConfig):
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
     tables: TablesConfig = field(
         default_factory=lambda: TablesConfig(
-            optimizer="adam", learning_rate=1e-3, init_scale=round(INIT_STD * math.sqrt(3), 6)
+            optimizer="adam", learning_rate=1e-3, init_scale=round(INITIAL_STD * math.sqrt(3), 6)
         )
     )
     """Of items and of what is known about them; rows start uniform, with the deviation of the encoder's weights."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from contrastive.encoders.jagged import HIDDEN_SCORE, Bucket, Layout
+from contrastive.encoders.attention_kernels import HIDDEN_SCORE
+from contrastive.encoders.jagged import Bucket, Layout
 
 
 def attend(projected: Tensor, layout: Layout, heads: int, dropout: float) -> Tensor:
@@ -78,5 +79,5 @@ def _last_mask(bucket: Bucket, scores_of: Tensor) -> Tensor:
 def _hide(bucket: Bucket, ahead: Tensor) -> Tensor:
     assert bucket.hidden is not None
     assert bucket.unmasked is not None
-    mask = ahead + bucket.hidden[:, None].to(ahead.dtype) * HIDDEN_SCORE
+    mask = ahead + bucket.hidden[:, None].to(ahead.dtype) * float(HIDDEN_SCORE)
     return mask.masked_fill(bucket.unmasked[:, None, None], 0)

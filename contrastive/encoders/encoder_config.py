@@ -9,6 +9,8 @@ Positions = Literal["oldest", "newest"]
 EncoderKernels = Literal["auto", "torch"]
 
 ATTENTION_KINDS = ("sasrec", "bsarec")
+INITIAL_STD = 0.02
+"""Deviation of all weights at first, but biases and norms."""
 KINDS = (*ATTENTION_KINDS, "gru4rec")
 
 

@@ -22,7 +22,6 @@ Integers = NDArray[np.int64]
 # Padding tokens which cost as much as one more bucket: measured on one core, guessed for a GPU, where a bucket's dozens
 # of small operators are launched in the time of thousands of tokens.
 _BUCKET_TOKENS = {"cpu": 24, "cuda": 4096}
-HIDDEN_SCORE = -1e4
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from contrastive.encoders.dropout import dropout
-from contrastive.encoders.encoder_config import EncoderConfig, Positions
+from contrastive.encoders.encoder_config import INITIAL_STD, EncoderConfig, Positions
 from contrastive.encoders.jagged import Layout, lay_out
 from contrastive.encoders.self_attention import NORM_EPS, FeedForward
 from embeddings.kernels.vectors import LANES
-
-INITIAL_STD = 0.02
 
 
 class Mixer(Protocol):
