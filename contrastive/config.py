@@ -130,12 +130,6 @@ class SequenceRunConfig(PlacedConfig):
         if self.dim < 1:
             raise ValueError(f"--dim: expected at least 1, got {self.dim}")
         check_no_click_settings(self)
-        vectors = 2 * self.step.global_batch_size
-        if self.mclrec.contrast == "memory" and self.mclrec.memory_size < vectors:
-            raise ValueError(
-                f"--mclrec.memory-size: expected at least {vectors}, the two views of a batch "
-                f"(--step.global-batch-size), got {self.mclrec.memory_size}"
-            )
         if self.step.compile:
             raise ValueError("--step.compile: expected none, as each batch is of another shape; leave it out")
         if self.mclrec.second_order:

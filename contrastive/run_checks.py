@@ -18,11 +18,13 @@ def check_start(config: SequenceRunConfig, recipe: SequenceRunConfig) -> None:
         ValueError: naming the flag, and what it needs.
     """
     refuse_unused(config, recipe, _list_needs(config))
-    batches = [size for _, size in (*config.staged_batches, *parse_stages(config.growth.stages))]
-    if config.mclrec.contrast == "memory" and (vectors := 2 * max(batches, default=0)) > config.mclrec.memory_size:
+    later = (size for _, size in (*config.staged_batches, *parse_stages(config.growth.stages)))
+    vectors = 2 * max(config.step.global_batch_size, *later)
+    if config.mclrec.contrast == "memory" and config.mclrec.memory_size < vectors:
         raise ValueError(
-            f"--mclrec.memory-size: expected at least {vectors}, the two views of the largest batch (--growth.stages, "
-            f"or stages(...) of a schedule), got {config.mclrec.memory_size}"
+            f"--mclrec.memory-size: expected at least {vectors}, the two views of the largest batch "
+            "(--step.global-batch-size, --growth.stages, or stages(...) of a schedule), "
+            f"got {config.mclrec.memory_size}"
         )
 
 

@@ -86,6 +86,9 @@ def test_what_has_an_effect_is_not(recipe: str, settings: dict[str, Any]) -> Non
 
 def test_a_memory_smaller_than_the_largest_batch_is_refused() -> None:
     recipe = RECIPES["mclrec"].config
+    first = change("mclrec", MEMORY | {"step.global_batch_size": 513})
+    with pytest.raises(ValueError, match=r"^--mclrec\.memory-size: expected at least 1026, .*--step\.global-batch"):
+        check_start(first, recipe)
     config = replace(change("mclrec", MEMORY), growth=BatchGrowthConfig(stages=("1000=512", "5000=600")))
     with pytest.raises(
         ValueError, match=r"^--mclrec\.memory-size: expected at least 1200, .*--growth\.stages.*got 1024"
