@@ -18,8 +18,8 @@ def check_start(config: SequenceRunConfig, recipe: SequenceRunConfig) -> None:
         ValueError: naming the flag, and what it needs.
     """
     refuse_unused(config, recipe, _list_needs(config))
-    later = (size for _, size in (*config.staged_batches, *parse_stages(config.growth.stages)))
-    vectors = 2 * max(config.step.global_batch_size, *later)
+    later = [size for _, size in (*config.staged_batches, *parse_stages(config.growth.stages))]
+    vectors = 2 * max([config.step.global_batch_size, *later])
     if config.mclrec.contrast == "memory" and config.mclrec.memory_size < vectors:
         raise ValueError(
             f"--mclrec.memory-size: expected at least {vectors}, the two views of the largest batch "

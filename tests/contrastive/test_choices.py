@@ -196,3 +196,41 @@ def test_a_run_goes_on_that_began_when_devices_were_left_open(dataset: SequenceD
     settings["step"]["device"] = "auto"
     path.write_text(json.dumps(settings))
     assert make(replace(TINY, epochs=2)).fit()["samples"] == 2 * dataset.rows("train")
+
+
+@pytest.mark.parametrize(("dim", "items"), [(1, [1, 2, 3, 1, 2]), (8, [1] * 5)])
+def test_a_run_ends_whose_space_is_no_plane(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dim: int, items: list[int]
+) -> None:
+    lines = [f"u{user} {' '.join(map(str, items))}\n" for user in range(9)]
+    (tmp_path / "log.txt").write_text("".join(lines))
+    dataset = prepare_sequences(SequenceSchema(), [tmp_path / "log.txt"], tmp_path / "data")
+    config = replace(TINY, dim=dim, encoder=replace(TINY.encoder, heads=1))
+    summary = Trainer(build_model(config, dataset), NextItem(dataset, config), config, tmp_path / "run").fit()
+    assert summary["samples"] == dataset.rows("train")
+    told = capsys.readouterr().err
+    assert f"no picture of the space, which takes two items and --dim 2: {max(items)} items, --dim {dim}\n" in told
+    assert not (tmp_path / "run" / "embedding_space.json").exists()
+
+
+def test_a_second_order_run_needs_no_other_flag(dataset: SequenceDataset, tmp_path: Path) -> None:
+    config = replace(TINY, dim=64, epochs=0.2, mclrec=MclrecConfig(second_order=True))
+    trainer = Trainer(build_model(config, dataset), NextItem(dataset, config), config, tmp_path / "run")
+    trainer.fit()
+    first, *_ = (record for record in read_records(tmp_path / "run") if record["kind"] == "train")
+    assert first["augmenters_loss"] > 0
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_gpu_without_a_part_is_told_of(
+    dataset: SequenceDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    is_there: bool,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_there)
+    group = cast("Group", SimpleNamespace(ranks=ALONE))
+    SEQUENCES_RUNS.build("sasrec", TINY, tmp_path / "run", dataset, group)
+    assert ("the GPU here is not used" in capsys.readouterr().err) == is_there
