@@ -54,7 +54,15 @@ METHODS = {
 }
 
 
-def schedule(samples: int, end: float) -> Flags:
-    """Return the flags of a schedule that all methods share: rates fall along half a cosine over a run's samples."""
-    shape = f"cosine({samples}, end={end})"
+def schedule(samples: int, end: float, fall: float = 1.0) -> Flags:
+    """Return the flags of a schedule that all methods share: rates fall along half a cosine.
+
+    Args:
+        samples: of the run.
+        end: factor of the rates there.
+        fall: share of the run, its end, in which they do.
+    """
+    length = round(fall * samples)
+    start = f", start={samples - length}" if length < samples else ""
+    shape = f"cosine({length}{start}, end={end})"
     return "--dense-schedule.shape", shape, "--tables-schedule.shape", shape
