@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=["mclrec-two-step", "cl4srec", "sasrec"])
     parser.add_argument("--batches", nargs="*", type=int, default=[32, 64, 128, 256, 512])
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, of one thread each")
     parser.add_argument("--figure", type=Path, help="an HTML page to write")
     parser.add_argument(

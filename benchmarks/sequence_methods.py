@@ -54,15 +54,11 @@ METHODS = {
 }
 
 
-def schedule(samples: int, end: float, fall: float = 1.0) -> Flags:
-    """Return the flags of a schedule that all methods share: rates fall along half a cosine.
+def schedule(samples: int, end: float) -> Flags:
+    """Return the flags of a schedule that all methods share: constant rates, then half a cosine down to `end`.
 
-    Args:
-        samples: of the run.
-        end: factor of the rates there.
-        fall: share of the run, its end, in which they do.
+    Rates that fell all along left MCLRec on Beauty behind constant ones, and methods on Toys at the beginning.
     """
-    length = round(fall * samples)
-    start = f", start={samples - length}" if length < samples else ""
-    shape = f"cosine({length}{start}, end={end})"
+    fall = samples // 5
+    shape = f"cosine({fall}, start={samples - fall}, end={end})"
     return "--dense-schedule.shape", shape, "--tables-schedule.shape", shape

@@ -19,7 +19,6 @@ from benchmarks.sequence_runs import Found, Run, SequenceRuns
 
 KINDS = ("unfiltered", "filtered")
 SHOWN = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20")
-FALL = 0.2  # of a run: rates that fall all along leave MCLRec on Beauty behind rates that fall at the end
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3, help="runs of a method's best setting: seeds 0, 1, ...")
     parser.add_argument("--settings", type=int, default=3, help="of each method, that are tried with seed 0")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, of one thread each")
     parser.add_argument(
         "--flags", nargs=argparse.REMAINDER, default=[], help="further flags of all runs; none of the schema"
@@ -38,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     shared = (
         *("--epochs", str(arguments.epochs), "--evaluation.patience", "None"),
-        *schedule(arguments.epochs * count_samples(arguments.data), end=0.01, fall=FALL),
+        *schedule(arguments.epochs * count_samples(arguments.data), end=0.01),
         *arguments.flags,
     )
     runs = SequenceRuns(arguments.folder, arguments.data, arguments.workers)

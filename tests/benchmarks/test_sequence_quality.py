@@ -68,7 +68,7 @@ def test_what_another_command_has_trained_is_not_taken(tmp_path, data) -> None:
 def test_flags_are_those_of_the_command_line(name) -> None:
     method = METHODS[name]
     config = SEQUENCES_RUNS.find(method.recipe).config
-    flags = [*method.flags, *itertools.chain(*method.settings), *schedule(1000, end=0.1, fall=0.2)]
+    flags = [*method.flags, *itertools.chain(*method.settings), *schedule(1000, end=0.1)]
     parsed = parse(SEQUENCES_RUNS.config, flags, program="recforge", default=config)
     assert parsed.dense_schedule.shape == "cosine(200, start=800, end=0.1)"
     assert (parsed.mclrec.contrast == "augmenters") == name.startswith("mclrec")
