@@ -193,7 +193,9 @@ def find_recipe(name: str) -> Recipe:
     if is_file(name):
         from dlrm.data.config_file import load_config
 
-        return load_config(Path(name)).recipe()
+        file = load_config(name)
+        source = (file.schema, file.sources)
+        return Recipe(help=f"the data and settings of {file.path}", source=source, config=file.run_config())
     raise ValueError(
         f"expected a recipe ({', '.join(RECIPES)}) of clicks or a configuration file (*.toml), got '{name}'"
     )

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from dlrm.asynchronous.leased_batches import LeasedBatches
     from dlrm.asynchronous.membership import Membership
     from dlrm.asynchronous.servers import Shards
-    from dlrm.training.attach import RunParts
     from dlrm.training.attachments import Attachment
     from dlrm.training.problem import Prepared, SampleReader
+    from dlrm.training.run_parts import RunParts
     from embeddings import TableConfig
     from parameter_server.control.coordinator_client import CoordinatorClient
     from parameter_server.transports import ShardConnection

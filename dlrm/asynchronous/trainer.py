@@ -20,13 +20,13 @@ from dlrm.asynchronous.stages import Stage
 from dlrm.batch import Batch
 from dlrm.checkpoints.checkpoint import CheckpointStore
 from dlrm.config import TrainingConfig
-from dlrm.training.attach import RunParts
 from dlrm.training.attachments import Attachment
 from dlrm.training.interrupt import only_run_in
 from dlrm.training.problem import Problem, SampleReader, Values
 from dlrm.training.restore import CHECKPOINTS
 from dlrm.training.run_config import describe_run
 from dlrm.training.run_log import METRICS, RunLog, read_records, write_json
+from dlrm.training.run_parts import RunParts
 from dlrm.training.summary import SUMMARY
 from dlrm.training.trainer import Trainer
 from parameter_server.errors import LaneLostError

@@ -36,7 +36,7 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from dlrm.recipes import Recipe
+    from dlrm.config import RunConfig
 
 T = TypeVar("T")
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
@@ -58,17 +58,15 @@ class ConfigFile:
     sources: tuple[Path, ...]
     train: dict[str, Any] = field(default_factory=dict)
 
-    def recipe(self) -> Recipe:
-        """Return what `recforge train` runs: the defaults, changed by `[train]`.
+    def run_config(self) -> RunConfig:
+        """Return the configuration that `recforge train` runs: the defaults, changed by `[train]`.
 
         Raises:
             ValueError: `[train]` has an unknown key or a value of another type.
         """
         from dlrm.config import RunConfig
-        from dlrm.recipes import Recipe
 
-        config = _structure(self.train, RunConfig, f"{self.path}: [train]")
-        return Recipe(help=f"the data and settings of {self.path}", source=(self.schema, self.sources), config=config)
+        return _structure(self.train, RunConfig, f"{self.path}: [train]")
 
 
 def load_config(path: Path | str) -> ConfigFile:

@@ -22,7 +22,7 @@ from embeddings.rescaling import rescale_states
 
 if TYPE_CHECKING:
     from dlrm.config import TrainingConfig
-    from dlrm.training.attach import RunParts
+    from dlrm.training.run_parts import RunParts
 
 LARGEST_SHARE = 10  # of the training samples, one part (Smith et al. 2018, arXiv:1711.00489)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dlrm.distributed.parallelize import DenseReducer, copy_from_first
 from dlrm.optim.scaling import follow_batch_size
 from dlrm.optim.steering import Schedules, Steering
-from dlrm.training.attach import RunParts, attach
+from dlrm.training.attach import attach
 from dlrm.training.guards import find_tables
+from dlrm.training.run_parts import RunParts
 from dlrm.training.train_step import TrainStep
 from embeddings.stopwatch import Stopwatch
 

@@ -20,7 +20,6 @@ from dlrm.data.dataset import Dataset
 from dlrm.distributed.hang_watch import LAST_CHECKPOINT, RESTORING
 from dlrm.distributed.ranks import ALONE, Ranks
 from dlrm.optim.dense import build_dense_optimizer
-from dlrm.training.attach import RunParts
 from dlrm.training.attachments import Attachment
 from dlrm.training.batch_sizes import BatchSizes
 from dlrm.training.build_step import build_step
@@ -33,6 +32,7 @@ from dlrm.training.problem import Place, Problem, SampleReader, Values
 from dlrm.training.restore import CHECKPOINTS, restore_run
 from dlrm.training.run_config import CONFIG, check_same_run, describe_run
 from dlrm.training.run_log import RunLog, SilentLog, write_json
+from dlrm.training.run_parts import RunParts
 from dlrm.training.snapshot import Snapshot
 from dlrm.training.stage_times import StageTimes
 from dlrm.training.summary import write_summary

@@ -9,6 +9,7 @@ import pytest
 from dlrm.config import RunConfig
 from dlrm.data.config_file import load_config
 from dlrm.data.schema import CategoricalColumn, DataSchema, NumericColumn, SplitConfig
+from dlrm.recipes import find_recipe
 
 TEXT = """
 [data]
@@ -58,8 +59,9 @@ def test_everything_is_read(tmp_path: Path) -> None:
         split=SplitConfig(by="time", valid=0.0, test=0.25),
     )
     assert config.sources == (tmp_path / "days/*.csv", tmp_path / "more.csv")
-    recipe = config.recipe()
+    recipe = find_recipe(str(config.path))
     assert recipe.source == (config.schema, config.sources)
+    assert recipe.config == config.run_config()
     assert recipe.config.epochs == 2.0
     assert recipe.config.data == Path("elsewhere")
     assert (recipe.config.model.dim, recipe.config.model.top, recipe.config.model.interaction) == (32, (64, 32), "dcn")
@@ -68,8 +70,8 @@ def test_everything_is_read(tmp_path: Path) -> None:
 
 
 def test_train_may_be_absent(tmp_path: Path) -> None:
-    recipe = load_config(write(tmp_path, TEXT[: TEXT.index("[train]")])).recipe()
-    assert recipe.config == RunConfig()
+    config = load_config(write(tmp_path, TEXT[: TEXT.index("[train]")]))
+    assert config.run_config() == RunConfig()
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_faults_of_train_are_named(old: str, new: str, message: str, tmp_path: P
     assert old in TEXT
     config = load_config(write(tmp_path, TEXT.replace(old, new)))
     with pytest.raises(ValueError, match=message):
-        config.recipe()
+        config.run_config()
 
 
 def test_absent_file(tmp_path: Path) -> None:

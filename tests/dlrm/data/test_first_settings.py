@@ -56,9 +56,9 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_written_configuration_learns(log: Path, tmp_path: Path) -> None:
     run_init([str(log), "--output", str(tmp_path / "my.toml")])
-    written = load_config(tmp_path / "my.toml").recipe().config
+    written = load_config(tmp_path / "my.toml").run_config()
     (tmp_path / "default.toml").write_text((tmp_path / "my.toml").read_text().partition("[train]")[0])
-    plain = load_config(tmp_path / "default.toml").recipe().config
+    plain = load_config(tmp_path / "default.toml").run_config()
     assert (written.step.global_batch_size, written.epochs) == (64, 2)
     dataset = prepare(infer_schema([log]).schema, [log], tmp_path / "data", processes=1)
     auc = []

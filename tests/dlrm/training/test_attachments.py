@@ -14,10 +14,10 @@ from dlrm.config import CheckpointConfig, EvaluationConfig, GuardConfig, StepCon
 from dlrm.data.dataset import Dataset
 from dlrm.metrics.metrics import MetricValues
 from dlrm.model import DLRM
-from dlrm.training.attach import RunParts
 from dlrm.training.attachments import Attachment, Attachments, Moment
 from dlrm.training.batch_sizes import CUT_AHEAD, BatchSizes
 from dlrm.training.run_log import read_records
+from dlrm.training.run_parts import RunParts
 from dlrm.training.trainer import Trainer
 
 Make = Callable[..., DLRM]
