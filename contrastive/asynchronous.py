@@ -86,7 +86,7 @@ class ServedSequences(ServedKind):
     @override
     def settle(self, config: ServedSequenceConfig, data: SequenceDataset) -> ServedSequenceConfig:
         tell_doubts(config, data)
-        tell_idle_gpu()
+        tell_idle_gpu("trainers of parameter servers compute on CPUs")
         return config
 
     @override

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from contrastive.augmenters import Augmenters
@@ -60,6 +61,7 @@ def build_model(
     plan: ShardingPlan | None = None,
     tables: Sequence[TableConfig] | None = None,
     built_items: UnpooledTables | None = None,
+    device: torch.device | str = "cpu",
 ) -> SequenceModel:
     """Build the model of a run; equal seeds give equal weights in any number of processes.
 
@@ -69,6 +71,7 @@ def build_model(
         plan: where rows lie; None keeps all here.
         tables: as `describe_sequence_tables` gives them, if not these.
         built_items: see `SequenceModel`.
+        device: see `SequenceModel`.
     """
     seed_generators(config.seed)
     encoder: nn.Module = build_encoder(config.encoder, config.dim, config.sequence.max_length)
@@ -88,4 +91,5 @@ def build_model(
         plan=plan,
         exchange=config.parallel.exchange,
         built_items=built_items,
+        device=device,
     )

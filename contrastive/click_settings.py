@@ -27,7 +27,6 @@ def check_no_click_settings(config: TrainingConfig) -> None:
         "--head-schedule": (config.head_schedule != Schedule(), parts),
         "--small-tables-schedule": (config.small_tables_schedule != Schedule(), "all tables have one rate"),
         "--evaluation.segment-by": (config.evaluation.segment_by is not None, "users are ranked for all together"),
-        "--step.device cuda": (config.step.device == "cuda", "their rows are looked up on CPUs"),
         "--parallel.memory": (config.parallel.memory is not None, "tables are placed by their rows"),
     }
     for flag, (is_given, why) in has.items():

@@ -61,13 +61,15 @@ class SequenceRuns(Kind):
     def build(self, name: str, config: SequenceRunConfig, output: Path, data: SequenceDataset, group: Group) -> Trainer:
         from contrastive.build import build_model, place_tables
         from contrastive.next_item import NextItem
+        from dlrm.training.train_step import choose_device
         from dlrm.training.trainer import Trainer
 
         if group.ranks.is_first:
             clicks.tell_doubts(config, data)
-            tell_idle_gpu()
+            if config.step.device == "cpu":
+                tell_idle_gpu("--step.device cuda trains encoders there")
         plan = place_tables(config, data, group.ranks) if group.ranks.count > 1 else None
-        model = build_model(config, data, plan=plan)
+        model = build_model(config, data, plan=plan, device=choose_device(config.step.device))
         return Trainer(model, NextItem(data, config), config, output, recipe=name, ranks=group.ranks)
 
     @override
@@ -84,15 +86,12 @@ class SequenceRuns(Kind):
         )
 
 
-def tell_idle_gpu() -> None:
-    """Print that a GPU has no part in the training, where there is one."""
+def tell_idle_gpu(why: str) -> None:
+    """Print that a GPU has no part in the training, where there is one, and why."""
     import torch
 
     if torch.cuda.is_available():
-        print(
-            "recforge: sequences are trained on CPUs, where their rows are looked up; the GPU here is not used",
-            file=sys.stderr,
-        )
+        print(f"recforge: the GPU here is not used: {why}", file=sys.stderr)
 
 
 SEQUENCES_RUNS = SequenceRuns()

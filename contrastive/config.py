@@ -134,7 +134,8 @@ class SequenceRunConfig(PlacedConfig):
             raise ValueError("--step.compile: expected none, as each batch is of another shape; leave it out")
         if self.mclrec.second_order:
             self._settle_second_order()
-        object.__setattr__(self, "step", replace(self.step, device="cpu"))  # what "auto" means here
+        if self.step.device == "auto":  # what it means here
+            object.__setattr__(self, "step", replace(self.step, device="cpu"))
 
     def _settle_second_order(self) -> None:
         if (self.ranks or 1) > 1:

@@ -31,6 +31,8 @@ class SequenceModel(nn.Module):
         exchange: type in which rows travel between ranks.
         built_items: all tables, where somebody has built them, as on servers. Side features are then looked up with the
             items, a vector for each id; see `SequenceReader.joins_sides`.
+        device: of all but the tables. These lie in the CPU's memory, where catalogues fit that a GPU has no room for,
+            and a batch's rows travel.
 
     Raises:
         ValueError: tables differ in their rows' length, or others were built.
@@ -47,6 +49,7 @@ class SequenceModel(nn.Module):
         plan: ShardingPlan | None = None,
         exchange: Exchange = "fp32",
         built_items: UnpooledTables | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
         items, *sides = tables
@@ -62,11 +65,15 @@ class SequenceModel(nn.Module):
         if sides and built_items is None:
             of_sides = None if plan is None else replace(plan, tables=plan.tables[1:])
             self.sides = build_tables(sides, seed=seed, plan=of_sides, exchange=exchange)
+        self.device = torch.device(device)
         self.encoder, self.augmenters, self.memory = encoder, augmenters, memory
+        for part in (encoder, augmenters, memory):
+            if part is not None:
+                part.to(self.device)
         self.dim, self.num_rows = items.dim, items.num_rows
 
     def rows(self, batch: SequenceBatch) -> Tensor:
-        """Look up what a batch needs, once: the vectors [n, dim] of its items."""
+        """Look up what a batch needs, once: the vectors [n, dim] of its items, on the model's device."""
         found = self.items(batch.sparse)
         rows: Tensor = found[ITEM].values()
         for table in self._joined:
@@ -74,7 +81,7 @@ class SequenceModel(nn.Module):
         if self.sides is not None and batch.sides is not None:
             pooled = self.sides(batch.sides).values()
             rows = rows + pooled.unflatten(1, (-1, self.dim)).sum(1)
-        return rows
+        return rows.to(self.device)
 
     def encode(self, rows: Tensor, *histories: Histories) -> tuple[Tensor, ...]:
         """Encode sets of histories side by side, [B, dim] each.

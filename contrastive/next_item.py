@@ -165,12 +165,13 @@ class NextItem(Problem):
         try:
             reader = self.reader("train", self.config)
             reader.negatives = None  # all items are wanted
-            batch = reader.read(0, SPACE_SAMPLES)
+            batch = reader.read(0, SPACE_SAMPLES).to(place.device)
             rows = sequences.rows(batch)
             views = sequences.encode(rows, *batch.views) if len(batch.views) == 2 else None
             if place.ranks.is_first:
-                pair = None if views is None else (views[0], views[1])
-                write_space(describe_space(rows, torch.from_numpy(self.dataset.item_counts.copy()), pair), place.folder)
+                pair = None if views is None else (views[0].cpu(), views[1].cpu())
+                counts = torch.from_numpy(self.dataset.item_counts.copy())
+                write_space(describe_space(rows.cpu(), counts, pair), place.folder)
         finally:
             model.train(was_training)
 
@@ -188,19 +189,22 @@ class NextItem(Problem):
         model.eval()
         try:
             rows: Tensor | None = None
+            ranked = torch.empty(0)  # the same rows where they are ranked, on the CPU
             failure: DivergedError | None = None
             while failure is None:
                 with stopwatch.stage("evaluation"):  # one per batch, so that who watches sees it go on
                     batch = next(batches, None)
                     if batch is None:
                         break
-                    rows = sequences.rows(batch) if rows is None else rows  # all items, the same for every batch
+                    if rows is None:  # all items, the same for every batch
+                        rows = sequences.rows(batch)
+                        ranked = rows.cpu()
                     if len(batch):
                         kept = self._measured(batch)
-                        hidden = sequences.encode(rows, batch.history)[0][kept]
+                        hidden = sequences.encode(rows, batch.to(place.device).history)[0].cpu()[kept]
                         seen = self._seen(reader.split, batch.rows[kept]) if filtered else None
                         try:
-                            metrics.update(hidden, rows, batch.targets[kept], seen)
+                            metrics.update(hidden, ranked, batch.targets[kept], seen)
                         except DivergedError as error:  # that other ranks do not wait for this one
                             failure = error
             with stopwatch.stage("evaluation"):

@@ -30,6 +30,8 @@ class SequenceBatch(Pipelineable):
     item by its place in these rows. The row of PAD, id 0, has place 0. Where the softmax is full, all ids are looked
     up in order, so that an item's place is its id.
 
+    What is looked up stays in the CPU's memory, where the tables are, when the rest goes to a GPU.
+
     Attributes:
         sparse: what is looked up: feature "item", one bag of n ids.
         history: B histories as they were.
@@ -58,40 +60,31 @@ class SequenceBatch(Pipelineable):
         return len(self.targets)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> SequenceBatch:
-        """Return the batch on `device`."""
+        """Return the batch on `device`, but for what is looked up."""
         return replace(
             self,
-            sparse=self.sparse.to(device, non_blocking=non_blocking),
             history=_move(self.history, device, non_blocking),
             views=tuple(_move(view, device, non_blocking) for view in self.views),
             targets=self.targets.to(device, non_blocking=non_blocking),
             rows=self.rows.to(device, non_blocking=non_blocking),
-            sides=None if self.sides is None else self.sides.to(device, non_blocking=non_blocking),
             log_q=None if self.log_q is None else self.log_q.to(device, non_blocking=non_blocking),
         )
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Tell the allocator that `stream` still reads these tensors."""
-        self.sparse.record_stream(stream)
-        for histories in (self.history, *self.views):
-            for part in histories:
+        parts = [part for histories in (self.history, *self.views) for part in histories]
+        for part in (*parts, self.targets, self.rows, self.log_q):
+            if part is not None:
                 part.record_stream(stream)
-        for part in (self.targets, self.rows):
-            part.record_stream(stream)
-        for optional in (self.sides, self.log_q):
-            if optional is not None:
-                optional.record_stream(stream)
 
     def pin_memory(self) -> SequenceBatch:
-        """Return a copy in page-locked memory, from which a GPU copies asynchronously."""
+        """Return a copy of what `to` moves in page-locked memory, from which a GPU copies asynchronously."""
         return replace(
             self,
-            sparse=self.sparse.pin_memory(),
             history=Histories(*(part.pin_memory() for part in self.history)),
             views=tuple(Histories(*(part.pin_memory() for part in view)) for view in self.views),
             targets=self.targets.pin_memory(),
             rows=self.rows.pin_memory(),
-            sides=None if self.sides is None else self.sides.pin_memory(),
             log_q=None if self.log_q is None else self.log_q.pin_memory(),
         )
 

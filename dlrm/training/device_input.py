@@ -54,7 +54,7 @@ def _in_order(arrivals: Generator[_Arrival]) -> Iterator[Batch | None]:
     with contextlib.closing(arrivals):
         for batch, copied in arrivals:
             if batch is not None and copied is not None:
-                current = torch.cuda.current_stream(batch.labels.device)
+                current = torch.cuda.current_stream(batch.rows.device)
                 current.wait_event(copied)
                 # Its memory belongs to the copying stream, which must not reuse it before this one is done with it.
                 batch.record_stream(current)

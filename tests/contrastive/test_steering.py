@@ -125,7 +125,6 @@ def test_numbers_scale_with_the_batch() -> None:
         ({"growth": BatchGrowthConfig(test="norm")}, "--growth.test norm"),
         ({"rule": "adascale", "scale_from": 32}, "--rule adascale"),
         ({"adversarial": AdversarialConfig(eps=0.1)}, "--adversarial"),
-        ({"step": StepConfig(device="cuda")}, "--step.device cuda"),
         ({"head": HeadConfig(learning_rate=0.1)}, "--head"),
         ({"evaluation": RankingEvaluationConfig(segment_by="taste")}, "--evaluation.segment-by"),
     ],
