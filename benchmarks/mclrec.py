@@ -49,7 +49,7 @@ def main() -> None:
     config = RECIPES["mclrec-beauty"].config
     dataset = provide_sequences(config.schema, arguments.data, is_synthetic=True)
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {name: _build(name, config, dataset, Path(folder) / name) for name in FORMS}
+        trainers = {name: build(name, config, dataset, Path(folder) / name) for name in FORMS}
         steps = {name: step_of(trainer) for name, trainer in trainers.items()}
         seconds = take_turns(steps, arguments.batches, arguments.turns)
         figures = _describe(seconds, dataset.rows("train"), config.step.global_batch_size)
@@ -58,14 +58,16 @@ def main() -> None:
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
 
 
-def _build(name: str, config: SequenceRunConfig, dataset: SequenceDataset, folder: Path) -> Trainer:
+def build(name: str, config: SequenceRunConfig, dataset: SequenceDataset, folder: Path, device: str = "cpu") -> Trainer:
+    """Return the trainer of one of `FORMS`, of which nothing is trained yet."""
     from contrastive.build import build_model
     from contrastive.next_item import NextItem
     from dlrm.training.trainer import Trainer
 
     form: dict[str, Any] = {"contrast": "none"} if name == "sasrec" else {"form": name}
     config = replace(config, mclrec=replace(config.mclrec, **form))
-    return Trainer(build_model(config, dataset), NextItem(dataset, config), config, folder, recipe=name)
+    model = build_model(config, dataset, device=device)
+    return Trainer(model, NextItem(dataset, config), config, folder, recipe=name)
 
 
 def step_of(trainer: Trainer) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""The benchmark of MCLRec gives its figures, and they are of the sequences it was given."""
+"""The benchmarks of MCLRec's steps give their figures, and they are of the sequences they were given."""
 
 from __future__ import annotations
 
@@ -28,3 +28,11 @@ def test_figures_are_those_of_the_sequences(run_benchmark, tmp_path: Path) -> No
     assert three_step > two_step > sasrec > 0
     assert 0 < figures["floor_share"] < 1
     assert figures["full_ranking_cpu_seconds"] > 0
+
+
+def test_the_comparison_with_a_gpu_runs_where_there_is_none(run_benchmark, tmp_path: Path) -> None:
+    generate_sequences(SyntheticSequencesConfig(num_users=400, num_items=100, num_tastes=4), tmp_path / "data")
+    flags = ["--data", str(tmp_path / "data"), "--devices", "cpu", "--batches", "1", "--turns", "1"]
+    figures = run_benchmark("sequence_gpu", *flags)
+    assert set(figures) == {f"{form}_cpu_ms" for form in FORMS}
+    assert min(figures.values()) > 0
