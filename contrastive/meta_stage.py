@@ -34,7 +34,9 @@ def second_order_stage(model: SequenceModel, batch: SequenceBatch, config: Mclre
 
     with torch.no_grad():
         rows = model.rows(batch)
-    return second_order_loss(encode, names, rows, batch.targets, model.augmenters, config, log_q=batch.log_q)
+    # Also where nobody asks for gradients: the virtual step is one. cuDNN's recurrent networks have no second ones.
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        return second_order_loss(encode, names, rows, batch.targets, model.augmenters, config, log_q=batch.log_q)
 
 
 class _Encoding(nn.Module):

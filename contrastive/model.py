@@ -84,7 +84,7 @@ class SequenceModel(nn.Module):
         return rows.to(self.device)
 
     def encode(self, rows: Tensor, *histories: Histories) -> tuple[Tensor, ...]:
-        """Encode sets of histories side by side, [B, dim] each.
+        """Encode sets of histories side by side, [B, dim] each, of the rows' type, whatever the encoder computes in.
 
         PAD in a history gets no gradient, as nobody has acted on it; as a class of the softmax its row does learn.
         """
@@ -93,7 +93,7 @@ class SequenceModel(nn.Module):
         vectors = nn.functional.embedding(places, rows, padding_idx=PAD)
         if not len(lengths):  # a rank's share of a small batch
             return tuple(vectors.reshape(0, self.dim) for _ in histories)
-        encoded: Tensor = self.encoder(vectors, lengths, places == PAD)
+        encoded: Tensor = self.encoder(vectors, lengths, places == PAD).to(rows.dtype)
         parts: tuple[Tensor, ...] = encoded.split([len(each.lengths) for each in histories])
         return parts
 

@@ -54,10 +54,13 @@ class NextItemTask(Task):
 
     @override
     def forward(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:
+        in_full = torch.autocast(self.model.device.type, enabled=False)  # losses, as exponentials want it
         if self._stage == "augmenters" and self.config.second_order:
-            return self._note(second_order_stage(self.model, batch, self.config), batch), None
+            with in_full:
+                return self._note(second_order_stage(self.model, batch, self.config), batch), None
         hidden, rows = self._encode(batch)
-        return self._note(self._loss(hidden, rows, batch), batch), hidden.history
+        with in_full:
+            return self._note(self._loss(hidden, rows, batch), batch), hidden.history
 
     @override
     def stand_in(self) -> None:

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 CONFIG = "config.json"
-# What a run may be continued with in another form: none of it bends the path that was already taken.
+# What a run may be continued with in another form: none of it bends the path that was already taken. Other ranks and
+# devices draw dropout anew.
 MAY_CHANGE = (
     *("data", "output", "ranks", "max_restarts", "epochs", "time_limit_seconds"),
-    *("log_every_samples", "evaluation", "checkpoint", "guards", "parallel", "step.threads"),
+    *("log_every_samples", "evaluation", "checkpoint", "guards", "parallel", "step.threads", "step.device"),
 )
 # What besides, in a run that branches off from another: optimizers' states and batches are taken over as they are.
 SCHEDULES = ("dense_schedule", "head_schedule", "tables_schedule", "small_tables_schedule")
@@ -113,8 +114,6 @@ def _differences(
     now = dict(leaves(settings))
     defaults = {name: value for name, value in leaves(_defaults(former, kind)) if name in now}
     before = {**defaults, **dict(leaves(former))}
-    if before.get("step.device") == "auto":  # which came to the only one there is, of a kind that has but one
-        before["step.device"] = defaults.get("step.device", "auto")
     for name in now.keys() & before.keys():
         # Optimizers' own numbers were written out once; those that were taken stand in `network`.
         if name.startswith("tables.") and None in (before[name], now[name]):

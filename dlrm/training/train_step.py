@@ -245,8 +245,9 @@ def _vectors_of(looked_up: Any) -> list[Tensor]:
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Let a GPU's matrix products shorten their factors, or keep it from doing so."""
+    """Let a GPU's matrix products, and cuDNN's, shorten their factors, or keep it from doing so."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def autocast(precision: str, device: str) -> AbstractContextManager[Any]:

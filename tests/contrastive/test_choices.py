@@ -186,14 +186,15 @@ def test_a_run_goes_on_that_began_before_there_was_a_setting(dataset: SequenceDa
         make(other)
 
 
-def test_a_run_goes_on_that_began_when_devices_were_left_open(dataset: SequenceDataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_run_goes_on_that_began_on_another_device(dataset: SequenceDataset, tmp_path: Path, device: str) -> None:
     def make(config: SequenceRunConfig) -> Trainer:
         return Trainer(build_model(config, dataset), NextItem(dataset, config), config, tmp_path / "run")
 
     make(TINY).fit()
     path = tmp_path / "run" / "config.json"
     settings = json.loads(path.read_text())
-    settings["step"]["device"] = "auto"
+    settings["step"]["device"] = device
     path.write_text(json.dumps(settings))
     assert make(replace(TINY, epochs=2)).fit()["samples"] == 2 * dataset.rows("train")
 
@@ -219,6 +220,14 @@ def test_a_second_order_run_needs_no_other_flag(dataset: SequenceDataset, tmp_pa
     trainer.fit()
     first, *_ = (record for record in read_records(tmp_path / "run") if record["kind"] == "train")
     assert first["augmenters_loss"] > 0
+
+
+def test_a_second_order_run_that_diverges_says_so(dataset: SequenceDataset, tmp_path: Path) -> None:
+    tables = replace(TINY.tables, learning_rate=1e18)
+    config = replace(TINY, tables=tables, mclrec=MclrecConfig(second_order=True, augmenter_widths=(4,)))
+    trainer = Trainer(build_model(config, dataset), NextItem(dataset, config), config, tmp_path / "run")
+    with pytest.raises(ValueError, match="expected a finite loss"):
+        trainer.fit()
 
 
 @pytest.mark.parametrize("is_there", [True, False])

@@ -113,3 +113,10 @@ def test_commands_refuse_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert main([*command, "sasrec", *flags]) == 2
         assert "recforge: error: --mclrec.views-weight: expected --mclrec.contrast" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_rates_of_the_beauty_recipe_fall_after_28_epochs() -> None:
+    config = RECIPES["mclrec-beauty"].config
+    for schedule in (config.dense_schedule, config.tables_schedule):
+        epochs = {epoch: schedule.factor(epoch * 131_413) for epoch in (0, 28, 31, 34)}
+        assert epochs == pytest.approx({0: 1.0, 28: 1.0, 31: 0.505, 34: 0.01})

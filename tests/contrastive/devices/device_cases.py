@@ -38,6 +38,7 @@ SMALL = SequenceRunConfig(
 CASES: dict[str, SequenceRunConfig] = {
     "mclrec": SMALL,
     "second-order": replace(SMALL, mclrec=replace(SMALL.mclrec, second_order=True)),
+    "two-step-paper": replace(SMALL, mclrec=replace(SMALL.mclrec, form="two_step", regulariser="paper")),
     "memory": replace(SMALL, mclrec=MclrecConfig(contrast="memory", memory_size=512, views_weight=0.1)),
     "bsarec": replace(SMALL, encoder=replace(ENCODER, kind="bsarec"), mclrec=MclrecConfig(contrast="none")),
     "gru4rec": replace(SMALL, encoder=replace(ENCODER, kind="gru4rec"), mclrec=MclrecConfig(contrast="none")),

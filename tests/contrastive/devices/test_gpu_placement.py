@@ -55,6 +55,22 @@ def test_dropout_elsewhere_is_torchs(pretended: dict[str, dict[str, Any]]) -> No
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_command_trains_on_a_gpu(world: SequenceDataset, tmp_path: Path, ranks: int) -> None:
+    if torch.cuda.device_count() < ranks:
+        pytest.skip(f"needs {ranks} GPUs, found {torch.cuda.device_count()}")
+    places = ["--data", str(world.folder), "--output", str(tmp_path / "run"), "--epochs", "2", "--ranks", str(ranks)]
+    flags = ["--step.device", "cuda", "--step.precision", "bf16", "--step.global-batch-size", "128"]
+    command = [sys.executable, "-m", "deploy.cli", "train", "mclrec", *places, *flags]
+    run = subprocess.run(command, cwd=HERE.parents[2], capture_output=True, text=True, timeout=280)
+    assert run.returncode == 0, run.stderr
+    on_cpu = [*command[: -len(flags)], "--epochs", "3", "--ranks", "1"]  # where the same run goes on
+    done = subprocess.run(on_cpu, cwd=HERE.parents[2], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["samples"] == 3 * world.rows("train")
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("case", ALIKE)
 def test_a_gpu_trains_the_same(world: SequenceDataset, tmp_path: Path, case: str) -> None:
     expected = train(torch.device("cpu"), world.folder, tmp_path / "cpu", CASES[case])
