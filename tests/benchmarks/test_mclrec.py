@@ -1,12 +1,14 @@
-"""The benchmarks of MCLRec's steps give their figures, and they are of the sequences they were given."""
+"""The benchmarks of MCLRec's steps and curves give their figures, of the sequences they were given."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from contrastive.data.synthetic_sequences import SyntheticSequencesConfig, generate_sequences
+from deploy.cli import main
 
 BATCH = 256  # of the recipe
 FORMS = ("three_step", "two_step", "sasrec")
@@ -36,3 +38,15 @@ def test_the_comparison_with_a_gpu_runs_where_there_is_none(run_benchmark, tmp_p
     figures = run_benchmark("sequence_gpu", *flags)
     assert set(figures) == {f"{form}_cpu_ms" for form in FORMS}
     assert min(figures.values()) > 0
+
+
+def test_a_curve_is_of_the_test_split(run_benchmark, tmp_path: Path) -> None:
+    config = SyntheticSequencesConfig(num_users=200, num_items=60, num_tastes=4, most_actions=20)
+    generate_sequences(config, tmp_path / "data")
+    curve = run_benchmark("sequence_curve", "--data", str(tmp_path / "data"), "--epochs", "2")
+    assert [len(values) for values in curve.values()] == [2] * 4
+    flags = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "run"), "--step.threads", "1"]
+    assert main(["train", "sasrec", *flags, "--epochs", "2", "--evaluation.no-test-best"]) == 0
+    ranked = json.loads((tmp_path / "run" / "summary.json").read_text())["ranked"]
+    for name, (_, last) in curve.items():
+        assert last == pytest.approx(ranked[f"unfiltered/{name.replace('_', '@')}"], abs=1e-4)
