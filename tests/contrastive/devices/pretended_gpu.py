@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "pretended"
 _COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
@@ -24,9 +24,17 @@ _BY_INDICES = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)  
 @contextlib.contextmanager
 def pretended_gpu() -> Iterator[torch.device]:
     """Have such a device, in this thread, until the end of the block."""
-    _setup_privateuseone_for_python_backend(NAME)
+    _setup_privateuseone_for_python_backend(NAME, _Module())
     with torch.autograd.set_multithreading_enabled(False), _Dispatch():
         yield torch.device(NAME, 0)
+
+
+class _Module(_DummyBackendModule):
+    """What `torch.pretended` is."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        """Say what autocast may shorten to."""
+        return [torch.bfloat16]
 
 
 class PretendedTensor(Tensor):

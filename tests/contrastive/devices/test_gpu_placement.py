@@ -22,7 +22,7 @@ ON_PRETENDED = sorted(CASES.keys() - {"dropout", "gru4rec"})  # torch asks a dev
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> SequenceDataset:
-    config = SyntheticSequencesConfig(num_users=120, num_items=60, num_tastes=4, mean_actions=8.0, most_actions=20)
+    config = SyntheticSequencesConfig(num_users=60, num_items=60, num_tastes=4, mean_actions=8.0, most_actions=20)
     return generate_sequences(config, tmp_path_factory.mktemp("sequences") / "data")
 
 
@@ -37,7 +37,7 @@ def pretended(world: SequenceDataset, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert len(found["losses"]) > 8
+    assert len(found["losses"]) >= 6
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
     assert found["ranked"] == pytest.approx(expected["ranked"], abs=2e-2)
 
