@@ -86,14 +86,16 @@ class SequenceModel(nn.Module):
     def encode(self, rows: Tensor, *histories: Histories) -> tuple[Tensor, ...]:
         """Encode sets of histories side by side, [B, dim] each, of the rows' type, whatever the encoder computes in.
 
-        PAD in a history gets no gradient, as nobody has acted on it; as a class of the softmax its row does learn.
+        PAD in a history gets no gradient, as nobody has acted on it; as a class of the softmax its row does learn. It
+        is a hidden item, but by itself a history of nothing, of which PAD's row and a position are all that is seen.
         """
         places = torch.cat([each.places for each in histories])
         lengths = torch.cat([each.lengths for each in histories])
         vectors = nn.functional.embedding(places, rows, padding_idx=PAD)
         if not len(lengths):  # a rank's share of a small batch
             return tuple(vectors.reshape(0, self.dim) for _ in histories)
-        encoded: Tensor = self.encoder(vectors, lengths, places == PAD).to(rows.dtype)
+        is_alone = (lengths == 1).repeat_interleave(lengths, output_size=len(places))
+        encoded: Tensor = self.encoder(vectors, lengths, (places == PAD) & ~is_alone).to(rows.dtype)
         parts: tuple[Tensor, ...] = encoded.split([len(each.lengths) for each in histories])
         return parts
 

@@ -14,7 +14,7 @@ class Histories(NamedTuple):
     """B histories, one after the other.
 
     Attributes:
-        places: [T] int64, place of each item in the rows looked up; 0 is PAD, a hidden item.
+        places: [T] int64, place of each item in the rows looked up; 0 is PAD, a hidden item or, by itself, no history.
         lengths: [B] int64, items of each history, at least one.
     """
 

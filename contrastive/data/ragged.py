@@ -25,6 +25,11 @@ class Ragged(NamedTuple):
         lengths = self.lengths[lists]
         return Ragged(self.items[spans(self.firsts[lists], lengths)], lengths)
 
+    def filled(self, item: int) -> Ragged:
+        """Return the lists with an item in each that was empty."""
+        empty = self.lengths == 0
+        return Ragged(np.insert(self.items, self.firsts[empty], item), self.lengths + empty) if empty.any() else self
+
 
 def spans(firsts: IntArray, counts: IntArray) -> IntArray:
     """Return the numbers firsts[i], firsts[i] + 1, ... (counts[i] of them) for every i, one after the other."""

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from contrastive.data.ragged import Ragged, spans
-from contrastive.data.sequences import ITEM
+from contrastive.data.sequences import ITEM, PAD
 from dlrm.data.dataset import Array, Bags, FeatureInfo, IntArray, checksum
 from dlrm.data.info_file import read_info
 from dlrm.data.splits import SPLITS
@@ -71,7 +71,7 @@ class SequenceInfo:
 
 
 class Samples(NamedTuple):
-    """Rows of a split: `histories` of ids, `targets` [B] and the `users` [B] whose they are."""
+    """Rows of a split: `histories` of ids (PAD where nothing came before), `targets` [B], and whose they are, [B]."""
 
     histories: Ragged
     targets: IntArray
@@ -162,7 +162,7 @@ class SequenceDataset:
         if max_length is not None:
             lengths = np.minimum(lengths, max_length)
         histories = Ragged(self.actions[spans(targets - lengths, lengths)].astype(np.int64), lengths)
-        return Samples(histories, self.actions[targets].astype(np.int64), users)
+        return Samples(histories.filled(PAD), self.actions[targets].astype(np.int64), users)
 
     def histories(self, users: IntArray, max_length: int | None = None) -> Ragged:
         """Return all actions of users, or the latest `max_length`: what there is to recommend from."""

@@ -109,6 +109,7 @@ class SequenceSchema:
         min_actions: users with fewer are neither learned nor tested; they keep their place, and can be recommended to.
         num_items: of the catalogue, with `lines`; None takes the largest number that occurs.
         items: what else is known of items.
+        first_actions: train on each user's first action too, which nothing came before, as BSARec's authors do.
         split: what is held out.
     """
 
@@ -121,6 +122,7 @@ class SequenceSchema:
     min_actions: int = LEAST_ACTIONS
     num_items: int | None = None
     items: ItemColumns = ItemColumns()
+    first_actions: bool = False
     split: SequenceSplit = SequenceSplit()
 
     def __post_init__(self) -> None:

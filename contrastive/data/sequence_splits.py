@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,8 +45,16 @@ def cut_sequences(data: SequenceData, schema: SequenceSchema) -> SequenceCuts:
         )
     else:
         cuts = _cut_by_time(data, data.times, schema.split, enough)
+    if schema.first_actions:
+        cuts = _with_first_actions(cuts)
     _check_parts(data, cuts, schema)
     return cuts
+
+
+def _with_first_actions(cuts: SequenceCuts) -> SequenceCuts:
+    """Learn each user's training part from its very first action on."""
+    bounds = np.zeros_like(cuts.train_actions), cuts.train_actions
+    return replace(cuts, targets={**cuts.targets, TRAIN: bounds})
 
 
 def _leave_one_out(lengths: IntArray, enough: Array) -> SequenceCuts:

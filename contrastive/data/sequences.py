@@ -14,7 +14,7 @@ from dlrm.data.dataset import Array, IntArray
 ITEM = "item"
 """The name of the items' table, and of the feature that looks it up."""
 PAD = 0
-"""The id of no item: it stands for one that is hidden, and in no history that was read."""
+"""The id of no item: it stands for one that is hidden, and by itself for a history of nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

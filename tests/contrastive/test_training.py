@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from contrastive.data.synthetic_sequences import SyntheticSequencesConfig, gener
 from contrastive.encoders.encoder_config import EncoderConfig
 from contrastive.mclrec_config import MclrecConfig
 from contrastive.next_item import NextItem
+from contrastive.sequence_batch import Histories
 from deploy.cli import main
 from dlrm.checkpoints.state_tree import flatten
 from dlrm.config import CheckpointConfig, StepConfig
@@ -113,3 +115,29 @@ def test_a_model_of_another_catalogue_is_refused(world: SequenceDataset, tmp_pat
     )
     with pytest.raises(ValueError, match="table 'item': expected 61 rows"):
         Trainer(build_model(SMALL, other), NextItem(world, SMALL), SMALL, tmp_path / "run")
+
+
+def test_a_history_of_nothing_is_no_hidden_item(world: SequenceDataset) -> None:
+    """It is encoded by what it holds, not as a history whose items are all hidden."""
+    model = build_model(SMALL, world).eval()
+    rows = torch.randn(world.num_items + 1, SMALL.dim)
+    empty, shown = (Histories(torch.tensor([place]), torch.tensor([1])) for place in (0, 7))
+    hidden = Histories(torch.tensor([0, 0]), torch.tensor([2]))
+    beside = Histories(torch.tensor([3, 0, 0, 0]), torch.tensor([1, 1, 2]))
+    one, all_three = model.encode(rows, empty)[0], model.encode(rows, beside)[0]
+    assert torch.allclose(all_three[1:2], one, atol=1e-6)
+    assert torch.allclose(all_three[2:3], model.encode(rows, hidden)[0], atol=1e-6)
+    assert not torch.allclose(one, model.encode(rows, hidden)[0], atol=1e-3)
+    rows[0] = rows[7]
+    assert torch.allclose(model.encode(rows, empty)[0], model.encode(rows, shown)[0], atol=1e-6)
+
+
+def test_first_actions_are_learned(tmp_path: Path) -> None:
+    made = SyntheticSequencesConfig(num_users=200, num_items=60, num_tastes=4, mean_actions=8.0, most_actions=20)
+    users = generate_sequences(made, tmp_path / "made")
+    lists = [" ".join(map(str, users.histories(np.array([user])).items)) for user in range(users.info.num_users)]
+    (tmp_path / "log.txt").write_text("".join(f"{user} {items}\n" for user, items in enumerate(lists)))
+    flags = ["--data", str(tmp_path / "log.txt"), "--output", str(tmp_path / "run"), "--dim", "16", "--epochs", "2"]
+    assert main(["train", "mclrec", *flags, "--schema.first-actions", "--step.threads", "1"]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["samples"] == 2 * (users.rows("train") + users.rows("test"))  # one more for each user

@@ -14,6 +14,7 @@ from contrastive.augment.operators import Crop, Mask, Reorder
 from contrastive.data.negatives import NegativeSampler, NegativesConfig
 from contrastive.data.sequence_dataset import SequenceDataset
 from contrastive.data.sequence_reader import SequenceReader
+from contrastive.data.sequence_schema import SequenceSchema
 from contrastive.sequence_batch import Histories, SequenceBatch
 from dlrm.distributed.ranks import Ranks
 
@@ -165,6 +166,16 @@ def test_the_first_view_beside_one_of_the_same_target(dataset: SequenceDataset) 
 def test_without_operators_both_views_are_the_history(dataset: SequenceDataset) -> None:
     for _, _, (history, *views) in samples_of(SequenceReader(dataset, "train", augment=()).read(0, 100)):
         assert views == [history, history]
+
+
+def test_first_actions_come_after_pad(prepare_lines: Callable[..., SequenceDataset]) -> None:
+    lists = [[1, 2, 5, 6, 7], [3, 4, 6, 7], [2, 6, 7]]
+    dataset = prepare_lines(lists, SequenceSchema(first_actions=True))
+    samples = samples_of(SequenceReader(dataset, "train", augment=OPERATORS).read(0, 9))
+    assert [(t, h) for _, t, (h, *_) in samples] == [(1, [0]), (2, [1]), (5, [1, 2]), (3, [0]), (4, [3]), (2, [0])]
+    assert [view for _, _, (history, *views) in samples for view in views if history == [0]] == [[0]] * 6
+    same = samples_of(SequenceReader(dataset, "train", same_target=True).read(0, 9))
+    assert [other for _, target, (*_, other) in same if target == 2] == [[0], [1]]
 
 
 def test_unseen_items_may_be_skipped(prepare_lines: Callable[..., SequenceDataset]) -> None:

@@ -40,6 +40,14 @@ def test_leave_one_out_as_published() -> None:
     assert cuts.train_actions.tolist() == [0, 0, 1, 2, 5]
 
 
+def test_first_actions_can_be_learned() -> None:
+    data = make_data([list(range(length)) for length in (2, 3, 5)])
+    cuts = cut_sequences(data, SequenceSchema(first_actions=True))
+    assert [targets(cuts, split) for split in SPLITS] == [[[], [0], [0, 1, 2]], [[], [1], [3]], [[], [2], [4]]]
+    by_time = SequenceSchema(first_actions=True, split=SequenceSplit(by="time", valid_from=2, test_from=3))
+    assert targets(cut_sequences(data, by_time), TRAIN) == [[], [0, 1], [0, 1]]
+
+
 def test_users_with_few_actions_can_be_left_out() -> None:
     data = make_data([[1] * 4, [1] * 5])
     cuts = cut_sequences(data, SequenceSchema(min_actions=5))
