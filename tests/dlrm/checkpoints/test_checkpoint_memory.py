@@ -87,7 +87,7 @@ def test_ranks_need_room_for_their_own_rows_only(tmp_path: Path) -> None:
         told: Any = (rank, measured)
         assert first["megabytes"] < 1.5 * MEGABYTES, told  # a copy of the rows
         assert second["megabytes"] < 0.5 * MEGABYTES, told  # which is used again
-        # Blocks of 4 MB, two to eight of them, as the allocator has them again sooner or later; gathered it would be 128.
+        # Blocks of 4 MB, two to eight of them, until the allocator has them again; gathered it would be 128.
         assert restored["megabytes"] < 0.75 * MEGABYTES, told
         own = ["rank-00001.tables.safetensors"] if rank else ["dense.safetensors", "tables.safetensors"]
         assert first["opened"] == second["opened"] == own, told
