@@ -1,4 +1,4 @@
-"""How much faster than all cores of the CPU does a GPU train MCLRec, its two-step form and SASRec, and rank?
+"""How much faster than all cores of the CPU does a GPU train MCLRec, its two-step form and SASRec?
 
 The settings of the recipe `mclrec-beauty`, on the sequences of `--data`. Whole steps of the loop are timed, with
 reading and copying: the median over `--turns` turns of `--batches` batches, which forms and devices take
@@ -11,14 +11,13 @@ import argparse
 import itertools
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.mclrec import FORMS, build
+from benchmarks.mclrec import FORMS, build, take_turns
 
 if TYPE_CHECKING:
     from dlrm.training.trainer import Trainer
@@ -41,14 +40,15 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     config = RECIPES["mclrec-beauty"].config
     dataset = provide_sequences(config.schema, arguments.data, is_synthetic=True)
-    cases = list(itertools.product(FORMS, arguments.devices))
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {case: build(case[0], config, dataset, Path(folder) / "-".join(case), case[1]) for case in cases}
-        steps = {case: step_of(trainer) for case, trainer in trainers.items()}
-        milliseconds = {case: 1000 * each for case, each in take_turns(steps, arguments).items()}
-    figures = {f"{form}_{device}_ms": each for (form, device), each in milliseconds.items()}
+        steps = {
+            f"{form}_{device}_ms": step_of(build(form, config, dataset, Path(folder) / f"{form}-{device}", device))
+            for form, device in itertools.product(FORMS, arguments.devices)
+        }
+        seconds = take_turns(steps, arguments.batches, arguments.turns, time.perf_counter)
+    figures = {name: 1000 * each for name, each in seconds.items()}
     if {"cpu", "cuda"} <= set(arguments.devices):
-        figures |= {f"{form}_speedup": milliseconds[form, "cpu"] / milliseconds[form, "cuda"] for form in FORMS}
+        figures |= {f"{form}_speedup": figures[f"{form}_cpu_ms"] / figures[f"{form}_cuda_ms"] for form in FORMS}
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
 
 
@@ -67,21 +67,6 @@ def step_of(trainer: Trainer) -> Callable[[], None]:
         trainer.step(batch, samples, following=following)
 
     return step
-
-
-def take_turns(
-    steps: dict[tuple[str, str], Callable[[], None]], arguments: argparse.Namespace
-) -> dict[tuple[str, str], float]:
-    """Return the seconds of a batch."""
-    found: dict[tuple[str, str], list[float]] = {case: [] for case in steps}
-    for turn in range(arguments.turns + 1):
-        for case, step in steps.items():
-            begun = time.perf_counter()
-            for _ in range(arguments.batches):
-                step()
-            if turn:  # the first one compiles
-                found[case].append((time.perf_counter() - begun) / arguments.batches)
-    return {case: statistics.median(each) for case, each in found.items()}
 
 
 if __name__ == "__main__":

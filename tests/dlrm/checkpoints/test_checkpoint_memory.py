@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-MEGABYTES = 64  # of rows on each of two ranks
+MEGABYTES = 128  # of rows on each of two ranks; some 4 MB blocks at a time must be few beside them
 
 # Each rank saves its rows, twice, and then restores its columns; tells by how much that raised its peak of memory, and
 # which files it has opened meanwhile.
@@ -87,8 +87,7 @@ def test_ranks_need_room_for_their_own_rows_only(tmp_path: Path) -> None:
         told: Any = (rank, measured)
         assert first["megabytes"] < 1.5 * MEGABYTES, told  # a copy of the rows
         assert second["megabytes"] < 0.5 * MEGABYTES, told  # which is used again
-        # Blocks of 4 MB, two to eight of them, until the allocator has them again; gathered it would be 128.
-        assert restored["megabytes"] < 0.75 * MEGABYTES, told
+        assert restored["megabytes"] < 0.5 * MEGABYTES, told  # blocks of 4 MB
         own = ["rank-00001.tables.safetensors"] if rank else ["dense.safetensors", "tables.safetensors"]
         assert first["opened"] == second["opened"] == own, told
         assert set(restored["opened"]) >= set(written), told
