@@ -36,14 +36,14 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     shared = (
-        *("--epochs", str(arguments.epochs), "--evaluation.patience", "None"),
+        *("--evaluation.patience", "None"),
         *schedule(arguments.epochs * count_samples(arguments.data), end=0.01),
         *("--scale-from", "256", "--rule", "sqrt"),
         *arguments.flags,
     )
     runs = SequenceRuns(arguments.folder, arguments.data, arguments.workers)
     cases = list(itertools.product(arguments.methods, arguments.batches, range(arguments.seeds)))
-    found = dict(zip(cases, runs.all([_run(*case, shared) for case in cases]), strict=True))
+    found = dict(zip(cases, runs.all([_run(*case, shared, arguments.epochs) for case in cases]), strict=True))
     result = {
         name: {
             str(size): summarise([found[name, size, seed] for seed in range(arguments.seeds)])
@@ -56,10 +56,10 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def _run(name: str, size: int, seed: int, shared: Flags) -> Run:
+def _run(name: str, size: int, seed: int, shared: Flags, epochs: int) -> Run:
     method = METHODS[name]
     own = ("--step.global-batch-size", str(size), "--seed", str(seed))
-    return Run(f"{name}-{size}-{seed}", method.recipe, (*method.flags, *method.settings[0], *shared, *own))
+    return Run(f"{name}-{size}-{seed}", method.recipe, (*method.flags, *method.settings[0], *shared, *own), epochs)
 
 
 def draw(result: dict[str, dict[str, dict[str, float]]], page: Path) -> None:

@@ -48,9 +48,9 @@ METHODS = {
         (*_AS_IT_IS, "--sequence.second-view", "same_target"),
         _each("--mclrec.views-weight", 0.1, 0.03, 0.01),
     ),
-    "mclrec": Method("mclrec", _AUGMENTERS, _each("--mclrec.beta", 0.05, 0.1, 0.02)),
-    "mclrec-two-step": Method("mclrec", _AUGMENTERS + _TWO_STEPS, _each("--mclrec.beta", 0.05, 0.1, 0.02)),
-    "mclrec-bsarec": Method("mclrec", _AUGMENTERS + _BSAREC, _each("--mclrec.beta", 0.05, 0.1, 0.02)),
+    "mclrec": Method("mclrec", _AUGMENTERS, _each("--mclrec.beta", 0.05, 0.02, 0.1)),
+    "mclrec-two-step": Method("mclrec", _AUGMENTERS + _TWO_STEPS, _each("--mclrec.beta", 0.05, 0.02, 0.1)),
+    "mclrec-bsarec": Method("mclrec", _AUGMENTERS + _BSAREC, _each("--mclrec.beta", 0.05, 0.02, 0.1)),
 }
 
 

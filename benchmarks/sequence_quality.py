@@ -1,9 +1,10 @@
 """Which recommender of sequences ranks best, each tuned alike on validation, and what do the contrasts add?
 
-Each method of `benchmarks.sequence_methods` is trained with each of its settings and seed 0; the one of the best
-validation MRR@10 is trained with the other seeds too. All get the same batches, epochs and schedule. What is printed is
-of the test split, where each run's best checkpoint by validation ranks all items, once with and once without those that
-the user has seen: means over seeds, and their standard deviations (`_std`).
+Each method of `benchmarks.sequence_methods` is trained with each of its settings and seed 0, all the way or for
+`--trial-epochs`; the one of the best validation MRR@10 is trained to the end, and with the other seeds too. All get the
+same batches, epochs and schedule. What is printed is of the test split, where each run's best checkpoint by validation
+ranks all items, once with and once without those that the user has seen: means over seeds, and their standard
+deviations (`_std`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.sequence_methods import METHODS, Flags, Method, schedule
+from benchmarks.sequence_methods import METHODS, Flags, schedule
 from benchmarks.sequence_runs import Found, Run, SequenceRuns
 
 KINDS = ("unfiltered", "filtered")
@@ -30,20 +31,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of a method's best setting: seeds 0, 1, ...")
     parser.add_argument("--settings", type=int, default=3, help="of each method, that are tried with seed 0")
     parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--trial-epochs", type=int, help="after which settings are compared; --epochs where not given")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, of one thread each")
     parser.add_argument(
         "--flags", nargs=argparse.REMAINDER, default=[], help="further flags of all runs; none of the schema"
     )
     arguments = parser.parse_args()
     shared = (
-        *("--epochs", str(arguments.epochs), "--evaluation.patience", "None"),
+        *("--evaluation.patience", "None"),
         *schedule(arguments.epochs * count_samples(arguments.data), end=0.01),
         *arguments.flags,
     )
     runs = SequenceRuns(arguments.folder, arguments.data, arguments.workers)
-    result: dict[str, Any] = {"epochs": arguments.epochs, "seeds": arguments.seeds}
+    trial_epochs = arguments.trial_epochs or arguments.epochs
+    result: dict[str, Any] = {"epochs": arguments.epochs, "trial_epochs": trial_epochs, "seeds": arguments.seeds}
     for name in arguments.methods:
-        result[name] = _compare(runs, name, METHODS[name], shared, arguments.settings, arguments.seeds)
+        settings = METHODS[name].settings[: arguments.settings]
+        tried = runs.all([_run(name, number, 0, shared, trial_epochs) for number in range(len(settings))])
+        best = max(range(len(settings)), key=lambda number: tried[number].valid)
+        chosen = [_run(name, best, seed, shared, arguments.epochs) for seed in range(arguments.seeds)]
+        result[name] = {"setting": " ".join(settings[best]), **summarise(runs.all(chosen))}
     print(json.dumps(result))
 
 
@@ -55,18 +62,10 @@ def count_samples(data: Path) -> int:
     return provide_sequences(SequenceSchema(), data, is_synthetic=False).rows("train")
 
 
-def _compare(
-    runs: SequenceRuns, name: str, method: Method, shared: Flags, settings: int, seeds: int
-) -> dict[str, object]:
-    tried = [
-        Run(f"{name}-{number}-0", method.recipe, (*method.flags, *own, *shared, "--seed", "0"))
-        for number, own in enumerate(method.settings[:settings])
-    ]
-    found = runs.all(tried)
-    best = max(range(len(found)), key=lambda number: found[number].valid)
-    flags = (*method.flags, *method.settings[best], *shared)
-    others = [Run(f"{name}-{best}-{seed}", method.recipe, (*flags, "--seed", str(seed))) for seed in range(1, seeds)]
-    return {"setting": " ".join(method.settings[best]), **summarise([found[best], *runs.all(others)])}
+def _run(name: str, number: int, seed: int, shared: Flags, epochs: int) -> Run:
+    method = METHODS[name]
+    flags = (*method.flags, *method.settings[number], *shared, "--seed", str(seed))
+    return Run(f"{name}-{number}-{seed}", method.recipe, flags, epochs)
 
 
 def summarise(found: list[Found]) -> dict[str, float]:

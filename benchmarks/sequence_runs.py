@@ -22,12 +22,14 @@ class Run:
     Attributes:
         name: of its folder.
         recipe: of `recforge train`.
-        flags: all others.
+        flags: all others but the epochs.
+        epochs: to train; where fewer have been trained, the run goes on.
     """
 
     name: str
     recipe: str
     flags: Flags
+    epochs: int
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,19 @@ class SequenceRuns:
         own = ["--data", str(self._data), "--output", str(output), "--step.threads", "1", *run.flags]
         command = ["train", run.recipe, *own]
         remember_command(self._folder / f"{run.name}.command", command)
-        if not (output / "summary.json").is_file():
+        if not _has_ended(output, run.epochs):
+            (output / "summary.json").unlink(missing_ok=True)  # of fewer epochs
             with (self._folder / f"{run.name}.log").open("ab") as log:
                 environment = os.environ | {"OMP_NUM_THREADS": "1"}
-                program = [sys.executable, "-m", "deploy.cli", *command]
+                program = [sys.executable, "-m", "deploy.cli", *command, "--epochs", str(run.epochs)]
                 subprocess.run(program, check=True, stdout=log, stderr=log, env=environment)
-        return read(output)
+        return read(output, run.epochs)
+
+
+def _has_ended(output: Path, epochs: int) -> bool:
+    """Say whether a run was measured after so many epochs, or after more."""
+    measured, told = output / "summary.json", output / "config.json"
+    return measured.is_file() and json.loads(told.read_text(encoding="utf-8"))["epochs"] >= epochs
 
 
 def remember_command(file: Path, command: list[str]) -> None:
@@ -90,9 +99,10 @@ def remember_command(file: Path, command: list[str]) -> None:
     file.write_text(asked, encoding="utf-8")
 
 
-def read(output: Path) -> Found:
-    """Read what is kept of the run of a folder."""
+def read(output: Path, epochs: int) -> Found:
+    """Read what is kept of the run of a folder, of validation what was known after so many epochs."""
     summary: dict[str, Any] = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     lines = map(json.loads, (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    best = max((line for line in lines if line["kind"] == "valid"), key=lambda line: line["mrr_10"])
+    evaluations = [line for line in lines if line["kind"] == "valid"][:epochs]  # one after each
+    best = max(evaluations, key=lambda line: line["mrr_10"])
     return Found(best["mrr_10"], best["samples"], summary["ranked"], summary["seconds"])
