@@ -66,6 +66,8 @@ class SequenceRuns(Kind):
 
         if group.ranks.is_first:
             clicks.tell_doubts(config, data)
+            if doubt := find_recipe(name).find_doubt(config, data.rows("train")):
+                print(f"recforge: warning: {doubt}", file=sys.stderr)
             if config.step.device == "cpu":
                 tell_idle_gpu("--step.device cuda trains encoders there")
         plan = place_tables(config, data, group.ranks) if group.ranks.count > 1 else None

@@ -10,6 +10,8 @@ from contrastive.mclrec_config import MclrecConfig
 from dlrm import recipes as clicks
 from dlrm.optim.lr_schedules import Schedule
 
+BEAUTY_SAMPLES = 131_413  # of an epoch: all actions but each user's first one and last two
+
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceRecipe:
@@ -19,11 +21,32 @@ class SequenceRecipe:
         help: one line for the list of recipes.
         config: of the run.
         is_synthetic: whether data are generated where none are named.
+        epoch_samples: of the data that its schedules are written for; None where they fit any.
     """
 
     help: str
     config: SequenceRunConfig
     is_synthetic: bool = False
+    epoch_samples: int | None = None
+
+    def find_doubt(self, config: SequenceRunConfig, rows: int) -> str | None:
+        """Say so where a run is of another length than the recipe, and keeps its schedules.
+
+        Args:
+            config: of the run.
+            rows: of its training split.
+        """
+        own = self.config
+        if self.epoch_samples is None or own.tables_schedule != config.tables_schedule:
+            return None
+        stretch = config.epochs * rows / (own.epochs * self.epoch_samples)
+        if abs(stretch - 1) < 0.01:
+            return None
+        return (
+            f"this recipe's rates follow {own.tables_schedule.shape}, which is for {own.epochs:g} epochs of "
+            f"{self.epoch_samples:,} samples; this run has {config.epochs:g} of {rows:,}: give --tables-schedule.shape "
+            f"and --dense-schedule.shape the same with its samples times {stretch:.3g}"
+        )
 
 
 def _mclrec(views_weight: float, beta: float, dropout: float = 0.5) -> SequenceRunConfig:
@@ -57,7 +80,8 @@ RECIPES: dict[str, SequenceRecipe] = {
     "mclrec": SequenceRecipe(help="MCLRec on your own sequences (--data, --schema)", config=_mclrec(0.0, 0.05)),
     "mclrec-beauty": SequenceRecipe(
         help="MCLRec, as published for Amazon Beauty, but that rates fall after 28 of 34 epochs",
-        config=_fall(_mclrec(0.0, 0.05), epochs=34, fall_epochs=6, samples=131_413),
+        config=_fall(_mclrec(0.0, 0.05), epochs=34, fall_epochs=6, samples=BEAUTY_SAMPLES),
+        epoch_samples=BEAUTY_SAMPLES,
     ),
     "mclrec-toys": SequenceRecipe(help="MCLRec, as published for Amazon Toys", config=_mclrec(0.01, 0.1)),
     "mclrec-sports": SequenceRecipe(help="MCLRec, as published for Amazon Sports", config=_mclrec(0.04, 0.4)),

@@ -86,6 +86,16 @@ def read_actions(schema: SequenceSchema, sources: Sequence[Path | str], block_by
     return _group(users, items, np.concatenate(times) if times else None)
 
 
+def find_unused_times(schema: SequenceSchema, sources: Sequence[Path | str]) -> list[str]:
+    """Return the columns whose names say that they may hold times, and of which the schema makes no use."""
+    assert schema.format is not None
+    assert schema.format != "lines"
+    used = {schema.user, schema.item, schema.time, schema.label}
+    columns = find_source(schema.format, [Path(source) for source in sources]).columns
+    names = dict.fromkeys(name for of_file in columns for name in of_file)
+    return [name for name in names if name not in used and any(word in name.lower() for word in ("time", "date"))]
+
+
 def _group(users: _Column, items: _Column, times: Array | None) -> SequenceData:
     user, user_names = users.number()
     item, item_names = items.number()

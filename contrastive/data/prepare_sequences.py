@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from contrastive.data.action_files import read_actions
+from contrastive.data.action_files import find_unused_times, read_actions
 from contrastive.data.item_features import ItemFeature, read_item_features
 from contrastive.data.line_format import PATTERNS as LINE_PATTERNS
 from contrastive.data.line_format import read_lines
@@ -72,6 +72,11 @@ def prepare_sequences(schema: SequenceSchema, sources: Sequence[Path | str], out
     data = read_lines(sources, schema.num_items) if is_lines else read_actions(schema, sources)
     if is_lines and (absent := data.num_items - len(np.unique(data.actions))):
         _warn(f"{absent:,} of the {data.num_items:,} numbers of items do not occur; they are items nevertheless")
+    if not is_lines and schema.time is None and (times := find_unused_times(schema, sources)):
+        _warn(
+            f"rows are taken for the order of actions, as no --schema.time is given; the files have "
+            f"{', '.join(times)}: --schema.time {times[0]} would go by it"
+        )
     features, unknown = read_item_features(schema.items, data.items) if schema.items.files else ((), 0)
     dataset = write_sequences(data, schema, out, origin, features)
     for feature in features:

@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from contrastive.unused_settings import Need, refuse_unused
 from dlrm.data.schema import CategoricalColumn
 
 SequenceFormat = Literal["lines", "csv", "tsv", "parquet", "movielens"]
 LEAST_ACTIONS = 3
+
+
+def parse_time(text: str) -> float | None:
+    """Read a point in time as files of actions have them: a number, or a timestamp, seconds since 1970 (UTC).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    import pyarrow as pa  # here, as who gives no time needs none of it
+
+    from dlrm.data.cells import BadCell, to_times
+
+    if text == "None":
+        return None
+    try:
+        return float(to_times(pa.array([text]), "time")[0])
+    except BadCell as bad:
+        raise ValueError(bad.problem) from None
+
+
+# What the command line takes for a point in time.
+_AS_TIME = PrimitiveConstructorSpec[float | None](
+    nargs=1,
+    metavar="{None}|NUMBER|DATE",
+    instance_from_str=lambda words: parse_time(words[0]),
+    is_instance=lambda value: value is None or isinstance(value, int | float),
+    str_from_instance=lambda value: [str(value)],
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,16 +49,17 @@ class SequenceSplit:
     Attributes:
         by: `leave-one-out` tests on the last action of each user and validates on the one before it; `time` trains on
             what happened before a point in time, validates from there, and tests from a second point on.
-        valid_from: with `time`: the first time that validates; without it, the share `valid` decides.
-        test_from: with `time`: the first time that tests; without it, the share `test` decides.
+        valid_from: with `time`: the first time that validates, seconds since 1970 where times are dates (a flag takes
+            2024-05-31 or "2024-05-31 23:59:59" for it, UTC); without it, the share `valid` decides.
+        test_from: with `time`: the first time that tests, alike; without it, the share `test` decides.
         valid: with `time`: share of all actions, before those that test.
         test: with `time`: share of all actions, the latest.
         held_out: with `time`: whether each user is asked for the `next` action after the cut, or for `all` of them.
     """
 
     by: Literal["leave-one-out", "time"] = "leave-one-out"
-    valid_from: float | None = None
-    test_from: float | None = None
+    valid_from: Annotated[float | None, _AS_TIME] = None
+    test_from: Annotated[float | None, _AS_TIME] = None
     valid: float = 0.1
     test: float = 0.1
     held_out: Literal["next", "all"] = "next"

@@ -38,7 +38,7 @@ from dlrm.training.stage_times import StageTimes
 from dlrm.training.summary import write_summary
 from dlrm.training.task import Task
 from dlrm.training.train_step import Wishes
-from embeddings.allocation import keep_freed_memory
+from embeddings.allocation import FreeMemory, keep_freed_memory
 from embeddings.stopwatch import Stopwatch
 
 # Ranks draw dropout apart from each other.
@@ -121,6 +121,7 @@ class Trainer:
         )
         if self.device.type == "cpu":
             keep_freed_memory()
+        self.free_memory = FreeMemory()
         self.stop_request = StopRequest()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = CheckpointStore(
@@ -192,6 +193,7 @@ class Trainer:
                 loss = self.step(batch, before + size, self._wishes(), following, batch_size=in_force)
             course.advance(before + size, size, loss)
             log.advance(size, loss, self.stages.remark)
+            self.free_memory.tend()
             if course.is_due(before, self.config.log_every_samples):
                 self._log_training(log, in_force)
             # Once, so that no request falls between saving and leaving.

@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
-from embeddings.allocation import hand_back_memory, keep_freed_memory, share_free_memory
+from embeddings.allocation import FreeMemory, keep_freed_memory, share_free_memory
 from parameter_server.description import RunDescription
 from parameter_server.folder_lock import lock_folder
 from parameter_server.processes.config import ShardConfig
@@ -171,7 +171,7 @@ def _keep(shard: Shard, membership: ShardMembership, eviction_seconds: float, st
         OSError: The shard cannot keep what it is given.
         ValueError: The coordinator does not take the shard back.
     """
-    last = handed_back = time.monotonic()
+    last, free_memory = time.monotonic(), FreeMemory(_HAND_BACK_SECONDS)
     while not stop.wait():
         if shard.failed is not None:
             raise OSError(f"shard {shard.number}: {shard.failed}; what was acknowledged is still in its folder")
@@ -182,9 +182,7 @@ def _keep(shard: Shard, membership: ShardMembership, eviction_seconds: float, st
         if time.monotonic() - last >= eviction_seconds:
             shard.evict()
             last = time.monotonic()
-        if time.monotonic() - handed_back >= _HAND_BACK_SECONDS:
-            hand_back_memory()
-            handed_back = time.monotonic()
+        free_memory.tend()
     _LOG.info("ends, as it was asked to", extra={"event": "stopping"})
 
 

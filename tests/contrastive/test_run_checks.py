@@ -120,3 +120,14 @@ def test_rates_of_the_beauty_recipe_fall_after_28_epochs() -> None:
     for schedule in (config.dense_schedule, config.tables_schedule):
         epochs = {epoch: schedule.factor(epoch * 131_413) for epoch in (0, 28, 31, 34)}
         assert epochs == pytest.approx({0: 1.0, 28: 1.0, 31: 0.505, 34: 0.01})
+
+
+def test_a_run_of_another_length_than_its_recipe_is_told_how_to_stretch_the_rates() -> None:
+    recipe, plain = RECIPES["mclrec-beauty"], RECIPES["mclrec"]
+    assert recipe.find_doubt(recipe.config, 131_413) is None
+    told = recipe.find_doubt(replace(recipe.config, epochs=17.0), 131_413)
+    assert told is not None
+    assert told.endswith("--tables-schedule.shape and --dense-schedule.shape the same with its samples times 0.5")
+    own = replace(recipe.config, epochs=17.0, tables_schedule=replace(recipe.config.tables_schedule, shape="0.5"))
+    assert recipe.find_doubt(own, 131_413) is None
+    assert plain.find_doubt(plain.config, 7) is None

@@ -22,6 +22,7 @@ from deploy.cli import main
 from dlrm.checkpoints.state_tree import flatten
 from dlrm.config import CheckpointConfig, StepConfig
 from dlrm.training.trainer import Trainer
+from embeddings.allocation import FreeMemory
 
 SMALL = SequenceRunConfig(
     epochs=2,
@@ -96,6 +97,17 @@ def test_a_sampled_softmax_and_second_views_of_the_same_target_learn(world: Sequ
         mclrec=MclrecConfig(contrast="views", views_weight=0.1),
     )
     assert train(world, config, tmp_path / "run")["recall_10"] > 0.17  # a guess has 10 of 60
+
+
+def test_memory_is_handed_back_while_training(
+    world: SequenceDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_back = []
+    monkeypatch.setattr("embeddings.allocation._hand_back", lambda: handed_back.append(True))
+    trainer = make_trainer(world, replace(SMALL, epochs=1), tmp_path / "run")
+    trainer.free_memory = FreeMemory(every_seconds=0.0)
+    trainer.fit()
+    assert len(handed_back) == -(-world.rows("train") // SMALL.step.global_batch_size)
 
 
 def test_a_recipe_is_trained_by_name(

@@ -42,22 +42,27 @@ def test_freed_memory_is_used_again():
 
 HOLES = """
 import psutil
-from embeddings.allocation import hand_back_memory, keep_freed_memory
+from embeddings.allocation import FreeMemory, keep_freed_memory
 assert keep_freed_memory()
+soon, later = FreeMemory(every_seconds=0.0), FreeMemory(every_seconds=3600.0)
 blocks = [bytes(100_000) for _ in range(2_000)]
 kept = blocks[::20]
 del blocks
-before = psutil.Process().memory_info().rss
-assert hand_back_memory()
-print(before - psutil.Process().memory_info().rss)
+sizes = [psutil.Process().memory_info().rss]
+for each in (later, soon):
+    each.tend()
+    sizes.append(psutil.Process().memory_info().rss)
+print(*sizes)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
-def test_freed_memory_is_handed_back_from_between_what_is_kept():
+def test_freed_memory_is_handed_back_from_between_what_is_kept_when_it_is_time_to():
     environment = {"PYTHONPATH": ":".join(sys.path)}
     shown = subprocess.run([sys.executable, "-c", HOLES], check=True, capture_output=True, text=True, env=environment)
-    assert int(shown.stdout) > 100_000_000
+    before, at_once, in_time = map(int, shown.stdout.split())
+    assert before - at_once < 10_000_000
+    assert before - in_time > 100_000_000
 
 
 ARENAS = """

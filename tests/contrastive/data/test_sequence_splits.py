@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contrastive.config import SequenceRunConfig
 from contrastive.data.sequence_schema import SequenceSchema, SequenceSplit
 from contrastive.data.sequence_splits import SequenceCuts, cut_sequences
 from contrastive.data.sequences import SequenceData
+from dlrm.cli import parse
 from dlrm.data.splits import SPLITS, TEST, TRAIN, VALID
 
 
@@ -119,6 +121,15 @@ def test_what_cannot_be_split() -> None:
     without = SequenceData(users=data.users, items=data.items, offsets=data.offsets, actions=data.actions)
     with pytest.raises(ValueError, match=r"--schema\.split\.by time: expected times of the actions, got none"):
         cut_sequences(without, SequenceSchema(split=SequenceSplit(by="time")))
+
+
+def test_points_in_time_are_numbers_or_dates() -> None:
+    flags = ["--schema.split.by", "time", "--schema.split.valid-from", "1970-01-02", "--schema.split.test-from"]
+    for last in ("1970-01-03 00:00:01", "172801", "172801.0"):
+        split = parse(SequenceRunConfig, [*flags, last], program="recforge").schema.split
+        assert (split.valid_from, split.test_from) == (86_400.0, 172_801.0)
+    with pytest.raises(ValueError, match=r"expected a time \(a number, or like 2024-.*got 'soon'.*split\.test-from"):
+        parse(SequenceRunConfig, [*flags, "soon"], program="recforge")
 
 
 @pytest.mark.parametrize(
