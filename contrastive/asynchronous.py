@@ -81,7 +81,9 @@ class ServedSequences(ServedKind):
         from contrastive.data.provide_sequences import provide_sequences
 
         check_start(config, recipe.config)
-        return provide_sequences(config.schema, config.data, is_synthetic=recipe.is_synthetic)
+        dataset = provide_sequences(config.schema, config.data, is_synthetic=recipe.is_synthetic)
+        recipe.tell_doubt(config, dataset.rows("train"))
+        return dataset
 
     @override
     def settle(self, config: ServedSequenceConfig, data: SequenceDataset) -> ServedSequenceConfig:

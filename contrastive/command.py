@@ -49,6 +49,7 @@ class SequenceRuns(Kind):
         check_start(config, recipe.config)
         if group.ranks.is_first:
             dataset = provide_sequences(config.schema, config.data, is_synthetic=recipe.is_synthetic)
+            recipe.tell_doubt(config, dataset.rows("train"))
             group.store.set("dataset", str(dataset.folder.resolve()))
         else:
             folder = Path(group.wait_for("dataset"))
@@ -66,8 +67,6 @@ class SequenceRuns(Kind):
 
         if group.ranks.is_first:
             clicks.tell_doubts(config, data)
-            if doubt := find_recipe(name).find_doubt(config, data.rows("train")):
-                print(f"recforge: warning: {doubt}", file=sys.stderr)
             if config.step.device == "cpu":
                 tell_idle_gpu("--step.device cuda trains encoders there")
         plan = place_tables(config, data, group.ranks) if group.ranks.count > 1 else None

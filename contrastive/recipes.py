@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 
 from contrastive.config import RankingEvaluationConfig, SequenceRunConfig
@@ -29,8 +30,8 @@ class SequenceRecipe:
     is_synthetic: bool = False
     epoch_samples: int | None = None
 
-    def find_doubt(self, config: SequenceRunConfig, rows: int) -> str | None:
-        """Say so where a run is of another length than the recipe, and keeps its schedules.
+    def tell_doubt(self, config: SequenceRunConfig, rows: int) -> None:
+        """Print it where a run is of another length than the recipe, and keeps its schedules.
 
         Args:
             config: of the run.
@@ -38,15 +39,15 @@ class SequenceRecipe:
         """
         own = self.config
         if self.epoch_samples is None or own.tables_schedule != config.tables_schedule:
-            return None
+            return
         stretch = config.epochs * rows / (own.epochs * self.epoch_samples)
-        if abs(stretch - 1) < 0.01:
-            return None
-        return (
-            f"this recipe's rates follow {own.tables_schedule.shape}, which is for {own.epochs:g} epochs of "
-            f"{self.epoch_samples:,} samples; this run has {config.epochs:g} of {rows:,}: give --tables-schedule.shape "
-            f"and --dense-schedule.shape the same with its samples times {stretch:.3g}"
-        )
+        if abs(stretch - 1) >= 0.01:
+            print(
+                f"recforge: warning: this recipe's rates follow {own.tables_schedule.shape}, which is for "
+                f"{own.epochs:g} epochs of {self.epoch_samples:,} samples; this run has {config.epochs:g} of {rows:,}: "
+                f"give --tables-schedule.shape and --dense-schedule.shape the same, its samples times {stretch:.3g}",
+                file=sys.stderr,
+            )
 
 
 def _mclrec(views_weight: float, beta: float, dropout: float = 0.5) -> SequenceRunConfig:

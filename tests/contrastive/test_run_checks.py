@@ -122,12 +122,24 @@ def test_rates_of_the_beauty_recipe_fall_after_28_epochs() -> None:
         assert epochs == pytest.approx({0: 1.0, 28: 1.0, 31: 0.505, 34: 0.01})
 
 
-def test_a_run_of_another_length_than_its_recipe_is_told_how_to_stretch_the_rates() -> None:
+def test_a_run_of_another_length_than_its_recipe_is_told_how_to_stretch_the_rates(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     recipe, plain = RECIPES["mclrec-beauty"], RECIPES["mclrec"]
-    assert recipe.find_doubt(recipe.config, 131_413) is None
-    told = recipe.find_doubt(replace(recipe.config, epochs=17.0), 131_413)
-    assert told is not None
-    assert told.endswith("--tables-schedule.shape and --dense-schedule.shape the same with its samples times 0.5")
-    own = replace(recipe.config, epochs=17.0, tables_schedule=replace(recipe.config.tables_schedule, shape="0.5"))
-    assert recipe.find_doubt(own, 131_413) is None
-    assert plain.find_doubt(plain.config, 7) is None
+    half = replace(recipe.config, epochs=17.0)
+    own = replace(half, tables_schedule=replace(half.tables_schedule, shape="0.5"))
+    for of, config, rows in ((recipe, recipe.config, 131_413), (recipe, own, 131_413), (plain, plain.config, 7)):
+        of.tell_doubt(config, rows)
+        assert capsys.readouterr().err == ""
+    recipe.tell_doubt(half, 131_413)
+    told = capsys.readouterr().err
+    assert told.endswith(
+        "give --tables-schedule.shape and --dense-schedule.shape the same with its samples times 0.5\n"
+    )
+
+
+def test_a_recipe_for_other_data_says_so_when_it_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log.txt").write_text("".join(f"{user} 1 2 3 {user % 5 + 4}\n" for user in range(40)))
+    flags = ["--data", str(tmp_path / "log.txt"), "--output", str(tmp_path / "run"), "--step.threads", "1"]
+    assert main(["train", "mclrec-beauty", *flags, "--epochs", "1"]) == 0
+    assert "which is for 34 epochs of 131,413 samples; this run has 1 of 40: give" in capsys.readouterr().err
