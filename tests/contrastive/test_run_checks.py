@@ -133,9 +133,7 @@ def test_a_run_of_another_length_than_its_recipe_is_told_how_to_stretch_the_rate
         assert capsys.readouterr().err == ""
     recipe.tell_doubt(half, 131_413)
     told = capsys.readouterr().err
-    assert told.endswith(
-        "give --tables-schedule.shape and --dense-schedule.shape the same with its samples times 0.5\n"
-    )
+    assert told.endswith("give --tables-schedule.shape and --dense-schedule.shape the same, its samples times 0.5\n")
 
 
 def test_a_recipe_for_other_data_says_so_when_it_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
