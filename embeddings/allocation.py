@@ -50,13 +50,13 @@ class FreeMemory:
     Whoever copies what it holds now and then, or trains on histories of all lengths, leaves holes of all sizes, and
     glibc keeps all but those at the end: a trainer of sequences held 2.7 GB after ten minutes, of which it used .2.
     Handing them back takes milliseconds for some hundred MiB, and what is needed again is mapped again, page by page:
-    once or twice a minute does. Nothing happens but on Linux with glibc.
+    twice a minute does. Nothing happens but on Linux with glibc.
 
     Args:
         every_seconds: it is handed back.
     """
 
-    def __init__(self, every_seconds: float = 60.0) -> None:
+    def __init__(self, every_seconds: float = 30.0) -> None:
         self._every_seconds = every_seconds
         self._last = time.monotonic()
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from parameter_server.shard.shard import Shard
 
 _LOOK_SECONDS = 5.0
-_HAND_BACK_SECONDS = 30.0  # snapshots and moves copy much, and would leave a process twice as large within hours
 _LOG = logging.getLogger(__name__)
 
 
@@ -171,7 +170,7 @@ def _keep(shard: Shard, membership: ShardMembership, eviction_seconds: float, st
         OSError: The shard cannot keep what it is given.
         ValueError: The coordinator does not take the shard back.
     """
-    last, free_memory = time.monotonic(), FreeMemory(_HAND_BACK_SECONDS)
+    last, free_memory = time.monotonic(), FreeMemory()
     while not stop.wait():
         if shard.failed is not None:
             raise OSError(f"shard {shard.number}: {shard.failed}; what was acknowledged is still in its folder")
