@@ -37,13 +37,15 @@ def main() -> None:
         "--flags", nargs=argparse.REMAINDER, default=[], help="further flags of all runs; none of the schema"
     )
     arguments = parser.parse_args()
+    trial_epochs = arguments.epochs if arguments.trial_epochs is None else arguments.trial_epochs
+    if not 1 <= trial_epochs <= arguments.epochs:
+        parser.error(f"--trial-epochs: expected 1 to {arguments.epochs} (--epochs), got {trial_epochs}")
     shared = (
         *("--evaluation.patience", "None"),
         *schedule(arguments.epochs * count_samples(arguments.data), end=0.01),
         *arguments.flags,
     )
     runs = SequenceRuns(arguments.folder, arguments.data, arguments.workers)
-    trial_epochs = arguments.trial_epochs or arguments.epochs
     result: dict[str, Any] = {"epochs": arguments.epochs, "trial_epochs": trial_epochs, "seeds": arguments.seeds}
     for name in arguments.methods:
         settings = METHODS[name].settings[: arguments.settings]

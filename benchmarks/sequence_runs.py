@@ -103,6 +103,8 @@ def read(output: Path, epochs: int) -> Found:
     """Read what is kept of the run of a folder, of validation what was known after so many epochs."""
     summary: dict[str, Any] = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     lines = map(json.loads, (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    evaluations = [line for line in lines if line["kind"] == "valid"][:epochs]  # one after each
+    trained = json.loads((output / "config.json").read_text(encoding="utf-8"))["epochs"]
+    end = summary["samples"] * epochs / trained
+    evaluations = [line for line in lines if line["kind"] == "valid" and line["samples"] <= end]
     best = max(evaluations, key=lambda line: line["mrr_10"])
     return Found(best["mrr_10"], best["samples"], summary["ranked"], summary["seconds"])

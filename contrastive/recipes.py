@@ -10,7 +10,9 @@ from contrastive.encoders.encoder_config import EncoderConfig
 from contrastive.mclrec_config import MclrecConfig
 from dlrm import recipes as clicks
 from dlrm.optim.lr_schedules import Schedule
+from dlrm.optim.schedule_text import parse_formula
 
+_SCHEDULES = ("tables_schedule", "dense_schedule")
 BEAUTY_SAMPLES = 131_413  # of an epoch: all actions but each user's first one and last two
 
 
@@ -37,17 +39,20 @@ class SequenceRecipe:
             config: of the run.
             rows: of its training split.
         """
-        own = self.config
-        if self.epoch_samples is None or own.tables_schedule != config.tables_schedule:
+        if self.epoch_samples is None:
             return
+        own = self.config
         stretch = config.epochs * rows / (own.epochs * self.epoch_samples)
-        if abs(stretch - 1) >= 0.01:
-            print(
-                f"recforge: warning: this recipe's rates follow {own.tables_schedule.shape}, which is for "
-                f"{own.epochs:g} epochs of {self.epoch_samples:,} samples; this run has {config.epochs:g} of {rows:,}: "
-                f"give --tables-schedule.shape and --dense-schedule.shape the same, its samples times {stretch:.3g}",
-                file=sys.stderr,
-            )
+        kept = [name for name in _SCHEDULES if getattr(config, name).shape == getattr(own, name).shape]
+        if not kept or abs(stretch - 1) < 0.01:
+            return
+        shapes = [str(parse_formula(getattr(own, name).shape).stretch(stretch)) for name in kept]
+        flags = [f"--{name.replace('_', '-')}.shape '{shape}'" for name, shape in zip(kept, shapes, strict=True)]
+        print(
+            f"recforge: warning: this recipe's rates are for {own.epochs:g} epochs of {self.epoch_samples:,} samples, "
+            f"and this run has {config.epochs:g} of {rows:,}; its own would be {' '.join(flags)}",
+            file=sys.stderr,
+        )
 
 
 def _mclrec(views_weight: float, beta: float, dropout: float = 0.5) -> SequenceRunConfig:

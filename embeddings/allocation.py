@@ -47,13 +47,13 @@ def _set_allocator(*settings: tuple[int, int]) -> bool:
 class FreeMemory:
     """What a process that lasts has freed, wherever it lies: handed back to the system every so often.
 
-    Whoever copies what it holds now and then, or trains on histories of all lengths, leaves holes of all sizes, and
-    glibc keeps all but those at the end: a trainer of sequences held 2.7 GB after ten minutes, of which it used .2.
+    A shard that copies its rows for snapshots and moves, and a trainer of histories of all lengths, leave holes of all
+    sizes, and glibc keeps all but those at the end: a trainer held 2.7 GB after ten minutes, of which it used .2.
     Handing them back takes milliseconds for some hundred MiB, and what is needed again is mapped again, page by page:
     twice a minute does. Nothing happens but on Linux with glibc.
 
     Args:
-        every_seconds: it is handed back.
+        every_seconds: between two hand-backs.
     """
 
     def __init__(self, every_seconds: float = 30.0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from dlrm.data.source import one_line
 from dlrm.data.tabular import ID_TYPE, Wanted
 
 BLOCK_BYTES = 16 << 20
+_TIMES = {"time", "timestamp", "datetime", "date", "ts", "at"}
+_WORDS = re.compile(r"[^A-Za-z]|(?<=[a-z])(?=[A-Z])")  # lies between two
 Found = TypeVar("Found")
 
 
@@ -93,7 +96,7 @@ def find_unused_times(schema: SequenceSchema, sources: Sequence[Path | str]) -> 
     used = {schema.user, schema.item, schema.time, schema.label}
     columns = find_source(schema.format, [Path(source) for source in sources]).columns
     names = dict.fromkeys(name for of_file in columns for name in of_file)
-    return [name for name in names if name not in used and any(word in name.lower() for word in ("time", "date"))]
+    return [name for name in names if name not in used and _TIMES & set(_WORDS.sub(" ", name).lower().split())]
 
 
 def _group(users: _Column, items: _Column, times: Array | None) -> SequenceData:

@@ -74,8 +74,8 @@ def prepare_sequences(schema: SequenceSchema, sources: Sequence[Path | str], out
         _warn(f"{absent:,} of the {data.num_items:,} numbers of items do not occur; they are items nevertheless")
     if not is_lines and schema.time is None and (times := find_unused_times(schema, sources)):
         _warn(
-            f"rows are taken for the order of actions, as no --schema.time is given; the files have "
-            f"{', '.join(times)}: --schema.time {times[0]} would go by it"
+            f"rows are taken for the order of actions, as no --schema.time is given; {', '.join(times)} may hold "
+            f"times: --schema.time {times[0]} goes by them"
         )
     features, unknown = read_item_features(schema.items, data.items) if schema.items.files else ((), 0)
     dataset = write_sequences(data, schema, out, origin, features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -18,7 +19,7 @@ def parse_time(text: str) -> float | None:
     """Read a point in time as files of actions have them: a number, or a timestamp, seconds since 1970 (UTC).
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither, nor "None".
     """
     import pyarrow as pa  # here, as who gives no time needs none of it
 
@@ -27,9 +28,12 @@ def parse_time(text: str) -> float | None:
     if text == "None":
         return None
     try:
-        return float(to_times(pa.array([text]), "time")[0])
-    except BadCell as bad:
-        raise ValueError(bad.problem) from None
+        time = float(to_times(pa.array([text]), "time")[0])
+    except BadCell:
+        time = math.nan
+    if not math.isfinite(time):
+        raise ValueError(f"expected a number, or a date like 2024-05-31 23:59:59, got '{text}'")
+    return time
 
 
 # What the command line takes for a point in time.

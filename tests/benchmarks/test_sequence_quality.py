@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from benchmarks import sequence_quality
 from benchmarks.sequence_methods import METHODS, schedule
 from benchmarks.sequence_runs import Run, SequenceRuns
 from contrastive.command import SEQUENCES_RUNS
@@ -22,7 +23,16 @@ def save(folder, valid, test, epochs=16) -> None:
     lines = [{"kind": "train", "samples": 1}, *({"kind": "valid", "samples": n, "mrr_10": v} for n, v in valid)]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     ranked = {f"{kind}/{name}": test for kind in ("filtered", "unfiltered") for name in NAMES}
-    (folder / "summary.json").write_text(json.dumps({"ranked": ranked, "seconds": 1.0}))
+    (folder / "summary.json").write_text(json.dumps({"ranked": ranked, "seconds": 1.0, "samples": 100 * epochs}))
+
+
+def test_a_trial_is_no_longer_than_the_run(tmp_path, data, capsys, monkeypatch) -> None:
+    flags = ["--data", str(data), "--folder", str(tmp_path), "--epochs", "3", "--trial-epochs"]
+    for epochs in ("0", "4"):
+        monkeypatch.setattr("sys.argv", ["sequence_quality", *flags, epochs])
+        with pytest.raises(SystemExit):
+            sequence_quality.main()
+        assert f"--trial-epochs: expected 1 to 3 (--epochs), got {epochs}" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -48,8 +58,8 @@ def test_validation_chooses_the_setting(run_benchmark, tmp_path, data) -> None:
 
 def test_settings_are_compared_after_the_trial_alone(run_benchmark, tmp_path, data) -> None:
     # The second setting is ahead after two epochs; the first one, which went on for another reason, passes it later.
-    save(tmp_path / "sasrec-0-0", [(100, 0.1), (200, 0.2), (300, 0.9)], 0.9)
-    save(tmp_path / "sasrec-1-0", [(100, 0.3), (200, 0.2), (300, 0.4)], 0.5)
+    save(tmp_path / "sasrec-0-0", [(100, 0.1), (150, 0.1), (200, 0.2), (300, 0.9)], 0.9)
+    save(tmp_path / "sasrec-1-0", [(100, 0.1), (150, 0.2), (200, 0.3), (300, 0.4)], 0.5)
     flags = ["--folder", str(tmp_path), "--methods", "sasrec", "--settings", "2", "--seeds", "1", "--trial-epochs", "2"]
     found = run_benchmark("sequence_quality", "--data", str(data), *flags)["sasrec"]
     assert found["setting"] == " ".join(METHODS["sasrec"].settings[1])

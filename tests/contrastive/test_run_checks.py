@@ -15,6 +15,7 @@ from contrastive.recipes import RECIPES
 from contrastive.recommender import read_config
 from contrastive.run_checks import check_start
 from deploy.cli import main
+from dlrm.optim.lr_schedules import Schedule
 from dlrm.training.batch_growth_config import BatchGrowthConfig
 
 SECOND_ORDER = {"mclrec.second_order": True}
@@ -127,17 +128,20 @@ def test_a_run_of_another_length_than_its_recipe_is_told_how_to_stretch_the_rate
 ) -> None:
     recipe, plain = RECIPES["mclrec-beauty"], RECIPES["mclrec"]
     half = replace(recipe.config, epochs=17.0)
-    own = replace(half, tables_schedule=replace(half.tables_schedule, shape="0.5"))
+    one = replace(half, tables_schedule=Schedule(shape="0.5"))
+    own = replace(one, dense_schedule=Schedule(shape="0.5"))
     for of, config, rows in ((recipe, recipe.config, 131_413), (recipe, own, 131_413), (plain, plain.config, 7)):
         of.tell_doubt(config, rows)
         assert capsys.readouterr().err == ""
-    recipe.tell_doubt(half, 131_413)
-    told = capsys.readouterr().err
-    assert told.endswith("give --tables-schedule.shape and --dense-schedule.shape the same, its samples times 0.5\n")
+    shape = "'cosine(394_239, start=1_839_782, end=0.01)'"
+    for config, schedules in ((half, ("tables", "dense")), (one, ("dense",))):
+        recipe.tell_doubt(config, 131_413)
+        flags = " ".join(f"--{schedule}-schedule.shape {shape}" for schedule in schedules)
+        assert capsys.readouterr().err.endswith(f"and this run has 17 of 131,413; its own would be {flags}\n")
 
 
 def test_a_recipe_for_other_data_says_so_when_it_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "log.txt").write_text("".join(f"{user} 1 2 3 {user % 5 + 4}\n" for user in range(40)))
     flags = ["--data", str(tmp_path / "log.txt"), "--output", str(tmp_path / "run"), "--step.threads", "1"]
     assert main(["train", "mclrec-beauty", *flags, "--epochs", "1"]) == 0
-    assert "which is for 34 epochs of 131,413 samples; this run has 1 of 40: give" in capsys.readouterr().err
+    assert "for 34 epochs of 131,413 samples, and this run has 1 of 40; its own would be" in capsys.readouterr().err

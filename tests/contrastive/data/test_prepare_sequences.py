@@ -284,11 +284,14 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert not left.exists()
 
 
-@pytest.mark.parametrize(("time", "warns"), [(None, True), ("Event_Date", False)])
+@pytest.mark.parametrize(("time", "warns"), [(None, True), ("eventDate", False)])
 def test_an_order_that_columns_might_know_better_is_warned_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], time: str | None, warns: bool
 ) -> None:
-    rows = [f"{user},{item},{4 - item},x" for user in range(4) for item in range(5)]
-    (tmp_path / "log.csv").write_text("\n".join(["user,item,Event_Date,note", *rows]) + "\n")
+    rows = [f"{user},{item},{4 - item},0.5" for user in range(4) for item in range(5)]
+    (tmp_path / "log.csv").write_text("\n".join(["user,item,eventDate,sentiment", *rows]) + "\n")
     prepare_sequences(SequenceSchema(time=time), [tmp_path / "log.csv"], tmp_path / "prepared")
-    assert ("the files have Event_Date: --schema.time Event_Date would go by it" in capsys.readouterr().err) == warns
+    assert (
+        "no --schema.time is given; eventDate may hold times: --schema.time eventDate goes by"
+        in capsys.readouterr().err
+    ) == warns

@@ -128,8 +128,9 @@ def test_points_in_time_are_numbers_or_dates() -> None:
     for last in ("1970-01-03 00:00:01", "172801", "172801.0"):
         split = parse(SequenceRunConfig, [*flags, last], program="recforge").schema.split
         assert (split.valid_from, split.test_from) == (86_400.0, 172_801.0)
-    with pytest.raises(ValueError, match=r"expected a time \(a number, or like 2024-.*got 'soon'.*split\.test-from"):
-        parse(SequenceRunConfig, [*flags, "soon"], program="recforge")
+    for bad in ("soon", "nan", "inf", "2024-13-01"):
+        with pytest.raises(ValueError, match=f"or a date like 2024-05-31 23:59:59, got '{bad}'.*split.test-from"):
+            parse(SequenceRunConfig, [*flags, bad], program="recforge")
 
 
 @pytest.mark.parametrize(

@@ -135,13 +135,13 @@ def test_sizes_of_vectors_do_not_matter(rank_by_sorting: Any) -> None:
 
 
 MEMORY = """
-import resource
+from pathlib import Path
 import torch
 from contrastive.ranking.ranks import rank_items
 torch.set_num_threads(1)
 vectors, items = torch.randn(600, 8), torch.randn(300_001, 8)
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 targets = torch.arange(1, 601)
 rank_items(vectors, items[:2_000], targets=targets, top=50)  # compiles
 before = peak()
@@ -154,9 +154,10 @@ assert ranking.ranks[:3].tolist() == (scores >= own).sum(1).tolist()
 """
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of a process's own memory is read of Linux")
 def test_memory_does_not_grow_with_the_catalogue() -> None:
     shown = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True)
-    assert int(shown.stdout) < 64 << 10  # KiB; all scores would be 720 MB, and those of a block of users 154
+    assert int(shown.stdout) < 64 << 10  # KiB; all scores would be 720 MB, and those of a block of users 614
 
 
 def test_only_what_is_asked_for() -> None:
